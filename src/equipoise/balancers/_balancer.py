@@ -1,0 +1,317 @@
+"""What every balancer is: losses in, one scalar out, and a step that moves the weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from equipoise.balancers._initial_losses import initial_losses_after, training_rates
+from equipoise.engine import Fork, task_names
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method gets to know of one step: everything that engine and methods share.
+
+    Attributes:
+        losses: The unweighted losses ``(T,)``; over several micro-batches, those of the whole batch.
+        present: Which tasks took part ``(T,)``, bool. The entries of the others mean nothing.
+        initial_losses: ``L_i(0)``, this step included ``(T,)``; NaN for a task not yet seen.
+        training_rates: The relative inverse training rates ``r_i`` ``(T,)``.
+        task_norms: ``norm(g_i)``, the norms of the gradients of the unweighted losses ``(T,)``; None where this step was
+            not measured.
+    """
+
+    losses: Tensor
+    present: Tensor
+    initial_losses: Tensor
+    training_rates: Tensor
+    task_norms: Tensor | None
+
+
+class Balancer(nn.Module, ABC):
+    """Weights for T losses, and the rule that moves them.
+
+    Where ``torch.distributed`` is initialised, every process must take part in every step: losses and gradients are averaged
+    over the processes before anything is made of them, so that all hold identical weights.
+
+    ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then
+    moves the weights. All state is in ``state_dict``. The weights are buffers: no optimiser ever holds them.
+
+    Args:
+        tasks: The fork whose tasks are balanced, or their names for a method that needs no gradients.
+        every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs a fork.
+        initial_losses: ``L_i(0)`` by task name; ``None``: measured.
+        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
+
+    Raises:
+        TypeError: ``tasks`` is neither a fork nor a sequence of strings.
+        ValueError: A task's name occurs twice; ``every`` is not a positive integer, or is given without a fork; an initial
+            loss is not positive and finite, or ``initial_steps`` not a positive integer.
+    """
+
+    weights: Tensor
+    initial_losses: Tensor
+    initial_seen: Tensor
+    skipped_steps: Tensor
+    _fork: Fork | None
+
+    def __init__(
+        self,
+        tasks: Fork | Sequence[str],
+        *,
+        every: int | None = None,
+        initial_losses: Mapping[str, float] | None = None,
+        initial_steps: int = 1,
+    ) -> None:
+        super().__init__()
+        fork = tasks if isinstance(tasks, Fork) else None
+        self.tasks = fork.tasks if fork is not None else task_names(tasks)  # type: ignore[arg-type]
+        if every is not None:
+            _check_count("every", every)
+            if fork is None:
+                raise ValueError("every: gradient norms are measured at a fork; found task names only")
+        _check_count("initial_steps", initial_steps)
+        object.__setattr__(self, "_fork", fork)  # not a submodule: the fork's parameters are the network's
+        self._every = every
+        self._steps = 0
+        self._unseen = set(self.tasks)
+        self._log: dict[str, Tensor] = {}
+
+        weight = fork.weight if fork is not None else None
+        dtype = torch.get_default_dtype() if weight is None else torch.promote_types(weight.dtype, torch.float32)
+        device = None if weight is None else weight.device
+        self.register_buffer("weights", torch.ones(len(self.tasks), dtype=dtype, device=device))
+        self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64, device=device))
+        self._initial_steps = initial_steps
+        given = None if initial_losses is None else self._by_task("initial_losses", initial_losses)
+        self._initial_given = given is not None
+        unseen = torch.full_like(self.weights, float("nan")) if given is None else given
+        self.register_buffer("initial_losses", unseen)
+        seen = 0 if given is None else initial_steps
+        self.register_buffer("initial_seen", torch.full_like(self.weights, seen, dtype=torch.int64))
+        self._probe = self._new_probe()
+        self._switch_fork()
+
+    def forward(self, losses: Mapping[str, Tensor | None]) -> Tensor:
+        """The total loss, ``sum_i w_i L_i``.
+
+        Args:
+            losses: The unweighted loss of every task by name, each a scalar. ``None`` says that this batch has no labels
+                for the task: it keeps its weight and its state.
+
+        Returns:
+            A scalar. Call ``backward()`` on it, or on a multiple of it (a loss scale, one over the number of
+            micro-batches), and `step` once all backward passes of the step are done.
+
+        Raises:
+            TypeError: A loss is not a tensor.
+            ValueError: A task is unknown or missing, a loss is not a scalar or lies on another device than the weights; or,
+                where a task is seen for the first time, its loss is not finite or does not reach the fork as it must.
+        """
+        given = self._check(losses)
+        values = self._stack(given)
+        total = (self.weights * values).sum()
+        if not (torch.is_grad_enabled() and total.requires_grad):
+            return total
+        self._check_values(given, values.detach())
+        # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
+        # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
+        present = values.new_tensor([loss is not None for loss in given.values()])
+        note = torch.stack([values.detach(), present, torch.ones_like(present)])
+        return total + (self._probe * note).sum()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the weights, from what the backward passes since the last step have left.
+
+        A step in which a loss or a norm is not finite changes nothing and is counted in ``skipped_steps``.
+
+        Raises:
+            RuntimeError: No backward pass has gone through the total loss since the last step.
+        """
+        note = self._probe.grad
+        if note is None:
+            raise RuntimeError(
+                "balancer.step() comes after backward() on the balancer's total loss; found no backward pass"
+            )
+        step = self._read(_mean_over_processes(note))
+        state, log = self._update(step)
+        usable = self._usable(step)
+        initial = {"initial_losses": step.initial_losses, "initial_seen": self._seen_after(step.present)}
+        for name, new in (initial | state).items():
+            buffer = self.get_buffer(name)
+            buffer.copy_(torch.where(usable, new, buffer))
+        self.skipped_steps += ~usable
+        self._log |= log
+        self._steps += 1
+        self._probe.grad = None
+        self._switch_fork()
+
+    def log(self) -> dict[str, Tensor]:
+        """What the last step saw and did, as tensors on the device of the weights, not synchronised until they are read.
+
+        Returns:
+            ``losses``, ``weights`` (those the losses were weighted with), ``training_rates``, ``gradient_norms`` (of the
+            weighted losses) where they were measured, and what else the method reports, each ``(T,)`` in task order; NaN
+            for a task that was absent. ``skipped_steps`` is a scalar. Quantities that
+            were not measured in the last step are those of the last step that measured them; before the first step only
+            ``weights`` and ``skipped_steps`` are there.
+        """
+        return {"weights": self.weights.clone(), **self._log, "skipped_steps": self.skipped_steps.clone()}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The state that is not a tensor: task names, step count, tasks seen."""
+        return {"tasks": list(self.tasks), "steps": self._steps, "unseen": sorted(self._unseen)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore it.
+
+        Raises:
+            ValueError: The state belongs to other tasks.
+        """
+        if tuple(state["tasks"]) != self.tasks:
+            raise ValueError(
+                f"the saved balancer has the tasks {tuple(state['tasks'])}; wanted {self.tasks}, in this order"
+            )
+        self._steps = state["steps"]
+        self._unseen = set(state["unseen"])
+        self._switch_fork()
+
+    def extra_repr(self) -> str:
+        """Name the tasks."""
+        return f"tasks={self.tasks}"
+
+    @abstractmethod
+    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The method: new values of buffers by name, and what the log shall say. Must not write to any buffer."""
+
+    def _usable(self, step: Step) -> Tensor:
+        """Whether everything that the step is built on is finite, as a bool tensor ``()``."""
+        finite = torch.isfinite(step.losses)
+        if step.task_norms is not None:
+            finite = finite & torch.isfinite(step.task_norms)
+        return (finite | ~step.present).all() & step.present.any()
+
+    def _check_first(self, task: str, loss: float) -> None:
+        """Refuse, by name, a loss that this method cannot start from."""
+
+    def _check_values(self, given: dict[str, Tensor | None], values: Tensor) -> None:
+        """Look at what is new: a task's first loss, and whether it reaches the fork."""
+        first = {task: loss for task, loss in given.items() if loss is not None and task in self._unseen}
+        if not first or torch.compiler.is_compiling():
+            return
+        for task, loss in first.items():
+            value = loss.item()
+            if not torch.isfinite(loss):
+                raise ValueError(f"task {task!r}: its first loss must be finite; found {value}")
+            self._check_first(task, value)
+        if self._fork is not None and self._fork.measuring:
+            self._fork.check_reach(first)
+        self._unseen -= first.keys()
+
+    def _check(self, losses: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """The losses in task order, checked for everything that needs no look at their values."""
+        if not isinstance(losses, Mapping):
+            raise TypeError(f"losses must be a dict by task name; found {type(losses).__name__}")
+        unknown = [task for task in losses if task not in self.tasks]
+        if unknown:
+            raise ValueError(f"unknown task {unknown[0]!r}: the tasks are {', '.join(map(repr, self.tasks))}")
+        for task in self.tasks:
+            if task not in losses:
+                raise ValueError(f"task {task!r}: its loss is missing; hand in None if this batch has no labels for it")
+            loss = losses[task]
+            if loss is None:
+                continue
+            if not isinstance(loss, Tensor):
+                raise TypeError(f"task {task!r}: a loss must be a tensor or None; found {type(loss).__name__}")
+            if loss.dim() != 0:
+                raise ValueError(f"task {task!r}: a loss must be a scalar, of shape (); found {tuple(loss.shape)}")
+            if loss.device != self.weights.device:
+                raise ValueError(
+                    f"task {task!r}: its loss is on {loss.device}, the weights are on {self.weights.device}; "
+                    f"call balancer.to({str(loss.device)!r})"
+                )
+        return {task: losses[task] for task in self.tasks}
+
+    def _stack(self, given: dict[str, Tensor | None]) -> Tensor:
+        """The losses ``(T,)`` in the precision of the weights or better, zero for an absent task."""
+        dtype = self.weights.dtype
+        for loss in given.values():
+            dtype = dtype if loss is None else torch.promote_types(dtype, loss.dtype)
+        zero = torch.zeros((), dtype=dtype, device=self.weights.device)
+        return torch.stack([zero if loss is None else loss.to(dtype) for loss in given.values()])
+
+    def _read(self, note: Tensor) -> Step:
+        """The step's statistic, free of whatever the total loss was multiplied with."""
+        scaled_losses, scale_present, scale = note
+        present = scale_present != 0
+        losses = torch.where(present, scaled_losses / torch.where(present, scale_present, 1.0), 0.0)
+        initial = initial_losses_after(self.initial_losses, self.initial_seen, losses, present, self._initial_steps)
+        rates = training_rates(losses, initial, present)
+        self._log |= {
+            "losses": shown(losses, present),
+            "weights": self.weights.clone(),
+            "training_rates": shown(rates, present),
+        }
+        norms = None
+        if self._fork is not None and self._fork.measuring:
+            self._fork.reduce()
+            norms = self._fork.gradient_norms().to(losses.dtype) / (scale * self.weights)
+            self._fork.reset()
+            self._log["gradient_norms"] = shown(self.weights * norms, present)
+        return Step(losses, present, initial, rates, norms)
+
+    def _seen_after(self, present: Tensor) -> Tensor:
+        return self.initial_seen + (present & (self.initial_seen < self._initial_steps))
+
+    def _switch_fork(self) -> None:
+        if self._fork is not None:
+            self._fork.measure(self._every is not None and self._steps % self._every == 0)
+
+    def _new_probe(self) -> Tensor:
+        return torch.zeros(3, len(self.tasks), dtype=self.weights.dtype, device=self.weights.device, requires_grad=True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Balancer:
+        """Follow the weights to another device or precision."""
+        super()._apply(fn, recurse)
+        self._probe = self._new_probe()
+        return self
+
+    def _by_task(self, name: str, values: Mapping[str, float]) -> Tensor:
+        """Positive numbers given by task name, as a tensor in task order.
+
+        Raises:
+            ValueError: A task is unknown or missing, or a number is not positive and finite.
+        """
+        unknown = [task for task in values if task not in self.tasks]
+        if unknown:
+            raise ValueError(f"{name}: unknown task {unknown[0]!r}; the tasks are {', '.join(map(repr, self.tasks))}")
+        for task in self.tasks:
+            if task not in values:
+                raise ValueError(f"{name}: task {task!r} is missing")
+            if not 0 < values[task] < float("inf"):
+                raise ValueError(f"{name}: task {task!r} must have a positive, finite number; found {values[task]}")
+        return self.weights.new_tensor([values[task] for task in self.tasks])
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer; found {value!r}")
+
+
+def _mean_over_processes(note: Tensor) -> Tensor:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return note
+    distributed.all_reduce(note)
+    return note / distributed.get_world_size()
+
+
+def shown(values: Tensor, present: Tensor) -> Tensor:
+    """What a log shows of ``values``: NaN for absent tasks."""
+    return values.masked_fill(~present, float("nan"))

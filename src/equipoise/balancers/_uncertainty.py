@@ -1,0 +1,122 @@
+"""Homoscedastic uncertainty weighting (Kendall, Gal and Cipolla 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from equipoise.balancers._adam import adam
+from equipoise.balancers._balancer import Balancer, Step
+from equipoise.engine import Fork
+
+Kind = Literal["regression", "classification"]
+
+
+def uncertainty_weights(log_variances: Tensor, halves: Tensor) -> Tensor:
+    r""":math:`w_i = e^{-s_i} / 2` for a regression, :math:`e^{-s_i}` for a classification, with :math:`s = \log\sigma^2`."""
+    return halves * torch.exp(-log_variances)
+
+
+def uncertainty_gradient(losses: Tensor, log_variances: Tensor, halves: Tensor) -> Tensor:
+    r"""The derivative of :math:`w_i(s_i) L_i + s_i / 2` by :math:`s_i`."""
+    return 0.5 - uncertainty_weights(log_variances, halves) * losses
+
+
+@final
+class Uncertainty(Balancer):
+    r"""Weights from a learned noise level :math:`\sigma_i` per task.
+
+    Regression (Gaussian likelihood, squared error): :math:`\frac{1}{2\sigma_i^2} L_i + \log\sigma_i`.
+    Classification (scaled softmax, cross entropy): :math:`\frac{1}{\sigma_i^2} L_i + \log\sigma_i`.
+
+    What is learned is :math:`s_i = \log\sigma_i^2`, by Adam; its gradient is known in closed form, so that no optimiser of
+    the caller's has to hold it. At rest, :math:`w_i = 1 / (2 L_i)` for both kinds.
+
+    Args:
+        tasks: The fork, or the names of the tasks.
+        kinds: ``"regression"`` or ``"classification"``, for each task by name or once for all.
+        lr: Adam's learning rate for s.
+        normalize: Scale the weights so that they sum to T and change no effective learning rate. Not part of the method.
+        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+
+    Raises:
+        ValueError: A task is unknown or missing in ``kinds``, or its kind is neither of the two; the message names it.
+
+    Differs from the paper:
+        The total loss leaves out the terms :math:`\log\sigma_i`, which no parameter of the network appears in. s starts at
+        0. The learning rate is the one that the GradNorm paper used for this baseline; Kendall et al. train s with the
+        network's optimiser.
+
+    Example:
+        >>> Uncertainty(("depth", "label"), {"depth": "regression", "label": "classification"}).weights
+        tensor([0.5000, 1.0000])
+
+    References:
+        Kendall, Gal, Cipolla 2018, Multi-task learning using uncertainty to weigh losses, equations 7 and 10.
+    """
+
+    log_variances: Tensor
+    adam_mean: Tensor
+    adam_square: Tensor
+    adam_count: Tensor
+    halves: Tensor
+
+    def __init__(
+        self,
+        tasks: Fork | Sequence[str],
+        kinds: Mapping[str, Kind] | Kind,
+        *,
+        lr: float = 0.025,
+        normalize: bool = False,
+        every: int | None = None,
+    ) -> None:
+        super().__init__(tasks, every=every)
+        kinds = dict.fromkeys(self.tasks, kinds) if isinstance(kinds, str) else kinds
+        self._check_kinds(kinds)
+        if not lr > 0:
+            raise ValueError(f"lr must be positive; found {lr}")
+        self._lr, self._normalize = lr, normalize
+        halves = self.weights.new_tensor([0.5 if kinds[task] == "regression" else 1.0 for task in self.tasks])
+        self.register_buffer("halves", halves, persistent=False)
+        for name in ("log_variances", "adam_mean", "adam_square"):
+            self.register_buffer(name, torch.zeros_like(self.weights))
+        self.register_buffer("adam_count", torch.zeros_like(self.weights, dtype=torch.int64))
+        self.weights.copy_(self._weights(self.log_variances))
+
+    def _check_kinds(self, kinds: Mapping[str, Kind]) -> None:
+        unknown = [task for task in kinds if task not in self.tasks]
+        if unknown:
+            raise ValueError(f"kinds: unknown task {unknown[0]!r}; the tasks are {', '.join(map(repr, self.tasks))}")
+        for task in self.tasks:
+            if kinds.get(task) not in ("regression", "classification"):
+                raise ValueError(
+                    f"kinds: task {task!r} must be 'regression' or 'classification'; found {kinds.get(task)!r}"
+                )
+
+    def _weights(self, log_variances: Tensor) -> Tensor:
+        weights = uncertainty_weights(log_variances, self.halves)
+        return weights * len(self.tasks) / weights.sum() if self._normalize else weights
+
+    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        change, mean, square, count = adam(
+            uncertainty_gradient(step.losses, self.log_variances, self.halves),
+            self.adam_mean,
+            self.adam_square,
+            self.adam_count,
+            step.present,
+            lr=self._lr,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+        )
+        log_variances = self.log_variances + change
+        state = {
+            "log_variances": log_variances,
+            "adam_mean": mean,
+            "adam_square": square,
+            "adam_count": count,
+            "weights": self._weights(log_variances),
+        }
+        return state, {}

@@ -1,0 +1,103 @@
+"""What one run leaves behind: its specification, its curves, and where it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Series = Mapping[str, Sequence[float]]
+"""One sequence of numbers per task, by name; as long as the ``step`` beside it."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides the outcome of a run; its content is the run's identity.
+
+    Attributes:
+        problem: The problem's name.
+        problem_settings: Every field of the problem.
+        method: The method's name.
+        method_settings: The method's settings that differ from its defaults.
+        seed: Seed of initialisation and data order: the same for all methods, so that runs are paired.
+        steps: Optimiser steps.
+        evaluate_every: Steps between two evaluations on the splits.
+        device: Fabric's accelerator, for instance ``"cpu"``.
+        precision: Fabric's precision, for instance ``"32-true"``.
+        code: Digest of the source that computes the run (the library and the problem).
+    """
+
+    problem: str
+    problem_settings: Mapping[str, Any]
+    method: str
+    method_settings: Mapping[str, Any]
+    seed: int
+    steps: int
+    evaluate_every: int
+    device: str
+    precision: str
+    code: str
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a table or figure has to know about a task."""
+
+    name: str
+    kind: str
+    metric: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What the balancer's log said, at the steps in ``step``.
+
+    ``targets`` is empty for a method that has none. Gradient norms are those of the weighted losses.
+    """
+
+    step: Sequence[int]
+    losses: Series
+    weights: Series
+    gradient_norms: Series
+    targets: Series
+    training_rates: Series
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Unweighted loss and metric of every task on one split, at the steps in ``Record.evaluated_at``."""
+
+    losses: Series
+    metrics: Series
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run.
+
+    Attributes:
+        spec: What was run.
+        tasks: The tasks, in order.
+        curves: The balancer's log over the steps.
+        evaluated_at: The steps at which the splits were evaluated; the first is 0 (before training), the last is
+            ``spec.steps``.
+        train, validation, test: The evaluations. ``train`` is taken on at most as many samples as ``test`` has.
+        train_seconds: Wall-clock seconds in training steps, without evaluation.
+        skipped_steps: Steps that the balancer left out because something was not finite.
+        floor_hits, cap_hits: Steps at which a weight was held at the floor or the cap, by task.
+        environment: Versions, machine class, thread count, commit and date.
+    """
+
+    spec: RunSpec
+    tasks: Sequence[TaskInfo]
+    curves: Curves
+    evaluated_at: Sequence[int]
+    train: Evaluation
+    validation: Evaluation
+    test: Evaluation
+    train_seconds: float
+    skipped_steps: int
+    floor_hits: Mapping[str, int]
+    cap_hits: Mapping[str, int]
+    environment: Mapping[str, Any]
