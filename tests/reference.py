@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-TOLERANCE = dict(rtol=1e-10, atol=1e-10)
+TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 """The one tolerance, for float64."""
 
 

@@ -25,8 +25,7 @@ def trained(units, alpha, steps=12, seed=0, order=None, lr=1e-3, **settings):
     torch.manual_seed(seed)
     network = MLP(tasks)
     forked = MLP([tasks[i] for i in order])
-    state = {k: v for k, v in network.state_dict().items()}
-    forked.load_state_dict(state)
+    forked.load_state_dict(network.state_dict())
     balancer = eq.GradNorm(forked.fork, alpha, **settings)
     data = [(x, targets_of(x, tasks, units)) for x, _ in batches(steps, tasks)]
     return balancer, train(forked, balancer, data, lr=lr)

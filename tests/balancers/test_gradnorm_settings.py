@@ -1,6 +1,7 @@
 """Every choice that the paper leaves open."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_a_stuck_task_is_held_by_the_cap_and_counted():
     tasks = ("learns", "stuck")
     network, balancer = network_and(eq.GradNorm, tasks, alpha=1.5, cap=1.5)
     for x, y in batches(150, tasks, size=64):
-        losses = mse(network(x), {t: y["learns"] for t in tasks})
+        losses = mse(network(x), dict.fromkeys(tasks, y["learns"]))
         losses["stuck"] = 5.0 + 0.001 * losses["stuck"]  # a loss that hardly falls, whatever its weight
         network.zero_grad()
         balancer(losses).backward()
@@ -152,7 +153,7 @@ def test_only_every_kth_step_is_measured():
         train(network, balancer, [data])
         weights.append(balancer.weights.clone())
     assert measured == [True, False, False, True, False, False, True]
-    changed = [not torch.equal(a, b) for a, b in zip(weights, weights[1:], strict=False)]
+    changed = [not torch.equal(a, b) for a, b in pairwise(weights)]
     assert changed == measured
 
 
