@@ -9,5 +9,7 @@ from equipoise.balancers import InverseInitialLoss as InverseInitialLoss
 from equipoise.balancers import Static as Static
 from equipoise.balancers import Uncertainty as Uncertainty
 from equipoise.engine import Fork as Fork
+from equipoise.engine import PerLoss as PerLoss
+from equipoise.engine import attach as attach
 
 __version__ = version("equipoise")

@@ -164,7 +164,8 @@ def test_no_graph_is_kept(name):
     for module in (network.fork, balancer):
         for value in vars(module).values():
             assert not (isinstance(value, torch.Tensor) and value.grad_fn is not None)
-        assert module._probe.grad is None
+    assert balancer._probe.grad is None
+    assert not network.fork.measured
     assert all(value.grad_fn is None and not value.requires_grad for value in balancer.log().values())
 
 

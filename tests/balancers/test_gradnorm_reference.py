@@ -18,7 +18,9 @@ def test_norms_weights_and_network_are_those_of_algorithm_1(name, alpha):
     layer, shape = LAYERS[name]
     ours = ForkedNetwork(layer())
     theirs = copy.deepcopy(ours)
-    reference = Algorithm1(theirs, theirs.fork.weight, 3, alpha, 0.025, torch.optim.SGD(theirs.parameters(), 0.05))
+    reference = Algorithm1(
+        theirs, theirs.fork.shared_layer.weight, 3, alpha, 0.025, torch.optim.SGD(theirs.parameters(), 0.05)
+    )
     balancer = eq.GradNorm(ours.fork, alpha=alpha)
     optimizer = torch.optim.SGD(ours.parameters(), 0.05)
     batches = torch.randn(25, *shape)

@@ -23,7 +23,9 @@ def _case(request):
 def test_task_gradients_and_the_networks_gradients_are_those_of_autograd(case):
     network, x = case
     weights = {"a": 0.5, "b": 2.0, "c": 1.25}
-    expected = task_gradients([weights[t] * loss for t, loss in network.losses(x).items()], network.fork.weight)
+    expected = task_gradients(
+        [weights[t] * loss for t, loss in network.losses(x).items()], network.fork.shared_layer.weight
+    )
 
     plain = copy.deepcopy(network)
     plain.fork.measure(False)
@@ -35,7 +37,7 @@ def test_task_gradients_and_the_networks_gradients_are_those_of_autograd(case):
     close(network.fork.gradient_norms(), expected.flatten(1).norm(dim=1))
     for (name, parameter), reference in zip(network.named_parameters(), plain.parameters(), strict=True):
         close(parameter.grad, reference.grad, msg=lambda text, name=name: f"{name}: {text}")
-    close(network.fork.weight.grad, expected.sum(0))
+    close(network.fork.shared_layer.weight.grad, expected.sum(0))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_gradients_accumulate_over_backward_passes_and_calls():
     network, x = ForkedNetwork(nn.Linear(5, 4)), torch.randn(6, 5)
     network.fork.measure(True)
     whole = {t: (network.losses(x[:2])[t] + network.losses(x[2:])[t]) for t in network.fork.tasks}
-    expected = task_gradients(whole.values(), network.fork.weight)
+    expected = task_gradients(whole.values(), network.fork.shared_layer.weight)
     network.fork.reset()
     for part in (x[:2], x[2:]):
         sum(network.losses(part).values()).backward()
@@ -99,7 +101,7 @@ def test_a_task_that_is_left_out_has_a_zero_row():
 def test_a_frozen_layer_and_a_frozen_trunk_are_still_measured():
     network, x = ForkedNetwork(nn.Linear(5, 4)), torch.randn(6, 5)
     network.fork.measure(True)
-    expected = task_gradients(network.losses(x).values(), network.fork.weight)
+    expected = task_gradients(network.losses(x).values(), network.fork.shared_layer.weight)
     network.fork.reset()
     for parameter in (network.scale, *network.fork.parameters()):
         parameter.requires_grad_(False)
@@ -143,7 +145,7 @@ def test_a_copy_measures_by_itself(duplicate):
     balancer = eq.GradNorm(network.fork)
     sum(network(x)[t].square().mean() for t in network.fork.tasks).backward()
     twin, twin_balancer = duplicate((network, balancer))
-    assert twin_balancer._fork is twin.fork
+    assert twin_balancer._source is twin.fork
     assert not twin.fork.measured
     twin_balancer({t: o.square().mean() for t, o in twin(x).items()}).backward()
     assert twin.fork.measured
@@ -168,7 +170,7 @@ def test_the_fork_follows_its_layer_to_another_precision():
         (nn.Linear(2, 2), ("a", "b", "a"), ValueError, "'a' more than once"),
         (nn.Linear(2, 2), ("a", 1), TypeError, "must be a string; found 1"),
         (nn.Linear(2, 2), "ab", TypeError, "found the string 'ab'"),
-        (nn.GRU(2, 2), ("a",), TypeError, "found GRU"),
+        (nn.ReLU(), ("a",), ValueError, "ReLU must have a parameter that is trained"),
         ("trunk.3", ("a",), TypeError, "found str"),
     ],
 )
@@ -177,15 +179,6 @@ def test_a_fork_refuses(layer, tasks, error, message):
         eq.Fork(layer, tasks)
 
 
-def test_a_subclass_with_its_own_forward_is_refused():
-    class Doubled(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    with pytest.raises(TypeError, match="found Doubled"):
-        eq.Fork(Doubled(2, 2), ("a",))
-
-
 def test_reading_before_a_backward_pass_is_refused():
-    with pytest.raises(RuntimeError, match="measured nothing"):
+    with pytest.raises(RuntimeError, match="nothing was measured"):
         eq.Fork(nn.Linear(2, 2), ("a",)).gradient_norms()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
-from equipoise.engine import Fork, task_names
+from equipoise.engine import Source, task_names
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Balancer(nn.Module, ABC):
     moves the weights. All state is in ``state_dict``. The weights are buffers: no optimiser ever holds them.
 
     Args:
-        tasks: The fork whose tasks are balanced, or their names for a method that needs no gradients.
-        every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs a fork.
+        tasks: The fork (or what `attach` or `PerLoss` give) whose tasks are balanced, or their names for a method that needs
+            no gradients.
+        every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs more than names.
         initial_losses: ``L_i(0)`` by task name; ``None``: measured.
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
 
@@ -59,33 +60,34 @@ class Balancer(nn.Module, ABC):
     initial_losses: Tensor
     initial_seen: Tensor
     skipped_steps: Tensor
-    _fork: Fork | None
+    _source: Source | None
 
     def __init__(
         self,
-        tasks: Fork | Sequence[str],
+        tasks: Source | Sequence[str],
         *,
         every: int | None = None,
         initial_losses: Mapping[str, float] | None = None,
         initial_steps: int = 1,
     ) -> None:
         super().__init__()
-        fork = tasks if isinstance(tasks, Fork) else None
-        self.tasks = fork.tasks if fork is not None else task_names(tasks)  # type: ignore[arg-type]
+        source = tasks if isinstance(tasks, Source) else None
+        self.tasks = source.tasks if source is not None else task_names(tasks)  # type: ignore[arg-type]
         if every is not None:
             _check_count("every", every)
-            if fork is None:
+            if source is None:
                 raise ValueError("every: gradient norms are measured at a fork; found task names only")
         _check_count("initial_steps", initial_steps)
-        object.__setattr__(self, "_fork", fork)  # not a submodule: the fork's parameters are the network's
+        object.__setattr__(self, "_source", source)  # not a submodule: the fork's parameters are the network's
         self._every = every
         self._steps = 0
         self._unseen = set(self.tasks)
         self._log: dict[str, Tensor] = {}
+        self._masks: dict[tuple[bool, ...], Tensor] = {}
 
-        weight = fork.weight if fork is not None else None
-        dtype = torch.get_default_dtype() if weight is None else torch.promote_types(weight.dtype, torch.float32)
-        device = None if weight is None else weight.device
+        measured = list(source.parameters_measured.values()) if source is not None else []
+        dtype = torch.promote_types(measured[0].dtype, torch.float32) if measured else torch.get_default_dtype()
+        device = measured[0].device if measured else None
         self.register_buffer("weights", torch.ones(len(self.tasks), dtype=dtype, device=device))
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64, device=device))
         self._initial_steps = initial_steps
@@ -96,7 +98,7 @@ class Balancer(nn.Module, ABC):
         seen = 0 if given is None else initial_steps
         self.register_buffer("initial_seen", torch.full_like(self.weights, seen, dtype=torch.int64))
         self._probe = self._new_probe()
-        self._switch_fork()
+        self._switch_source()
 
     def forward(self, losses: Mapping[str, Tensor | None]) -> Tensor:
         """The total loss, ``sum_i w_i L_i``.
@@ -120,11 +122,16 @@ class Balancer(nn.Module, ABC):
         if not (torch.is_grad_enabled() and total.requires_grad):
             return total
         self._check_values(given, values.detach())
+        here = {task: loss for task, loss in given.items() if loss is not None}
+        measurement = (
+            self._source.note(here, self.weights) if self._source is not None and self._source.measuring else None
+        )
         # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
         # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
-        present = values.new_tensor([loss is not None for loss in given.values()])
-        note = torch.stack([values.detach(), present, torch.ones_like(present)])
-        return total + (self._probe * note).sum()
+        present = self._mask(tuple(loss is not None for loss in given.values()))
+        note = torch.stack([values.detach(), present.to(values.dtype), torch.ones_like(values)])
+        total = total + (self._probe * note).sum()
+        return total if measurement is None else total + measurement
 
     @torch.no_grad()
     def step(self) -> None:
@@ -151,7 +158,16 @@ class Balancer(nn.Module, ABC):
         self._log |= log
         self._steps += 1
         self._probe.grad = None
-        self._switch_fork()
+        self._switch_source()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the backward passes since the last step, as an optimiser's ``zero_grad`` does.
+
+        A step that is thrown away needs it, and a closure that is evaluated several times before one step.
+        """
+        self._probe.grad = None
+        if self._source is not None:
+            self._source.reset()
 
     def log(self) -> dict[str, Tensor]:
         """What the last step saw and did, as tensors on the device of the weights, not synchronised until they are read.
@@ -181,7 +197,7 @@ class Balancer(nn.Module, ABC):
             )
         self._steps = state["steps"]
         self._unseen = set(state["unseen"])
-        self._switch_fork()
+        self._switch_source()
 
     def extra_repr(self) -> str:
         """Name the tasks."""
@@ -211,8 +227,8 @@ class Balancer(nn.Module, ABC):
             if not torch.isfinite(loss):
                 raise ValueError(f"task {task!r}: its first loss must be finite; found {value}")
             self._check_first(task, value)
-        if self._fork is not None and self._fork.measuring:
-            self._fork.check_reach(first)
+        if self._source is not None and self._source.measuring:
+            self._source.check_reach(first)
         self._unseen -= first.keys()
 
     def _check(self, losses: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
@@ -260,19 +276,26 @@ class Balancer(nn.Module, ABC):
             "training_rates": shown(rates, present),
         }
         norms = None
-        if self._fork is not None and self._fork.measuring:
-            self._fork.reduce()
-            norms = self._fork.gradient_norms().to(losses.dtype) / (scale * self.weights)
-            self._fork.reset()
+        if self._source is not None and self._source.measuring:
+            self._source.reduce()
+            norms = self._source.gradient_norms().to(losses.dtype) / (scale * self.weights)
+            self._source.reset()
             self._log["gradient_norms"] = shown(self.weights * norms, present)
         return Step(losses, present, initial, rates, norms)
 
     def _seen_after(self, present: Tensor) -> Tensor:
         return self.initial_seen + (present & (self.initial_seen < self._initial_steps))
 
-    def _switch_fork(self) -> None:
-        if self._fork is not None:
-            self._fork.measure(self._every is not None and self._steps % self._every == 0)
+    def _switch_source(self) -> None:
+        if self._source is not None:
+            self._source.measure(self._every is not None and self._steps % self._every == 0)
+
+    def _mask(self, present: tuple[bool, ...]) -> Tensor:
+        """Which tasks are present, on the device of the weights; made once, as making it synchronises."""
+        mask = self._masks.get(present)
+        if mask is None or mask.device != self.weights.device:
+            mask = self._masks[present] = torch.tensor(present, device=self.weights.device)
+        return mask
 
     def _new_probe(self) -> Tensor:
         return torch.zeros(3, len(self.tasks), dtype=self.weights.dtype, device=self.weights.device, requires_grad=True)

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from equipoise.balancers._balancer import Balancer, Step
-from equipoise.engine import Fork
+from equipoise.engine import Source
 
 
 @final
@@ -16,7 +16,7 @@ class Equal(Balancer):
     """Every weight is 1.
 
     Args:
-        tasks: The fork, or the names of the tasks.
+        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
 
     Example:
@@ -26,7 +26,7 @@ class Equal(Balancer):
         tensor(3.)
     """
 
-    def __init__(self, tasks: Fork | Sequence[str], *, every: int | None = None) -> None:
+    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None) -> None:
         super().__init__(tasks, every=every)
 
     def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -41,7 +41,7 @@ class Static(Balancer):
     matter.
 
     Args:
-        tasks: The fork, or the names of the tasks.
+        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         weights: A positive number for every task.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
 
@@ -53,7 +53,9 @@ class Static(Balancer):
         tensor([1.5000, 0.5000])
     """
 
-    def __init__(self, tasks: Fork | Sequence[str], weights: Mapping[str, float], *, every: int | None = None) -> None:
+    def __init__(
+        self, tasks: Source | Sequence[str], weights: Mapping[str, float], *, every: int | None = None
+    ) -> None:
         super().__init__(tasks, every=every)
         given = self._by_task("weights", weights)
         self.weights.copy_(given * len(self.tasks) / given.sum())

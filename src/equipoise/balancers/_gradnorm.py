@@ -12,7 +12,7 @@ from torch import Tensor
 from equipoise.balancers._adam import adam
 from equipoise.balancers._balancer import Balancer, Step, shown
 from equipoise.balancers._initial_losses import check_initial_loss
-from equipoise.engine import Fork
+from equipoise.engine import Source
 
 
 def gradnorm_targets(
@@ -74,7 +74,7 @@ class GradNorm(Balancer):
     of it: it trains on :math:`\sum_i w_i L_i` with the weights from before the step.
 
     Args:
-        fork: Where the network splits into tasks.
+        fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
         every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
         lr: Adam's learning rate for w: about the largest change of a weight in one step.
@@ -90,7 +90,7 @@ class GradNorm(Balancer):
             raised without end (the paper's stated limitation): a cap stops it.
 
     Raises:
-        TypeError: ``fork`` is not a `Fork`.
+        TypeError: ``fork`` is none of these.
         ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive, or,
             where alpha > 0, a loss that is negative: a ratio of losses then has no meaning.
 
@@ -120,6 +120,7 @@ class GradNorm(Balancer):
 
     Example:
         >>> _ = torch.manual_seed(0)
+        >>> from equipoise import Fork
         >>> fork = Fork(torch.nn.Linear(3, 2), tasks=("small", "large"))
         >>> balancer = GradNorm(fork, alpha=0.0)
         >>> features = fork(torch.ones(1, 3))
@@ -143,7 +144,7 @@ class GradNorm(Balancer):
 
     def __init__(
         self,
-        fork: Fork,
+        fork: Source,
         alpha: float = 1.5,
         *,
         every: int = 1,
@@ -155,8 +156,8 @@ class GradNorm(Balancer):
         floor: float = 1e-3,
         cap: float | None = None,
     ) -> None:
-        if not isinstance(fork, Fork):
-            raise TypeError(f"GradNorm measures gradients at a Fork; found {type(fork).__name__}")
+        if not isinstance(fork, Source):
+            raise TypeError(f"GradNorm needs a Fork, or what attach or PerLoss give; found {type(fork).__name__}")
         super().__init__(fork, every=every, initial_losses=initial_losses, initial_steps=initial_steps)
         if not (alpha >= 0 and isfinite(alpha)):
             raise ValueError(f"alpha must be at least 0 and finite; found {alpha}")

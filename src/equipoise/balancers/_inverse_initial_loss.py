@@ -10,7 +10,7 @@ from torch import Tensor
 
 from equipoise.balancers._balancer import Balancer, Step
 from equipoise.balancers._initial_losses import check_initial_loss
-from equipoise.engine import Fork
+from equipoise.engine import Source
 
 
 def inverse_initial_loss_weights(initial_losses: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ class InverseInitialLoss(Balancer):
     r"""Constant weights :math:`w_i \propto 1 / L_i(0)`, scaled so that :math:`\sum_i w_i = T`.
 
     Args:
-        tasks: The fork, or the names of the tasks.
+        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         initial_losses: ``L_i(0)`` by task name, for instance log C for the cross entropy of C classes. ``None``: measured.
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean. The first
             step is taken with equal weights.
@@ -41,7 +41,7 @@ class InverseInitialLoss(Balancer):
 
     def __init__(
         self,
-        tasks: Fork | Sequence[str],
+        tasks: Source | Sequence[str],
         *,
         initial_losses: Mapping[str, float] | None = None,
         initial_steps: int = 1,

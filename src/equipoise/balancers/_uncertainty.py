@@ -10,7 +10,7 @@ from torch import Tensor
 
 from equipoise.balancers._adam import adam
 from equipoise.balancers._balancer import Balancer, Step
-from equipoise.engine import Fork
+from equipoise.engine import Source
 
 Kind = Literal["regression", "classification"]
 
@@ -36,7 +36,7 @@ class Uncertainty(Balancer):
     the caller's has to hold it. At rest, :math:`w_i = 1 / (2 L_i)` for both kinds.
 
     Args:
-        tasks: The fork, or the names of the tasks.
+        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         kinds: ``"regression"`` or ``"classification"``, for each task by name or once for all.
         lr: Adam's learning rate for s.
         normalize: Scale the weights so that they sum to T and change no effective learning rate. Not part of the method.
@@ -66,7 +66,7 @@ class Uncertainty(Balancer):
 
     def __init__(
         self,
-        tasks: Fork | Sequence[str],
+        tasks: Source | Sequence[str],
         kinds: Mapping[str, Kind] | Kind,
         *,
         lr: float = 0.025,

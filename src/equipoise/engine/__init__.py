@@ -1,4 +1,8 @@
 """The engine: gradients of every task at the last shared layer, in one ordinary backward pass."""
 
+from equipoise.engine._attach import Attached as Attached
+from equipoise.engine._attach import attach as attach
 from equipoise.engine._fork import Fork as Fork
-from equipoise.engine._fork import task_names as task_names
+from equipoise.engine._per_loss import PerLoss as PerLoss
+from equipoise.engine._source import Source as Source
+from equipoise.engine._source import task_names as task_names

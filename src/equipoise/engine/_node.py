@@ -15,51 +15,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Statistic = Callable[[Tensor, Tensor], Tensor]
-"""``(inputs of the shared layer, gradient at the features) -> statistic of one task``."""
+Gradients = Sequence[Tensor | None]
+"""The gradient at every tensor of the features; None where the loss does not depend on it."""
+
+Statistic = Callable[[Sequence[Tensor], Gradients], Tensor]
+"""``(what was kept of the forward pass, gradients at the features) -> statistic of one task``."""
 
 
 class ForkNode(torch.autograd.Function):
-    """``(features, inputs, probe) -> T aliases of the features``.
+    """``(statistic, mark, kept, probe, *kept tensors, *features) -> aliases of the features, task by task``.
 
-    The gradient of ``features`` is the sum over the tasks; the gradient of ``probe`` is the statistic of every task,
-    ``(T, *)``, with zeros for a task of which no gradient arrives.
+    The gradient of each of the features is the sum over the tasks; the gradient of ``probe`` is the statistic of every task,
+    ``(tasks, *)``, with zeros for a task of which no gradient arrives. ``mark`` is carried for whoever walks the graph: the
+    identity of the fork, and the number of its first task here. ``kept`` tells how many of the tensors are kept for the
+    statistic; the others are the features.
     """
 
     @staticmethod
     def forward(
-        features: Tensor, inputs: Tensor, probe: Tensor, statistic: Statistic, fork_id: int
+        statistic: Statistic, mark: tuple[int, int], kept: int, probe: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return one view of the features per row of the probe."""
-        return tuple(features.view_as(features) for _ in range(probe.shape[0]))
+        """Return a view of each of the features for every row of the probe."""
+        features = tensors[kept:]
+        return tuple(feature.view_as(feature) for _ in range(probe.shape[0]) for feature in features)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what the statistic needs: the layer's inputs, which its own backward keeps as well."""
-        _, layer_inputs, probe, statistic, fork_id = inputs
+        """Keep what the statistic needs, and nothing else."""
+        statistic, mark, kept, probe, *tensors = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(layer_inputs)
-        ctx.statistic = statistic
+        ctx.save_for_backward(*tensors[:kept])
+        ctx.statistic, ctx.mark, ctx.kept = statistic, mark, kept
+        ctx.features = len(tensors) - kept
         ctx.shape, ctx.dtype = probe.shape, probe.dtype
-        ctx.fork_id = fork_id
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, Tensor | None, None, None]:
-        """Sum the gradients for the trunk; give the probe the statistic of each."""
-        arrived = [g for g in gradients if g is not None]
-        if not arrived:
-            return None, None, None, None, None
-        (inputs,) = ctx.saved_tensors
-        return _sum(arrived), None, _per_task(ctx, inputs, gradients, arrived[0]), None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """Sum the gradients for the trunk; give the probe the statistic of each task."""
+        tasks = [gradients[i : i + ctx.features] for i in range(0, len(gradients), ctx.features)]
+        sums = [_sum(of_one_feature) for of_one_feature in zip(*tasks, strict=True)]
+        with torch.no_grad():
+            statistic = _per_task(ctx, ctx.saved_tensors, tasks)
+        return None, None, None, statistic, *(None,) * ctx.kept, *sums
 
 
-def _sum(gradients: Sequence[Tensor]) -> Tensor:
-    total = gradients[0]
-    for gradient in gradients[1:]:
+def _sum(gradients: Gradients) -> Tensor | None:
+    arrived = [g for g in gradients if g is not None]
+    if not arrived:
+        return None
+    total = arrived[0]
+    for gradient in arrived[1:]:
         total = total + gradient
     return total
 
 
-def _per_task(ctx: Any, inputs: Tensor, gradients: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    absent = torch.zeros(ctx.shape[1:], dtype=ctx.dtype, device=like.device)
-    return torch.stack([absent if g is None else ctx.statistic(inputs, g).to(ctx.dtype) for g in gradients])
+def _per_task(ctx: Any, kept: Sequence[Tensor], tasks: Sequence[Gradients]) -> Tensor | None:
+    device = next((g.device for task in tasks for g in task if g is not None), None)
+    if device is None:
+        return None
+    absent = torch.zeros(ctx.shape[1:], dtype=ctx.dtype, device=device)
+    rows = [absent if all(g is None for g in task) else ctx.statistic(kept, task).to(ctx.dtype) for task in tasks]
+    found, wanted = rows[0].shape, ctx.shape[1:]
+    for row in rows:
+        if row.shape != wanted:
+            raise RuntimeError(
+                f"the gradient of the last shared layer's weight has the shape {tuple(wanted)}, but what its inputs and "
+                f"the gradient at its outputs give is {tuple(found)}: under tensor parallelism this process holds a part "
+                "of the layer only, which is not supported. Choose a last shared layer that is not split, or PerLoss"
+            )
+    return torch.stack(rows)

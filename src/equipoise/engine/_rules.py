@@ -1,39 +1,77 @@
 """The gradient of a layer's weight, from the layer's inputs and the gradient at its outputs.
 
 Index letters, used throughout: n runs over samples (and positions), i over inputs, o over outputs.
+
+A layer without a rule here, a whole block, or a chosen list of parameters goes the general way: one call of
+``autograd.grad`` per task on the part of the original graph between the parameters and the features, inside the one
+backward pass. That is as exact, runs nothing again, and costs about as much where most of that part is the layer itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
+from torch.nn.utils.parametrize import is_parametrized
 
-from equipoise.engine._node import Statistic
+from equipoise.engine._node import Gradients, Statistic
 
-_CONV_WEIGHT = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""``(inputs of the layer, gradient at its output) -> gradient of its weight``."""
 
 
-def weight_gradient(layer: nn.Module) -> Statistic:
-    """The rule of ``layer``: ``(inputs, gradient at the features) -> gradient of the weight``.
-
-    Raises:
-        TypeError: There is no rule for this kind of layer, or a subclass has changed its forward.
-    """
-    for kind, rule in _RULES.items():
+def direct(layer: nn.Module) -> Statistic | None:
+    """The rule of ``layer``, or None where there is none for it or its weight is not a parameter of its own."""
+    for kind, rule_of in _RULES.items():
         if isinstance(layer, kind) and type(layer).forward is kind.forward:
-            return rule(layer)
-    known = ", ".join(kind.__name__ for kind in _RULES)
-    raise TypeError(
-        f"the last shared layer must be one of {known} (with its own forward), or None to measure at the features; "
-        f"found {type(layer).__name__}"
-    )
+            plain = "weight" in layer._parameters and layer.weight is not None and not is_parametrized(layer)
+            rule = rule_of(layer) if plain else None
+            return None if rule is None else partial(_apply_rule, rule=rule)
+    return None
 
 
-def _linear(layer: nn.Linear) -> Statistic:
+def _apply_rule(kept: Sequence[Tensor], gradients: Gradients, *, rule: Rule) -> Tensor:
+    (inputs,), (gradient,) = kept, gradients
+    return rule(inputs, cast(Tensor, gradient))
+
+
+def general(parameters: Sequence[Tensor]) -> Statistic:
+    """The gradients of ``parameters``, flat and one after the other, by autograd from the features kept."""
+    return partial(_by_autograd, parameters=tuple(parameters))
+
+
+def _by_autograd(kept: Sequence[Tensor], gradients: Gradients, *, parameters: Sequence[Tensor]) -> Tensor:
+    arrived = [(feature, g) for feature, g in zip(kept, gradients, strict=True) if g is not None]
+    outputs, grad_outputs = zip(*arrived, strict=True)
+    found = torch.autograd.grad(outputs, parameters, grad_outputs, retain_graph=True, allow_unused=True)
+    return torch.cat([flat(p, g) for p, g in zip(parameters, found, strict=True)])
+
+
+def flat(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    """A gradient as a vector, zeros where there is none, in at least single precision."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    if gradient is None:
+        return torch.zeros(parameter.numel(), dtype=dtype, device=parameter.device)
+    return gradient.to_dense().reshape(-1).to(dtype) if gradient.is_sparse else gradient.reshape(-1).to(dtype)
+
+
+def squared_norm(kept: Sequence[Tensor], gradients: Gradients) -> Tensor:
+    """The squared norm at the features: it adds up over the parts of a batch, whose samples have features of their own."""
+    squares = [g.to(square_dtype(g.device)).square().sum() for g in gradients if g is not None]
+    return torch.stack(squares).sum()
+
+
+def square_dtype(device: torch.device) -> torch.dtype:
+    """The precision of squared norms: squares of scaled half-precision gradients overflow in anything smaller."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _linear(layer: nn.Module) -> Rule:
     return _linear_weight
 
 
@@ -43,19 +81,20 @@ def _linear_weight(inputs: Tensor, gradient: Tensor) -> Tensor:
     return rows.mT @ inputs.to(gradient.dtype).reshape(-1, inputs.shape[-1])
 
 
-def _conv(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Statistic:
-    padding = layer.padding if layer.padding_mode == "zeros" else "explicit"
+def _conv(layer: nn.Module) -> Rule:
+    conv = cast(nn.Conv2d, layer)  # or 1d, or 3d: they share what is read here
+    padding = conv.padding if conv.padding_mode == "zeros" else "explicit"
     by_number = not isinstance(padding, str)
     return partial(
         _conv_weight,
-        weight_shape=tuple(layer.weight.shape),
-        stride=layer.stride,
+        weight_shape=tuple(conv.weight.shape),
+        stride=conv.stride,
         padding=0 if isinstance(padding, str) else padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
+        dilation=conv.dilation,
+        groups=conv.groups,
         # "same" may pad the two sides differently, and a mode other than zeros pads with values of the inputs
-        pad_inputs=None if by_number else tuple(layer._reversed_padding_repeated_twice),
-        pad_mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode,
+        pad_inputs=None if by_number else tuple(conv._reversed_padding_repeated_twice),
+        pad_mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode,
     )
 
 
@@ -73,18 +112,88 @@ def _conv_weight(
 ) -> Tensor:
     """The correlation of inputs and gradient, by PyTorch's own backward of the convolution."""
     dimensions = len(weight_shape) - 2
-    inputs = inputs.to(gradient.dtype)
-    if inputs.dim() == dimensions + 1:  # a single sample without a batch dimension
-        inputs, gradient = inputs.unsqueeze(0), gradient.unsqueeze(0)
+    inputs, gradient = _batched(inputs.to(gradient.dtype), dimensions), _batched(gradient, dimensions)
     if pad_inputs is not None:
         inputs = functional.pad(inputs, pad_inputs, mode=pad_mode)
     weight: Tensor = _CONV_WEIGHT[dimensions](inputs, weight_shape, gradient, stride, padding, dilation, groups)
     return weight
 
 
-_RULES: dict[type[nn.Module], Callable[..., Statistic]] = {
+def _conv_transpose(layer: nn.Module) -> Rule:
+    conv = cast(nn.ConvTranspose2d, layer)
+    return partial(
+        _conv_transpose_weight,
+        weight_shape=tuple(conv.weight.shape),
+        stride=conv.stride,
+        padding=cast("tuple[int, ...]", conv.padding),
+        dilation=conv.dilation,
+        groups=conv.groups,
+    )
+
+
+def _conv_transpose_weight(
+    inputs: Tensor,
+    gradient: Tensor,
+    *,
+    weight_shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """A transposed convolution is the adjoint of a convolution: inputs and gradient change places.
+
+    ``output_padding`` has no part in it: what it adds at the outputs is not correlated with any input.
+    """
+    dimensions = len(weight_shape) - 2
+    inputs, gradient = _batched(inputs.to(gradient.dtype), dimensions), _batched(gradient, dimensions)
+    weight: Tensor = _CONV_WEIGHT[dimensions](gradient, weight_shape, inputs, stride, padding, dilation, groups)
+    return weight
+
+
+def _batched(tensor: Tensor, dimensions: int) -> Tensor:
+    """A single sample as a batch of one."""
+    return tensor.unsqueeze(0) if tensor.dim() == dimensions + 1 else tensor
+
+
+def _embedding(layer: nn.Module) -> Rule | None:
+    embedding = cast(nn.Embedding, layer)
+    if embedding.scale_grad_by_freq or embedding.max_norm is not None:
+        return None
+    return partial(_embedding_weight, rows=embedding.num_embeddings, padding=embedding.padding_idx)
+
+
+def _embedding_weight(inputs: Tensor, gradient: Tensor, *, rows: int, padding: int | None) -> Tensor:
+    """dL/dW_ko = sum over the n whose index is k of dL/dy_no."""
+    weight = gradient.new_zeros(rows, gradient.shape[-1])
+    weight = weight.index_add(0, inputs.reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
+    if padding is not None:
+        weight[padding] = 0  # this row is never trained
+    return weight
+
+
+def _layer_norm(layer: nn.Module) -> Rule:
+    norm = cast(nn.LayerNorm, layer)
+    return partial(_layer_norm_weight, shape=tuple(norm.normalized_shape), eps=norm.eps)
+
+
+def _layer_norm_weight(inputs: Tensor, gradient: Tensor, *, shape: tuple[int, ...], eps: float) -> Tensor:
+    """dL/dW_i = sum_n dL/dy_ni z_ni, with z the normalised inputs."""
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    normalised = functional.layer_norm(inputs.to(dtype), shape, eps=eps)
+    return (normalised * gradient.to(dtype)).reshape(-1, *shape).sum(0)
+
+
+_CONV_WEIGHT = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
+
+_RULES: dict[type[nn.Module], Callable[[nn.Module], Rule | None]] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,
     nn.Conv3d: _conv,
+    nn.ConvTranspose1d: _conv_transpose,
+    nn.ConvTranspose2d: _conv_transpose,
+    nn.ConvTranspose3d: _conv_transpose,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
 }
