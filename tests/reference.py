@@ -15,12 +15,14 @@ def close(actual, expected, **tolerance):
 class Algorithm1:
     """GradNorm as the paper prints it: T second-order calls, a learned leaf ``w``, an ordinary Adam for it.
 
-    ``features_to_losses`` builds the unweighted losses of a batch from the network. Nothing here is shared with the library.
+    ``W`` is a parameter or a list of them; ``losses_of`` builds the unweighted losses of a batch from the network. Nothing here
+    is shared with the library.
     """
 
     def __init__(self, network, W, num_tasks, alpha, lr, optimizer):
-        self.network, self.W, self.alpha, self.optimizer = network, W, alpha, optimizer
-        self.w = torch.ones(num_tasks, dtype=W.dtype, requires_grad=True)
+        self.network, self.alpha, self.optimizer = network, alpha, optimizer
+        self.W = [W] if isinstance(W, torch.Tensor) else W
+        self.w = torch.ones(num_tasks, dtype=self.W[0].dtype, requires_grad=True)
         self.lr, self.w_optimizer, self.L0 = lr, None, None
 
     def step(self, losses_of):
@@ -29,7 +31,8 @@ class Algorithm1:
         if self.L0 is None:
             self.L0 = [loss.item() for loss in L]
         total = sum(self.w[i] * L[i] for i in range(T))
-        G = [torch.autograd.grad(self.w[i] * L[i], self.W, create_graph=True)[0].norm() for i in range(T)]
+        g = [torch.autograd.grad(self.w[i] * L[i], self.W, create_graph=True) for i in range(T)]
+        G = [torch.cat([part.flatten() for part in g[i]]).norm() for i in range(T)]
         if self.w_optimizer is None:  # Adam's epsilon, in the unit of the gradients that it meets
             unit = sum(G[i].item() / self.w[i].item() for i in range(T)) / T
             self.w_optimizer = torch.optim.Adam([self.w], lr=self.lr, eps=1e-8 * unit)
@@ -46,7 +49,7 @@ class Algorithm1:
         self.optimizer.step()
         with torch.no_grad():
             self.w *= T / self.w.sum()
-        return torch.stack([g.detach() for g in G]), torch.stack(targets), torch.tensor(r, dtype=self.W.dtype)
+        return torch.stack([g.detach() for g in G]), torch.stack(targets), torch.tensor(r, dtype=self.W[0].dtype)
 
 
 def task_gradients(losses, parameter):

@@ -2,6 +2,8 @@
 
 from importlib.metadata import version
 
+from equipoise._check import check as check
+from equipoise._check_report import CheckReport as CheckReport
 from equipoise.balancers import Balancer as Balancer
 from equipoise.balancers import Equal as Equal
 from equipoise.balancers import GradNorm as GradNorm

@@ -1,35 +1,58 @@
-"""Several processes: the norm is that of the averaged gradient, and all ranks hold identical weights."""
+"""Several processes: the norm is that of the averaged gradient, and all of them hold identical weights."""
 
-import os
+import copy
 
+import processes
 import pytest
 import torch
 from networks import MLP, mse
 from reference import close
-from torch import distributed, multiprocessing
+from torch import distributed
 from training import batches, network_and
 
 import equipoise as eq
-from equipoise.balancers import _balancer
-from equipoise.engine import Fork
+from equipoise.engine import Fork, Processes
+
+pytestmark = pytest.mark.usefixtures("double")
 
 TASKS = ("a", "b")
 STEPS = 12
 
 
-def plain_loop(build, shard, results, steps=STEPS):
+def plain_loop(build, parts, group=None, seed=1):
+    """Gradients averaged by hand. ``parts`` are the rows of the batch here, step by step; None: no labels for them."""
     network, balancer = build()
-    for x, y in batches(steps, TASKS, units=[1.0, 5.0]):
+    balancer.process_group = group
+    results = []
+    for step, (x, y) in enumerate(batches(STEPS, TASKS, units=[1.0, 5.0], seed=seed)):
         network.zero_grad()
-        balancer(mse(network(x[shard]), {t: v[shard] for t, v in y.items()})).backward()
+        for rows in parts(step):
+            losses = dict.fromkeys(TASKS)
+            if rows is not None:
+                losses = mse(network(x[rows]), {t: v[rows] for t, v in y.items()})
+            (balancer(losses) / len(parts(step))).backward()
         for parameter in network.parameters():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             if distributed.is_initialized():
-                distributed.all_reduce(parameter.grad)
-                parameter.grad /= distributed.get_world_size()
-            parameter.data -= 0.05 * parameter.grad
+                distributed.all_reduce(gradient, group=group)
+                gradient /= distributed.get_world_size(group)
+            parameter.data -= 0.05 * gradient
         balancer.step()
         results.append((balancer.weights.clone(), balancer.log()["gradient_norms"], balancer.log()["losses"]))
     return results
+
+
+def whole(step):
+    return [slice(None)]
+
+
+def half(rank):
+    return lambda step: [slice(rank, None, 2)]
+
+
+def idle(step):
+    """The second half has no labels at all in some steps."""
+    return [slice(0, None, 2), None if step in (3, 4) else slice(1, None, 2)]
 
 
 def at_layer():
@@ -41,45 +64,60 @@ def at_features():
     network = MLP(TASKS)
     network.trunk.append(network.fork.shared_layer)
     network.fork = eq.Fork(None, TASKS)
-    return network, eq.GradNorm(network.fork).double()
+    return network, eq.GradNorm(network.fork)
 
 
 BUILD = {"at the layer": at_layer, "at the features": at_features}
 
 
-def worker(rank, world, where, drift, folder):
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    if drift:
-        _balancer._mean_over_processes = lambda note: note
-        Fork.reduce = lambda self: None
-    results = plain_loop(BUILD[where], slice(rank, None, world), [])
-    torch.save(results, os.path.join(folder, f"{rank}.pt"))
-    distributed.destroy_process_group()
+def two(rank, world):
+    processes.connect()
+    found = {where: plain_loop(build, half(rank)) for where, build in BUILD.items()}
+    found["idle"] = plain_loop(at_layer, lambda step: [idle(step)[rank]])
+    Processes.mean = lambda self, values: values
+    Fork.reduce = lambda self, processes: None
+    found["drifting"] = plain_loop(at_layer, half(rank))
+    return found
 
 
-def run(where, drift, folder):
-    multiprocessing.spawn(worker, (2, where, drift, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def same(first, second):
+    return all(
+        torch.equal(a, b) for ours, theirs in zip(first, second, strict=True) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
-def ranks_hold_identical_weights(where, drift, folder):
-    first, second = run(where, drift, folder)
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a[0], b[0])
-    return first
-
-
-@pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("where", BUILD)
-def test_two_processes_are_identical_and_equal_to_one(where, tmp_path):
-    ranks = ranks_hold_identical_weights(where, False, tmp_path)
-    for seen, alone in zip(ranks, plain_loop(BUILD[where], slice(None), []), strict=True):
-        for a, b in zip(seen, alone, strict=True):
+def all_close(seen, expected):
+    for ours, theirs in zip(seen, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
             close(a, b)
 
 
-def test_ranks_that_drift_apart_would_be_noticed(tmp_path):
-    with pytest.raises(AssertionError):
-        ranks_hold_identical_weights("at the layer", True, tmp_path)
+def test_two_processes_are_identical_and_equal_to_one():
+    first, second = processes.run(two, 2)
+    for where, build in BUILD.items():
+        assert same(first[where], second[where])
+        all_close(first[where], plain_loop(build, whole))
+    assert same(first["idle"], second["idle"])
+    all_close(first["idle"], plain_loop(at_layer, idle))
+    assert not same(first["drifting"], second["drifting"])  # it would be noticed
+
+
+def pairs(rank, world):
+    """Two trainings at once, by two processes each."""
+    processes.connect()
+    groups = [distributed.new_group([0, 1]), distributed.new_group([2, 3])]
+    group, other = groups if rank < 2 else groups[::-1]
+    _, balancer = at_layer()
+    with pytest.raises(ValueError, match="process_group must be a group that this process is in; found one of others"):
+        balancer.process_group = other
+    balancer.process_group = group
+    assert copy.deepcopy(balancer).process_group is group
+    return {where: plain_loop(build, half(rank % 2), group, seed=rank // 2) for where, build in BUILD.items()}
+
+
+def test_process_groups_train_apart():
+    ranks = processes.run(pairs, 4)
+    for rank, found in enumerate(ranks):
+        for where, build in BUILD.items():
+            all_close(found[where], plain_loop(build, whole, seed=rank // 2))
+    assert not same(ranks[0]["at the layer"], ranks[2]["at the layer"])

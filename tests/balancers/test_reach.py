@@ -39,7 +39,7 @@ def test_one_alias_read_by_two_heads(parts):
 def test_a_loss_that_mixes_two_heads(parts):
     network, balancer, _, features, y = parts
     losses = losses_from(network, y, features["a"], features["b"])
-    with pytest.raises(ValueError, match="task 'b'.*wrong alias"):
+    with pytest.raises(ValueError, match="task 'b'.*every head must read its own"):
         balancer({"a": losses["a"], "b": losses["b"] + losses["a"]})
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
-from equipoise.engine import Source, task_names
+from equipoise.engine import Processes, Source, task_names
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Step:
 class Balancer(nn.Module, ABC):
     """Weights for T losses, and the rule that moves them.
 
-    Where ``torch.distributed`` is initialised, every process must take part in every step: losses and gradients are averaged
-    over the processes before anything is made of them, so that all hold identical weights.
+    Where ``torch.distributed`` is initialised, every process (of `process_group`) must take part in every step: losses and
+    gradients are averaged over the processes before anything is made of them, so that all hold identical weights. `step` is
+    where they wait for each other; everything else a process may do alone.
 
     ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then
-    moves the weights. All state is in ``state_dict``. The weights are buffers: no optimiser ever holds them.
+    moves the weights. In ``eval()``, its own or the model's at the fork, and without gradients it returns the weighted sum and
+    notices nothing. All state is in ``state_dict``. The weights are buffers: no optimiser ever holds them.
 
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give) whose tasks are balanced, or their names for a method that needs
@@ -79,14 +82,16 @@ class Balancer(nn.Module, ABC):
                 raise ValueError("every: gradient norms are measured at a fork; found task names only")
         _check_count("initial_steps", initial_steps)
         object.__setattr__(self, "_source", source)  # not a submodule: the fork's parameters are the network's
+        self._processes = Processes()
         self._every = every
         self._steps = 0
         self._unseen = set(self.tasks)
+        self._unchecked = set(self.tasks)  # belongs to the graph, which a program that starts again builds anew
         self._log: dict[str, Tensor] = {}
         self._masks: dict[tuple[bool, ...], Tensor] = {}
 
         measured = list(source.parameters_measured.values()) if source is not None else []
-        dtype = torch.promote_types(measured[0].dtype, torch.float32) if measured else torch.get_default_dtype()
+        dtype = torch.promote_types(measured[0].dtype, torch.float32).to_real() if measured else torch.get_default_dtype()
         device = measured[0].device if measured else None
         self.register_buffer("weights", torch.ones(len(self.tasks), dtype=dtype, device=device))
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64, device=device))
@@ -99,6 +104,19 @@ class Balancer(nn.Module, ABC):
         self.register_buffer("initial_seen", torch.full_like(self.weights, seen, dtype=torch.int64))
         self._probe = self._new_probe()
         self._switch_source()
+
+    @property
+    def process_group(self) -> Any:
+        """The processes that share out every batch; None, as long as nothing else is set: all.
+
+        To be set where some processes hold parts of one model instead (on a mesh, its data-parallel group), or train another
+        one. It stays out of ``state_dict``.
+        """
+        return self._processes.group
+
+    @process_group.setter
+    def process_group(self, group: Any) -> None:
+        self._processes = Processes(group)
 
     def forward(self, losses: Mapping[str, Tensor | None]) -> Tensor:
         """The total loss, ``sum_i w_i L_i``.
@@ -118,26 +136,28 @@ class Balancer(nn.Module, ABC):
         """
         given = self._check(losses)
         values = self._stack(given)
-        total = (self.weights * values).sum()
-        if not (torch.is_grad_enabled() and total.requires_grad):
-            return total
+        idle = all(loss is None for loss in given.values())  # a process without labels takes part in the step all the same
+        if not ((values.requires_grad or idle) and torch.is_grad_enabled() and self._in_training()):
+            return (self.weights * values).sum()
         self._check_values(given, values.detach())
-        here = {task: loss for task, loss in given.items() if loss is not None}
-        measurement = (
-            self._source.note(here, self.weights) if self._source is not None and self._source.measuring else None
-        )
+        if self._source is not None:
+            values = self._stack(self._source.tap(given))
         # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
         # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
         present = self._mask(tuple(loss is not None for loss in given.values()))
         note = torch.stack([values.detach(), present.to(values.dtype), torch.ones_like(values)])
-        total = total + (self._probe * note).sum()
-        return total if measurement is None else total + measurement
+        return (self.weights * values).sum() + (self._probe * note).sum()
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, *, skip: bool = False) -> None:
         """Move the weights, from what the backward passes since the last step have left.
 
         A step in which a loss or a norm is not finite changes nothing and is counted in ``skipped_steps``.
+
+        Args:
+            skip: Have this step change nothing and counted as well. For a loss scaler that has found an overflow where no
+                balancer looks, in a head: ``balancer.step(skip=scaler.get_scale() < scale)``, with ``scale`` what
+                ``get_scale()`` gave before ``scaler.update()``.
 
         Raises:
             RuntimeError: No backward pass has gone through the total loss since the last step.
@@ -145,11 +165,12 @@ class Balancer(nn.Module, ABC):
         note = self._probe.grad
         if note is None:
             raise RuntimeError(
-                "balancer.step() comes after backward() on the balancer's total loss; found no backward pass"
+                "balancer.step() comes after backward() on the balancer's total loss, taken in training mode; found no "
+                "backward pass"
             )
-        step = self._read(_mean_over_processes(note))
+        step = self._read(self._processes.mean(note))
         state, log = self._update(step)
-        usable = self._usable(step)
+        usable = self._usable(step) & (not skip)
         initial = {"initial_losses": step.initial_losses, "initial_seen": self._seen_after(step.present)}
         for name, new in (initial | state).items():
             buffer = self.get_buffer(name)
@@ -186,18 +207,19 @@ class Balancer(nn.Module, ABC):
         return {"tasks": list(self.tasks), "steps": self._steps, "unseen": sorted(self._unseen)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore it.
-
-        Raises:
-            ValueError: The state belongs to other tasks.
-        """
-        if tuple(state["tasks"]) != self.tasks:
-            raise ValueError(
-                f"the saved balancer has the tasks {tuple(state['tasks'])}; wanted {self.tasks}, in this order"
-            )
+        """Restore it."""
         self._steps = state["steps"]
         self._unseen = set(state["unseen"])
         self._switch_source()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Refuse, before anything is changed, a state that belongs to other tasks."""
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if saved is not None and tuple(saved["tasks"]) != self.tasks:
+            raise ValueError(
+                f"the saved balancer has the tasks {tuple(saved['tasks'])}; wanted {self.tasks}, in this order"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         """Name the tasks."""
@@ -219,17 +241,22 @@ class Balancer(nn.Module, ABC):
 
     def _check_values(self, given: dict[str, Tensor | None], values: Tensor) -> None:
         """Look at what is new: a task's first loss, and whether it reaches the fork."""
-        first = {task: loss for task, loss in given.items() if loss is not None and task in self._unseen}
-        if not first or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return
-        for task, loss in first.items():
-            value = loss.item()
-            if not torch.isfinite(loss):
+        here = {task: loss for task, loss in given.items() if loss is not None}
+        for task in here.keys() & self._unseen:
+            value = here[task].item()
+            if not isfinite(value):
                 raise ValueError(f"task {task!r}: its first loss must be finite; found {value}")
             self._check_first(task, value)
-        if self._source is not None and self._source.measuring:
-            self._source.check_reach(first)
-        self._unseen -= first.keys()
+        if self._source is not None and self._source.measuring and (new := here.keys() & self._unchecked):
+            self._source.check_reach({task: here[task] for task in self.tasks if task in new})
+            self._unchecked -= new
+        self._unseen -= here.keys()
+
+    def _in_training(self) -> bool:
+        """Whether anything is to be learnt from this pass: not in ``eval()``, the balancer's or the model's."""
+        return self.training and (self._source is None or self._source.training)
 
     def _check(self, losses: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
         """The losses in task order, checked for everything that needs no look at their values."""
@@ -255,7 +282,7 @@ class Balancer(nn.Module, ABC):
                 )
         return {task: losses[task] for task in self.tasks}
 
-    def _stack(self, given: dict[str, Tensor | None]) -> Tensor:
+    def _stack(self, given: Mapping[str, Tensor | None]) -> Tensor:
         """The losses ``(T,)`` in the precision of the weights or better, zero for an absent task."""
         dtype = self.weights.dtype
         for loss in given.values():
@@ -277,7 +304,7 @@ class Balancer(nn.Module, ABC):
         }
         norms = None
         if self._source is not None and self._source.measuring:
-            self._source.reduce()
+            self._source.reduce(self._processes)
             norms = self._source.gradient_norms().to(losses.dtype) / (scale * self.weights)
             self._source.reset()
             self._log["gradient_norms"] = shown(self.weights * norms, present)
@@ -326,13 +353,6 @@ class Balancer(nn.Module, ABC):
 def _check_count(name: str, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive integer; found {value!r}")
-
-
-def _mean_over_processes(note: Tensor) -> Tensor:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return note
-    distributed.all_reduce(note)
-    return note / distributed.get_world_size()
 
 
 def shown(values: Tensor, present: Tensor) -> Tensor:

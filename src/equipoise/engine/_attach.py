@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from equipoise.engine._features import split
-from equipoise.engine._fork import named_alias
 from equipoise.engine._node import ForkNode
 from equipoise.engine._reach import check_reach
-from equipoise.engine._rules import general
-from equipoise.engine._source import Source, named_parameters
+from equipoise.engine._source import Source, chosen, named_parameters
 
 
 def attach(
@@ -26,7 +24,8 @@ def attach(
     """Measure a model from outside: what a `Fork` does, by hooks on the modules that are there.
 
     Every head's input is given an alias of its own when the head is called. The gradient that arrives there is carried on to
-    the last shared layer along the original graph, whatever lies between, inside the one backward pass.
+    the last shared layer along the original graph, whatever lies between, inside the one backward pass. While it is measured, a
+    head must not begin with an operation in place, as ``nn.ReLU(inplace=True)``.
 
     Args:
         model: The model. Its code, its parameters and the keys of its ``state_dict`` stay as they are.
@@ -38,6 +37,7 @@ def attach(
         What a balancer takes in the place of a fork.
 
     Raises:
+        TypeError: ``parameters`` is a string.
         ValueError: A path leads nowhere, two tasks have one head, or a parameter is unknown or frozen.
 
     Differs from the paper:
@@ -67,9 +67,9 @@ class Attached(Source):
         self, model: nn.Module, shared_layer: str, heads: Mapping[str, str], parameters: Sequence[str] | None
     ) -> None:
         super().__init__(list(heads))
+        self._model = model
         self._layer = _submodule(model, "shared_layer", shared_layer)
-        self._names = None if parameters is None else tuple(parameters)
-        self._checked = False
+        self._names = chosen("parameters", parameters)
         modules = {task: _submodule(model, f"the head of task {task!r}", path) for task, path in heads.items()}
         for task, module in modules.items():
             same = [other for other in modules if other != task and modules[other] is module]
@@ -86,6 +86,11 @@ class Attached(Source):
         """W, by name."""
         return named_parameters(self._layer, self._names)
 
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """Whether the model is in training mode, even where its shared layer is kept in ``eval()``."""
+        return self._model.training
+
     def remove(self) -> None:
         """Take the hooks off the model again."""
         for handle in self._handles:
@@ -97,28 +102,22 @@ class Attached(Source):
         Raises:
             ValueError: One does not; the message names the task and what was found.
         """
-        check_reach(losses, self.tasks, self._id, self.parameters_measured, by_rule=False)
+        reads = "what the head of task {} is given"
+        check_reach(losses, self.tasks, self._id, self.parameters_measured, by_rule=False, reads=reads)
         self._checked = True
 
     def alias(self, i: int, inputs: Any) -> Any:
         """The inputs of head i, its own alias of each tensor that carries a gradient."""
-        if not (self._measuring and self._layer.training and torch.is_grad_enabled()) or torch.compiler.is_exporting():
+        if not self._measures():
             return inputs
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "attach measures from the original graph, which a compiled model does not have: compile the parts below the "
-                "heads' inputs only, or put an equipoise.Fork behind a Linear or Conv layer into the model"
-            )
         tensors, put = split(inputs)
-        carrying = [tensor for tensor in tensors if tensor.requires_grad]
-        if not carrying:
+        if not any(tensor.requires_grad for tensor in tensors):
             return inputs
-        statistic = general(list(self.parameters_measured.values()))
-        aliases = ForkNode.apply(statistic, (self._id, i), len(carrying), self._probes[i], *carrying, *carrying)
+        statistic = self._from_the_graph(tensors)
+        aliases = ForkNode.apply(statistic, (self._id, i), len(tensors), self._probes[i], *tensors, *tensors)
         if not self._checked:
-            aliases = [named_alias(self.tasks[i], alias) for alias in aliases]
-        by_tensor = dict(zip(map(id, carrying), aliases, strict=True))
-        return put([by_tensor.get(id(tensor), tensor) for tensor in tensors])
+            aliases = [self._guarded(self.tasks[i], alias) for alias in aliases]
+        return put(aliases)
 
     def _rows(self) -> list[int]:
         return [1] * len(self.tasks)
@@ -135,7 +134,9 @@ class _HeadHook:
 
 
 def _submodule(model: nn.Module, what: str, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        raise ValueError(f"{what}: {type(model).__name__} has no module at {path!r}") from None
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    if path not in modules:
+        near = get_close_matches(path, modules, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(map(repr, list(modules)[1:6]))}, ..."
+        raise ValueError(f"{what}: {type(model).__name__} has no module at {path!r}{hint}")
+    return modules[path]

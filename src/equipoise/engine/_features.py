@@ -1,28 +1,29 @@
-"""Features of any shape: a tensor, or a tuple, list, dict or dataclass of them."""
+"""Features of any shape: a tensor, or a tuple, list, dict or dataclass of them, one in another if need be."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+Rebuild = Callable[[Sequence[Any]], Any]
+"""Other leaves, in the same order -> the same structure with them."""
 
-def split(features: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+
+def split(features: Any) -> tuple[list[Tensor], Rebuild]:
     """The tensors in ``features`` that carry gradients, and how to put others in their places.
 
-    Raises:
-        TypeError: There is no floating-point tensor in it.
+    Where none does, as behind a trunk that is frozen, they are all the floating-point tensors; there may be none.
     """
     leaves, rebuild = _leaves(features)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    if not places:
-        raise TypeError(
-            "the features must be a floating-point tensor, or a tuple, list, dict or dataclass with one in it; "
-            f"found {type(features).__name__}"
-        )
+    floating = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    places = [i for i in floating if leaves[i].requires_grad] or floating
 
     def put(tensors: Sequence[Tensor]) -> Any:
         filled = list(leaves)
@@ -33,15 +34,30 @@ def split(features: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any
     return [leaves[i] for i in places], put
 
 
-def _leaves(features: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+def _leaves(features: Any) -> tuple[list[Any], Rebuild]:
     if isinstance(features, Tensor):
-        return [features], lambda leaves: leaves[0]
-    leaves, spec = pytree.tree_flatten(features)
-    if len(leaves) == 1 and leaves[0] is features and dataclasses.is_dataclass(features):
-        names = [field.name for field in dataclasses.fields(features)]
-        leaves, spec = pytree.tree_flatten([getattr(features, name) for name in names])
-        return leaves, lambda new: dataclasses.replace(
-            features,  # type: ignore[type-var]
-            **dict(zip(names, pytree.tree_unflatten(new, spec), strict=True)),
-        )
-    return leaves, lambda new: pytree.tree_unflatten(new, spec)
+        return [features], itemgetter(0)
+    nodes, spec = pytree.tree_flatten(features)
+    parts = [_of_dataclass(node) for node in nodes]
+
+    def rebuild(leaves: Sequence[Any]) -> Any:
+        rest = iter(leaves)
+        return pytree.tree_unflatten([part(list(islice(rest, len(own)))) for own, part in parts], spec)
+
+    return [leaf for own, _ in parts for leaf in own], rebuild
+
+
+def _of_dataclass(node: Any) -> tuple[list[Any], Rebuild]:
+    """The leaves in the fields of a dataclass; anything else is a leaf."""
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        return [node], itemgetter(0)
+    names = [field.name for field in dataclasses.fields(node)]
+    leaves, rebuild = _leaves([getattr(node, name) for name in names])
+
+    def put(new: Sequence[Any]) -> Any:
+        filled = copy.copy(node)  # and not a new one: its __init__ may take other arguments, or compute
+        for name, value in zip(names, rebuild(new), strict=True):
+            object.__setattr__(filled, name, value)
+        return filled
+
+    return leaves, put

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.engine._alias import named_alias
 from equipoise.engine._features import split
 from equipoise.engine._node import ForkNode
 from equipoise.engine._reach import check_reach
-from equipoise.engine._rules import direct, general, squared_norm
-from equipoise.engine._source import Source, named_parameters
+from equipoise.engine._rules import direct, squared_norm
+from equipoise.engine._source import Source, chosen, named_parameters
 
 
 class Fork(nn.Module, Source):
@@ -24,7 +25,12 @@ class Fork(nn.Module, Source):
 
     For Linear, Conv, ConvTranspose, Embedding and LayerNorm, W is the layer's weight and its gradient is computed from the
     layer's inputs. For any other module (a normalisation, a residual stage, a transformer block, a recurrent layer), W is all
-    its trained parameters together, and their gradients come from the original graph, which is not run again.
+    its trained parameters together, and their gradients come from the original graph, which is not run again. So are those
+    of parameters that are named, which is the choice where a hook changes what the layer takes or gives.
+
+    All heads read the same memory, so none may begin with an operation in place, as ``nn.ReLU(inplace=True)`` or ``x += 1``.
+    While the fork is measured, and in the first training pass in any case, that is an error of PyTorch's, with the name of
+    the task in it up to the end of the first step. In ``eval()`` the features are one tensor, as in any PyTorch code.
 
     Args:
         shared_layer: The last shared layer. ``None``: the input of the fork is taken for the features, and gradients are
@@ -67,9 +73,9 @@ class Fork(nn.Module, Source):
         if shared_layer is None and parameters is not None:
             raise ValueError("parameters: there is no shared_layer whose they could be")
         self.shared_layer = shared_layer
-        self._names = None if parameters is None else tuple(parameters)
+        self._names = chosen("parameters", parameters)
         self._rule = None if shared_layer is None or parameters is not None else direct(shared_layer)
-        self._checked = False
+        self._handed_out = False
         _ = self.parameters_measured  # refuses what cannot be measured
         self._place_probes()
 
@@ -92,16 +98,22 @@ class Fork(nn.Module, Source):
         Returns:
             The features, once per task, by name. Every head must read its own.
         """
-        features = inputs[0] if self.shared_layer is None else self.shared_layer(*inputs, **keywords)
-        if not (self._measuring and self.training and torch.is_grad_enabled()) or torch.compiler.is_exporting():
-            return dict.fromkeys(self.tasks, features)
+        given = [*inputs, *keywords.values(), None][0]
+        features = given if self.shared_layer is None else self.shared_layer(*inputs, **keywords)
+        if not self._measures():
+            return self._shared(features)
         tensors, put = split(features)
+        if not tensors:
+            raise TypeError(
+                "the features must be a floating-point tensor, or a tuple, list, dict or dataclass with one in it; "
+                f"found {type(features).__name__}"
+            )
         if self.shared_layer is None:
             self._place_probes(tensors[0].device)
-        statistic, kept = self._statistic(inputs, tensors)
+        statistic, kept = self._statistic(given, tensors)
         aliases = ForkNode.apply(statistic, (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
-        if not (self._checked or torch.compiler.is_compiling()):
-            aliases = [named_alias(self.tasks[i // len(tensors)], alias) for i, alias in enumerate(aliases)]
+        if not (torch.compiler.is_compiling() or self._checked):
+            aliases = [self._guarded(self.tasks[i // len(tensors)], alias) for i, alias in enumerate(aliases)]
         size = len(tensors)
         return {task: put(aliases[i * size : (i + 1) * size]) for i, task in enumerate(self.tasks)}
 
@@ -111,26 +123,29 @@ class Fork(nn.Module, Source):
         Raises:
             ValueError: One does not; the message names the task and what was found.
         """
-        check_reach(losses, self.tasks, self._id, self.parameters_measured, self._rule is not None)
+        by_rule = self._rule is not None
+        check_reach(losses, self.tasks, self._id, self.parameters_measured, by_rule=by_rule, reads="features[{}]")
         self._checked = True
 
     def extra_repr(self) -> str:
         """Name the tasks."""
         return f"tasks={self.tasks}"
 
-    def _statistic(self, inputs: tuple[Any, ...], features: list[Tensor]) -> tuple[Any, list[Tensor]]:
+    def _shared(self, features: Any) -> dict[str, Any]:
+        """The features as they are, for all tasks; the first time in training under names, as no head may write on them."""
+        if torch.compiler.is_compiling() or self._handed_out or not (self.training and torch.is_grad_enabled()):
+            return dict.fromkeys(self.tasks, features)
+        self._handed_out = True
+        tensors, put = split(features)
+        return {task: put([named_alias(task, tensor) for tensor in tensors]) for task in self.tasks}
+
+    def _statistic(self, given: Any, features: list[Tensor]) -> tuple[Any, list[Tensor]]:
         """How the statistic is computed, and what must be kept for it."""
         if self.shared_layer is None:
             return squared_norm, []
         if self._rule is not None:
-            return self._rule, [inputs[0]]
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                f"{type(self.shared_layer).__name__} as the last shared layer is measured from the original graph, which a "
-                "compiled model does not have: compile the trunk and the heads instead, or choose a last shared layer such "
-                "as Linear or Conv, which have a rule of their own"
-            )
-        return general(list(self.parameters_measured.values())), features
+            return self._rule, [given]
+        return self._from_the_graph(features), features
 
     def _shape(self) -> tuple[int, ...]:
         return tuple(self.parameters_measured["weight"].shape) if self._rule is not None else super()._shape()
@@ -150,27 +165,3 @@ class Fork(nn.Module, Source):
         nn.Module.__setstate__(self, state)
         Source.__setstate__(self, {})
         self._place_probes()
-
-
-class _NamedAlias(torch.autograd.Function):
-    """An identity whose name PyTorch prints when somebody writes over its output."""
-
-    @staticmethod
-    def forward(ctx: Any, alias: Tensor) -> Tensor:
-        return alias.view_as(alias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-def named_alias(task: str, alias: Tensor) -> Tensor:
-    """The alias under a name that tells, in PyTorch's own error, which head works in place, and the remedy.
-
-    Until a fork has been checked its aliases bear such names; a head that works in place does so in its first forward pass.
-    """
-    text = (
-        f"[the features of task {task!r}; its head must not work in place on them: use inplace=False or clone() first]"
-    )
-    named: type[torch.autograd.Function] = type(text, (_NamedAlias,), {})
-    return named.apply(alias)  # type: ignore[no-any-return]

@@ -35,9 +35,13 @@ class ForkNode(torch.autograd.Function):
     def forward(
         statistic: Statistic, mark: tuple[int, int], kept: int, probe: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return a view of each of the features for every row of the probe."""
-        features = tensors[kept:]
-        return tuple(feature.view_as(feature) for _ in range(probe.shape[0]) for feature in features)
+        """Return a view of each of the features for every row of the probe; a copy in compiled code.
+
+        Where views of one tensor leave a compiled region they are taken anew from that tensor, past this node. A copy that
+        need not be made is left out by the compiler.
+        """
+        alias = torch.clone if torch.compiler.is_compiling() else _view
+        return tuple(alias(feature) for _ in range(probe.shape[0]) for feature in tensors[kept:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -59,6 +63,10 @@ class ForkNode(torch.autograd.Function):
         return None, None, None, statistic, *(None,) * ctx.kept, *sums
 
 
+def _view(tensor: Tensor) -> Tensor:
+    return tensor.view_as(tensor)
+
+
 def _sum(gradients: Gradients) -> Tensor | None:
     arrived = [g for g in gradients if g is not None]
     if not arrived:
@@ -70,17 +78,22 @@ def _sum(gradients: Gradients) -> Tensor | None:
 
 
 def _per_task(ctx: Any, kept: Sequence[Tensor], tasks: Sequence[Gradients]) -> Tensor | None:
-    device = next((g.device for task in tasks for g in task if g is not None), None)
-    if device is None:
+    arrived = [g for task in tasks for g in task if g is not None]
+    if not arrived:
         return None
-    absent = torch.zeros(ctx.shape[1:], dtype=ctx.dtype, device=device)
+    absent = torch.zeros(ctx.shape[1:], dtype=ctx.dtype, device=arrived[0].device)
     rows = [absent if all(g is None for g in task) else ctx.statistic(kept, task).to(ctx.dtype) for task in tasks]
-    found, wanted = rows[0].shape, ctx.shape[1:]
+    wanted = ctx.shape[1:]
     for row in rows:
         if row.shape != wanted:
-            raise RuntimeError(
-                f"the gradient of the last shared layer's weight has the shape {tuple(wanted)}, but what its inputs and "
-                f"the gradient at its outputs give is {tuple(found)}: under tensor parallelism this process holds a part "
-                "of the layer only, which is not supported. Choose a last shared layer that is not split, or PerLoss"
-            )
+            raise split_layer(f"a weight {tuple(wanted)} of which they give {tuple(row.shape)}")
     return torch.stack(rows)
+
+
+def split_layer(found: str) -> RuntimeError:
+    """The error where this process sees a part of the last shared layer only."""
+    return RuntimeError(
+        "the gradient of the last shared layer's weight is computed from the layer's inputs and the gradient at its outputs, "
+        f"which must be whole; found {found}. Under tensor parallelism a process may see a part of them only: name the "
+        "parameter, parameters=('weight',), so that it is measured from the graph"
+    )

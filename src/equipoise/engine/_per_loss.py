@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from equipoise.engine._rules import flat
-from equipoise.engine._source import Source, named_parameters
+from equipoise.engine._node import ForkNode
+from equipoise.engine._reach import check_depends
+from equipoise.engine._rules import general
+from equipoise.engine._source import Source, chosen, named_parameters
 
 
 class PerLoss(Source):
@@ -16,8 +18,11 @@ class PerLoss(Source):
 
     For losses that come from different forward passes (the terms of a physics-informed network), several losses on one
     output (codecs, variational autoencoders), losses that use derivatives of the network. It costs one backward pass per
-    task from the loss down to the parameters, where a fork costs none; the caller still calls ``backward()`` once, on the
-    total loss.
+    task from the loss down to the parameters, where a fork costs none. They run inside the one ``backward()`` that the caller
+    calls on the total loss.
+
+    A model that is compiled as a whole must allow more than one pass: set ``torch._functorch.config.donated_buffer = False``
+    before it is compiled.
 
     Args:
         parameters: W: a module (all its trained parameters), a parameter, or a list of parameters.
@@ -51,7 +56,7 @@ class PerLoss(Source):
         super().__init__(tasks)
         self._module, self._names, self._listed = None, None, {}
         if isinstance(parameters, nn.Module):
-            self._module, self._names = parameters, None if names is None else tuple(names)
+            self._module, self._names = parameters, chosen("names", names)
         else:
             if names is not None:
                 raise TypeError("names go with a module; found parameters that are given by themselves")
@@ -66,39 +71,40 @@ class PerLoss(Source):
         """W, by name."""
         return self._listed if self._module is None else named_parameters(self._module, self._names)
 
-    def note(self, losses: Mapping[str, Tensor], weights: Tensor) -> Tensor | None:
-        """The gradients of the weighted losses, written into a zero that is added to the total loss.
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """Whether the module is in training mode; parameters given by themselves always are."""
+        return self._module is None or self._module.training
 
-        They leave it as the gradient of the probe, so that they accumulate and are scaled like everything else.
-        """
+    def tap(self, losses: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
+        """An alias of every loss. The gradient that arrives there has all that the total loss was multiplied with."""
+        if not self._measures():
+            return losses
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "PerLoss measures from the original graph, which a compiled function does not have: compile the model, and "
+                "call the balancer outside of what is compiled"
+            )
         self._place_probes()
-        probe = self._probes[0]
-        absent = torch.zeros_like(probe[0])
-        rows = [
-            self._gradient(losses[task]).to(probe.dtype) * weight if task in losses else absent
-            for task, weight in zip(self.tasks, weights, strict=True)
-        ]
-        return (probe * torch.stack(rows)).sum()
+        statistic = general(list(self.parameters_measured.values()))
+        aliases: dict[str, Tensor | None] = dict(losses)
+        for i, task in enumerate(self.tasks):
+            loss = losses[task]
+            if loss is not None and loss.requires_grad:
+                (aliases[task],) = ForkNode.apply(statistic, (self._id, i), 1, self._probes[i], loss, loss)
+        return aliases
 
     def check_reach(self, losses: Mapping[str, Tensor]) -> None:
         """Check that each of ``losses`` depends on the parameters.
 
         Raises:
-            ValueError: One does not; the message names the task.
+            ValueError: One does not, or not as it can be measured; the message names the task.
         """
         for task, loss in losses.items():
-            if not loss.requires_grad or all(g is None for g in self._found(loss)):
-                raise ValueError(
-                    f"task {task!r}: its loss must depend on the parameters measured; found that it does not"
-                )
+            check_depends(task, loss, self.parameters_measured)
 
-    def _found(self, loss: Tensor) -> tuple[Tensor | None, ...]:
-        parameters = list(self.parameters_measured.values())
-        return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-
-    def _gradient(self, loss: Tensor) -> Tensor:
-        gradients = zip(self.parameters_measured.values(), self._found(loss), strict=True)
-        return torch.cat([flat(parameter, gradient) for parameter, gradient in gradients])
+    def _rows(self) -> list[int]:
+        return [1] * len(self.tasks)
 
 
 def _trained(i: int, parameter: object) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 from torch.nn.utils.parametrize import is_parametrized
 
-from equipoise.engine._node import Gradients, Statistic
+from equipoise.engine._node import Gradients, Statistic, split_layer
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 """``(inputs of the layer, gradient at its output) -> gradient of its weight``."""
@@ -48,7 +48,13 @@ def general(parameters: Sequence[Tensor]) -> Statistic:
 def _by_autograd(kept: Sequence[Tensor], gradients: Gradients, *, parameters: Sequence[Tensor]) -> Tensor:
     arrived = [(feature, g) for feature, g in zip(kept, gradients, strict=True) if g is not None]
     outputs, grad_outputs = zip(*arrived, strict=True)
-    found = torch.autograd.grad(outputs, parameters, grad_outputs, retain_graph=True, allow_unused=True)
+    try:
+        found = torch.autograd.grad(outputs, parameters, grad_outputs, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        remedy = next((remedy for word, remedy in _REMEDIES.items() if word in str(error)), None)
+        if remedy is None:
+            raise
+        raise RuntimeError(f"the last shared layer is measured from the original graph, which {remedy}") from error
     return torch.cat([flat(p, g) for p, g in zip(parameters, found, strict=True)])
 
 
@@ -57,7 +63,14 @@ def flat(parameter: Tensor, gradient: Tensor | None) -> Tensor:
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     if gradient is None:
         return torch.zeros(parameter.numel(), dtype=dtype, device=parameter.device)
+    if is_sharded(gradient):
+        gradient = gradient.full_tensor()  # type: ignore[attr-defined]
     return gradient.to_dense().reshape(-1).to(dtype) if gradient.is_sparse else gradient.reshape(-1).to(dtype)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether every process holds a part of the tensor only: a DTensor, not imported, as that takes its time."""
+    return hasattr(tensor, "full_tensor")
 
 
 def squared_norm(kept: Sequence[Tensor], gradients: Gradients) -> Tensor:
@@ -77,6 +90,8 @@ def _linear(layer: nn.Module) -> Rule:
 
 def _linear_weight(inputs: Tensor, gradient: Tensor) -> Tensor:
     """dL/dW_oi = sum_n dL/dy_no x_ni."""
+    if inputs.shape[:-1] != gradient.shape[:-1]:
+        raise split_layer(f"inputs {tuple(inputs.shape)} and a gradient {tuple(gradient.shape)}")
     rows = gradient.reshape(-1, gradient.shape[-1])
     return rows.mT @ inputs.to(gradient.dtype).reshape(-1, inputs.shape[-1])
 
@@ -143,10 +158,16 @@ def _conv_transpose_weight(
 ) -> Tensor:
     """A transposed convolution is the adjoint of a convolution: inputs and gradient change places.
 
-    ``output_padding`` has no part in it: what it adds at the outputs is not correlated with any input.
+    That convolution would give more than there were inputs where ``output_padding`` has added a whole stride, which it may
+    where the dilation is larger: those inputs were zero.
     """
     dimensions = len(weight_shape) - 2
     inputs, gradient = _batched(inputs.to(gradient.dtype), dimensions), _batched(gradient, dimensions)
+    if any(d > s for d, s in zip(dilation, stride, strict=True)):
+        settings = zip(gradient.shape[2:], weight_shape[2:], stride, padding, dilation, strict=True)
+        sizes = [(length + 2 * p - d * (kernel - 1) - 1) // s + 1 for length, kernel, s, p, d in settings]
+        missing = [size - found for size, found in zip(sizes, inputs.shape[2:], strict=True)]
+        inputs = functional.pad(inputs, [n for m in reversed(missing) for n in (0, m)])
     weight: Tensor = _CONV_WEIGHT[dimensions](gradient, weight_shape, inputs, stride, padding, dilation, groups)
     return weight
 
@@ -183,6 +204,13 @@ def _layer_norm_weight(inputs: Tensor, gradient: Tensor, *, shape: tuple[int, ..
     normalised = functional.layer_norm(inputs.to(dtype), shape, eps=eps)
     return (normalised * gradient.to(dtype)).reshape(-1, *shape).sum(0)
 
+
+_REMEDIES = {
+    "donated buffer": "a compiled region on the way gives up after one pass: set torch._functorch.config.donated_buffer = "
+    "False before anything is compiled, or measure with a Fork behind a layer that has a rule of its own",
+    "use_reentrant": "a reentrant checkpoint on the way does not have: checkpoint with use_reentrant=False",
+}
+"""What PyTorch says where a part of the graph cannot be used a second time -> what to do about it."""
 
 _CONV_WEIGHT = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 

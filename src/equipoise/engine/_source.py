@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-from equipoise.engine._rules import square_dtype
+from equipoise.engine._alias import named_alias
+from equipoise.engine._exchange import Exchange, Processes
+from equipoise.engine._node import Statistic
+from equipoise.engine._reach import check_followed
+from equipoise.engine._rules import general, square_dtype
 
 _identities = itertools.count()
 
@@ -23,18 +27,21 @@ class Source(ABC):
     Attributes:
         tasks: The names of the tasks, in the order of every tensor ``(T,)``.
         parameters_measured: W, by name; empty where gradients are taken at the features.
+        training: Whether the model is in training mode. Outside of it nothing is measured.
     """
 
     tasks: tuple[str, ...]
     parameters_measured: dict[str, Tensor]
+    training: bool
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = task_names(tasks)
         self._id = next(_identities)
         self._measuring = False
+        self._checked = False
+        self._copies: list[tuple[str, Tensor]] | None = None
         self._probes: list[Tensor] = []
-        self._group: Any = None
-        self._flights: list[tuple[Tensor, Any] | None] = []
+        self._exchange = Exchange()
 
     @property
     def measuring(self) -> bool:
@@ -85,36 +92,29 @@ class Source(ABC):
         measurement = self._measurement()
         return measurement.flatten(1).norm(dim=1) if self.parameters_measured else measurement.sqrt()
 
-    def reduce(self) -> None:
+    def reduce(self, processes: Processes) -> None:
         """Combine what every process has measured to what one process would have on all their batches.
 
-        Every process must call it. The gradient of the mean loss is the mean of the processes' gradients, and its norm is
-        taken after that. At the features, where every sample has its own, squares are added instead. The exchange has been
-        under way since the gradients were there, while the backward pass went on into the trunk.
+        Each of ``processes`` must call it, once a step: here, and nowhere else, they wait for each other. The gradient of the
+        mean loss is the mean of the processes' gradients, and its norm is taken after that. At the features, where every
+        sample has its own, squares are added instead.
         """
-        if not _several_processes():
+        if processes.number == 1:
             return
-        processes = distributed.get_world_size()
-        for i, probe in enumerate(self._probes):
-            flight = self._flights[i]
-            if flight is None:  # nothing arrived here: the others wait all the same
-                self._launch(i, probe)
-                flight = self._flights[i]
-            assert flight is not None
-            total, work = flight
-            work.wait()
-            probe.grad = total / (processes if self.parameters_measured else processes**2)
-        self._flights = [None] * len(self._probes)
+        total = self._exchange.finish(self._parts, processes)
+        mean = total / (processes.number if self.parameters_measured else processes.number**2)
+        for probe, rows in zip(self._probes, mean.split(self._rows()), strict=True):
+            probe.grad = rows
 
     def reset(self) -> None:
         """Forget what was measured."""
         for probe in self._probes:
             probe.grad = None
-        self._flights = [None] * len(self._probes)
+        self._exchange.discard()
 
-    def note(self, losses: Mapping[str, Tensor], weights: Tensor) -> Tensor | None:
-        """A zero to be added to the total loss, where this source measures through it."""
-        return None
+    def tap(self, losses: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
+        """The losses to be weighted and summed: aliases of ``losses`` where this source measures at the losses themselves."""
+        return losses
 
     @abstractmethod
     def check_reach(self, losses: Mapping[str, Tensor]) -> None:
@@ -123,6 +123,31 @@ class Source(ABC):
         Raises:
             ValueError: One does not; the message names the task and what was found.
         """
+
+    def _measures(self) -> bool:
+        """Whether the forward pass at hand is measured."""
+        return self._measuring and self.training and torch.is_grad_enabled() and not _exporting()
+
+    def _guarded(self, task: str, alias: Tensor) -> Tensor:
+        """What the head of ``task`` is handed before the first step has been checked: it must not work in place on it."""
+        if self._copies is None:
+            return named_alias(task, alias)
+        copied = alias.clone()
+        self._copies.append((task, copied))
+        return copied
+
+    def _from_the_graph(self, features: Sequence[Tensor]) -> Statistic:
+        """The statistic that autograd takes from the graph below the features."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "the last shared layer is measured from the original graph here, which a compiled region does not have: "
+                "compile what is below it and what is above it instead, or measure with a Fork behind a Linear or Conv layer"
+            )
+        self._place_probes()  # parameters may have been frozen since, or trained again
+        parameters = self.parameters_measured
+        if not self._checked:
+            check_followed(features, parameters)
+        return general(list(parameters.values()))
 
     def _shape(self) -> tuple[int, ...]:
         """Shape of the statistic of one task."""
@@ -140,26 +165,24 @@ class Source(ABC):
             for parameter in parameters:
                 dtype = torch.promote_types(dtype, parameter.dtype)
         else:
-            device = device or (self._probes[0].device if self._probes else torch.device("cpu"))
+            device = device or (self._probes[0].device if self._probes else torch.get_default_device())
             dtype = square_dtype(device)
-        if not (self._probes and self._probes[0].device == device and self._probes[0].dtype == dtype):
+        shape = self._shape()
+        if not any((p.shape[1:], p.dtype, p.device) == (shape, dtype, device) for p in self._probes):
             zero = torch.zeros((), dtype=dtype, device=device)
-            self._probes = [zero.expand(rows, *self._shape()).requires_grad_() for rows in self._rows()]
-            self._flights = [None] * len(self._probes)
-            self._group = None
-        if self._group is None and _several_processes():
-            # A group of its own: the order of these exchanges must not depend on that of anybody else's.
-            self._group = distributed.new_group()
-            for i, probe in enumerate(self._probes):
-                probe.register_post_accumulate_grad_hook(lambda probe, i=i: self._launch(i, probe))
+            self._probes = [zero.expand(rows, *shape).requires_grad_() for rows in self._rows()]
+            self._exchange.discard()
+            for probe in self._probes:
+                probe.register_post_accumulate_grad_hook(self._arrived)
 
-    def _launch(self, i: int, probe: Tensor) -> None:
-        """Send what has accumulated so far on its way. A later backward pass of the same step sends it again, with more."""
-        previous = self._flights[i]
-        if previous is not None:
-            previous[1].wait()
-        total = torch.zeros_like(probe).contiguous() if probe.grad is None else probe.grad.clone()
-        self._flights[i] = total, distributed.all_reduce(total, group=self._group, async_op=True)
+    def _arrived(self, probe: Tensor) -> None:
+        """Send what was measured on its way while the backward pass goes on into the trunk."""
+        if all(probe.grad is not None for probe in self._probes):
+            self._exchange.start(self._parts)
+
+    def _parts(self) -> Tensor:
+        """What the probes hold, ``(T, *)``, as a tensor of its own; zeros where nothing arrived."""
+        return torch.cat([torch.zeros_like(p) if p.grad is None else p.grad for p in self._probes])
 
     def _measurement(self) -> Tensor:
         if not self.measured:
@@ -167,11 +190,11 @@ class Source(ABC):
                 "nothing was measured since the last step: call backward() on the balancer's total loss, computed from a "
                 "forward pass in training mode with gradients enabled, before balancer.step()"
             )
-        return torch.cat([torch.zeros_like(p) if p.grad is None else p.grad for p in self._probes])
+        return self._parts()
 
     def __getstate__(self) -> dict[str, Any]:
         """What is measured belongs to the step at hand, and does not travel."""
-        return {**self.__dict__, "_probes": [], "_flights": [], "_group": None}
+        return {**self.__dict__, "_probes": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the source with an identity of its own: a copy's graph is not the original's."""
@@ -180,15 +203,22 @@ class Source(ABC):
         self.measure(self._measuring)
 
 
-def _several_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+def _exporting() -> bool:
+    """Whether the model is being exported, when nothing of us must be left in its graph.
+
+    The flag is read directly: `torch.compiler.is_exporting` came with PyTorch 2.7, and before 2.12 every compilation by
+    `torch.compile` was told that it was an export.
+    """
+    compiler = torch.compiler
+    return compiler.is_compiling() and (
+        not compiler.is_dynamo_compiling() or getattr(compiler, "_is_exporting_flag", False)
+    )
 
 
 def named_parameters(module: torch.nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
     """Those of the module's parameters that are named, or all that are trained.
 
     Raises:
-        TypeError: ``names`` is a string.
         ValueError: There is none, a name is unknown, or a named parameter is frozen; the message names it.
     """
     own = dict(module.named_parameters())
@@ -197,8 +227,6 @@ def named_parameters(module: torch.nn.Module, names: Sequence[str] | None) -> di
         if not trained:
             raise ValueError(f"{type(module).__name__} must have a parameter that is trained; found none")
         return dict(trained)
-    if isinstance(names, str):
-        raise TypeError(f"parameters must be a sequence of names; found the string {names!r}")
     if not names:
         raise ValueError("parameters must name at least one parameter; found none")
     for name in names:
@@ -207,6 +235,17 @@ def named_parameters(module: torch.nn.Module, names: Sequence[str] | None) -> di
         if not own[name].requires_grad:
             raise ValueError(f"parameters: {name!r} is frozen, so that no gradient reaches it")
     return {name: own[name] for name in names}
+
+
+def chosen(argument: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of parameters as a tuple.
+
+    Raises:
+        TypeError: ``names`` is a string; the message names the argument.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"{argument} must be a sequence of names; found the string {names!r}")
+    return None if names is None else tuple(names)
 
 
 def task_names(tasks: Sequence[str]) -> tuple[str, ...]:

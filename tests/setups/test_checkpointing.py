@@ -1,0 +1,75 @@
+"""Activation checkpointing, both kinds: below the last shared layer, the layer itself, above it, and all at once."""
+
+import matrix
+import pytest
+from doors import DOORS, data
+from lockstep import largest_deviation
+from torch.utils.checkpoint import checkpoint
+
+KINDS = {"non-reentrant": False, "reentrant": True}
+
+
+def trunk(network):
+    """A part below the last shared layer."""
+    return [network.trunk[2]]
+
+
+def last_shared_layer(network):
+    """The layer itself; where it is measured by rule or there is none, with its fork."""
+    if hasattr(network, "shared"):
+        return [network.shared]
+    block = type(network.fork.shared_layer).__name__ == "Block"
+    return [network.fork.shared_layer if block else network.fork]
+
+
+def heads(network):
+    """A part above it."""
+    return [head[1] for head in network.heads.values()]
+
+
+def whole_network(network):
+    """Everything."""
+    return [network]
+
+
+def checkpointed(part, use_reentrant):
+    """Have a part of the network run again in the backward pass."""
+
+    def prepare(network):
+        for module in part(network):
+            forward = module.forward
+            module.forward = lambda *inputs, forward=forward: checkpoint(forward, *inputs, use_reentrant=use_reentrant)
+        return network
+
+    return prepare
+
+
+REFUSED = {
+    (last_shared_layer, "Fork, by rule"): r"does not reach the fork.*use_reentrant=False",
+    (last_shared_layer, "Fork, a block"): r"'inner.bias' in a reentrant checkpoint: checkpoint with use_reentrant=False",
+    (last_shared_layer, "Fork, features"): r"does not reach the fork.*use_reentrant=False",
+    (last_shared_layer, "attach"): r"'bias' in a reentrant checkpoint: checkpoint with use_reentrant=False",
+    (last_shared_layer, "PerLoss"): r"'bias' in a reentrant checkpoint: checkpoint with use_reentrant=False",
+    (heads, "PerLoss"): r"'bias' in a reentrant checkpoint: checkpoint with use_reentrant=False",
+}
+"""PyTorch runs a reentrant checkpoint again by a backward pass of its own, through which no other gradient can be taken."""
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", [trunk, last_shared_layer, heads])
+def test_checkpoint(part, kind, door):
+    setup = f"checkpoint {kind}, {part.__name__.replace('_', ' ')}"
+    prepare = checkpointed(part, KINDS[kind])
+    if kind == "reentrant" and (part, door) in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[part, door]) as error:
+            largest_deviation(door, data(6), prepare=prepare)
+        matrix.refused(door, setup, error.value)
+    else:
+        matrix.exact(door, setup, largest_deviation(door, data(6), prepare=prepare))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_all_of_the_network(door):
+    found = largest_deviation(door, data(6), prepare=checkpointed(whole_network, False))
+    matrix.exact(door, "checkpoint non-reentrant, whole network", found)

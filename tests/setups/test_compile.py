@@ -1,0 +1,241 @@
+"""`torch.compile`: the same numbers, from one graph, compiled in the first steps and never again."""
+
+import re
+
+import matrix
+import pytest
+import torch
+from doors import DOORS, TASKS, build, data, losses_of
+from lockstep import largest_deviation, ordinary
+from networks import targets_of
+from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
+
+import equipoise as eq
+
+pytestmark = [
+    # Dynamo makes an instance of every autograd.Function that it traces; and where a graph cannot be had, it looks at the
+    # .grad of tensors that are no leaves before it gives up. Inductor still uses what PyTorch has deprecated.
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"),
+]
+
+FROM_THE_GRAPH = ("Fork, a block", "attach")
+"""The doors that need the original graph between W and the heads."""
+
+REFUSAL = "compile what is below it and what is above it instead"
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.compiler.reset()
+    counters.clear()
+    with torch._functorch.config.patch(donated_buffer=False):  # PerLoss needs it, and says so: see the last test
+        yield
+    torch.compiler.reset()
+
+
+def whole_model(**how):
+    """All of the network in one graph."""
+    return lambda network: torch.compile(network, **how)
+
+
+def trunk_only(**how):
+    """What is below the last shared layer."""
+
+    def prepare(network):
+        network.trunk = torch.compile(network.trunk, **how)
+        return network
+
+    return prepare
+
+
+def trunk_and_heads(**how):
+    """What is below the last shared layer, and what is above it."""
+
+    def prepare(network):
+        trunk_only(**how)(network)
+        for head in network.heads.values():
+            head[1] = torch.compile(head[1], **how)
+        return network
+
+    return prepare
+
+
+def fixed_sizes():
+    """Eight batches of one size."""
+    return data(8)
+
+
+def changing_sizes():
+    """Eight batches, each of another size."""
+    generator = torch.Generator().manual_seed(1)
+    for size in (12, 7, 9, 5, 16, 11, 8, 10):
+        x = torch.randn(size, 6, generator=generator, dtype=torch.float64)
+        yield x, targets_of(x, TASKS)
+
+
+def compiled_once(batches, first):
+    """The batches; after the ``first`` ones it is an error to compile anything."""
+    for i, batch in enumerate(batches):
+        with torch.compiler.set_stance("default" if i < first else "fail_on_recompile"):
+            yield batch
+
+
+def cell(door, prepare, batches=fixed_sizes, every=1):
+    """Train; return the largest deviation."""
+    found = largest_deviation(door, compiled_once(batches(), 2), prepare=prepare, every=every)
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    assert not counters["graph_break"]
+    return found
+
+
+def refused_by(door, prepare, error):
+    """The message with which the library refuses."""
+    with pytest.raises(error, match=REFUSAL) as refusal:
+        largest_deviation(door, fixed_sizes(), prepare=prepare)
+    return re.search(r"the last shared layer.*?(instead|layer)(?=['\"]\)|$)", str(refusal.value)).group()
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_whole_model(door):
+    setup = "torch.compile, whole model, default and fullgraph"
+    if door in FROM_THE_GRAPH:
+        message = refused_by(door, whole_model(backend="aot_eager", fullgraph=True), torch._dynamo.exc.Unsupported)
+        matrix.refused(door, setup, message)
+        return
+    found = cell(door, whole_model(backend="aot_eager"))
+    torch.compiler.reset()
+    matrix.exact(door, setup, max(found, cell(door, whole_model(backend="aot_eager", fullgraph=True))))
+
+
+def test_without_fullgraph_a_block_that_was_compiled_is_refused_before_anything_is_measured():
+    assert refused_by("Fork, a block", whole_model(backend="aot_eager"), ValueError)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("name", "settings"), [("every=2", {"every": 2}), ("dynamic batch size", {"batches": changing_sizes})]
+)
+def test_whole_model_in_other_ways(door, name, settings):
+    setup, prepare = f"torch.compile, whole model, {name}", whole_model(backend="aot_eager", fullgraph=True)
+    if door in FROM_THE_GRAPH:
+        matrix.refused(door, setup, refused_by(door, prepare, torch._dynamo.exc.Unsupported))
+    else:
+        matrix.exact(door, setup, cell(door, prepare, **settings))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_trunk_only(door):
+    found = cell(door, trunk_only(backend="aot_eager"))
+    torch.compiler.reset()
+    found = max(found, cell(door, trunk_only(backend="aot_eager", fullgraph=True)))
+    matrix.exact(door, "torch.compile, trunk only, default and fullgraph", found)
+
+
+def trunk_and_fork(**how):
+    """What ends with the features, which leave the graph as many views of one tensor."""
+
+    def prepare(network):
+        features = torch.compile(lambda x: network.fork(network.trunk(x)), **how)
+        network.forward = lambda x: {task: network.heads[task](each) for task, each in features(x).items()}
+        return network
+
+    return prepare
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_trunk_and_fork(door):
+    setup, prepare = "torch.compile, trunk and fork", trunk_and_fork(backend="aot_eager", fullgraph=True)
+    if door in ("attach", "PerLoss"):
+        matrix.not_applicable(door, setup, "there is no fork in the model")
+    elif door in FROM_THE_GRAPH:
+        matrix.refused(door, setup, refused_by(door, prepare, torch._dynamo.exc.Unsupported))
+    else:
+        matrix.exact(door, setup, cell(door, prepare))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_trunk_and_heads(door):
+    """What those do who are refused the whole model."""
+    prepare = trunk_and_heads(backend="aot_eager", fullgraph=True)
+    found = cell(door, prepare)
+    torch.compiler.reset()
+    found = max(found, cell(door, prepare, batches=changing_sizes))
+    matrix.exact(door, "torch.compile, trunk and heads, fixed and dynamic batch size", found)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_together_with_all_the_rest(door):
+    """A checkpoint in the compiled trunk, autocast, two micro-batches, and a loss scale."""
+
+    def prepare(network):
+        forward = network.trunk[2].forward
+        network.trunk[2].forward = lambda x: checkpoint(forward, x, use_reentrant=False)
+        compiled = trunk_and_heads if door in FROM_THE_GRAPH else whole_model
+        return compiled(backend="aot_eager", fullgraph=True)(network)
+
+    def backward(network, balancer, x, y):
+        for part in (slice(6), slice(6, 12)):
+            with torch.autocast("cpu", torch.bfloat16):
+                total = balancer(losses_of(network, x[part], {task: target[part] for task, target in y.items()}))
+            (1024 / 2 * total).backward()
+        for parameter in network.parameters():
+            parameter.grad /= 1024
+
+    batches = compiled_once(data(8, dtype=torch.float32), 2)
+    found = largest_deviation(door, batches, backward, prepare, dtype=torch.float32)
+    assert not counters["graph_break"]
+    matrix.exact(door, "torch.compile with checkpoint, autocast bfloat16, accumulation, loss scale", found, "half")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_inductor(door):
+    """The compiler that is the default, to the end: generated code."""
+    if door in FROM_THE_GRAPH:
+        matrix.exact(door, "torch.compile, inductor", cell(door, trunk_and_heads(fullgraph=True)))
+    else:
+        matrix.exact(door, "torch.compile, inductor", cell(door, whole_model(fullgraph=True)))
+
+
+@pytest.mark.parametrize("door", ["Fork, by rule", "Fork, features"])
+def test_the_balancer_in_the_compiled_function(door):
+    """Model, losses and balancer in one graph."""
+
+    def backward(network, balancer, x, y):
+        if not hasattr(network, "compiled"):
+            network.compiled = torch.compile(
+                lambda x, y: balancer(losses_of(network, x, y)), backend="aot_eager", fullgraph=True
+            )
+        network.compiled(x, y).backward()
+
+    found = largest_deviation(door, compiled_once(fixed_sizes(), 2), backward)
+    assert not counters["graph_break"]
+    assert found <= matrix.TOLERANCE["float64"]
+
+
+def test_per_loss_does_not_go_into_a_compiled_function():
+    network, source = build("PerLoss")
+    balancer = eq.GradNorm(source).double()
+    compiled = torch.compile(lambda x, y: balancer(losses_of(network, x, y)), backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="call the balancer outside of what is compiled"):
+        compiled(*next(data(1)))
+
+
+def test_per_loss_says_what_a_compiled_model_needs():
+    network, source = build("PerLoss")
+    balancer = eq.GradNorm(source).double()
+    with torch._functorch.config.patch(donated_buffer=True):
+        model = torch.compile(network, backend="aot_eager", dynamic=True)
+        with pytest.raises(RuntimeError, match=r"set torch._functorch.config.donated_buffer = False before"):
+            ordinary(model, balancer, *next(data(1)))
+
+
+def test_instances_of_one_class_share_what_was_compiled():
+    for seed in range(3):
+        network, source = build("Fork, by rule", seed)
+        balancer = eq.GradNorm(source).double()
+        ordinary(torch.compile(network, backend="aot_eager"), balancer, *next(data(1)))
+        balancer.step()
+    assert counters["stats"]["unique_graphs"] == 1

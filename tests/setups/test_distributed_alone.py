@@ -1,0 +1,138 @@
+"""What the processes do together and when, what one of them may do alone, and what is saved."""
+
+import copy
+import itertools
+import pickle
+import warnings
+
+import processes
+import pytest
+import torch
+from doors import DOORS, TASKS, build, data, losses_of
+from shards import Present, alone, check, losses_of_labels, parts_of, share_of, train
+from torch import distributed
+from torch.distributed import checkpoint
+from torch.nn.parallel import DistributedDataParallel
+
+import equipoise as eq
+
+pytestmark = pytest.mark.usefixtures("double")
+
+STEPS = 6
+
+
+def events(rank, world, door, passes):
+    """When the gradients of the tasks are sent, and when the trunk has its own, in every step."""
+    network, source = build(door)
+    seen, all_reduce = [], distributed.all_reduce
+
+    def watched(tensor, *arguments, async_op=False, **settings):
+        if async_op:
+            seen[-1].append("sent")
+        return all_reduce(tensor, *arguments, async_op=async_op, **settings)
+
+    handle = network.trunk[2].weight.register_post_accumulate_grad_hook(lambda parameter: seen[-1].append("trunk"))
+    distributed.all_reduce = watched
+    model = DistributedDataParallel(Present(network))
+    train(model, source, share_of(rank, world, 4, passes), before=lambda *step: seen.append([]))
+    distributed.all_reduce = all_reduce
+    handle.remove()
+    return seen
+
+
+def something_alone(model, source, balancer):
+    """What a process may do between two steps without the others: copies, an evaluation, a pass that is thrown away."""
+
+    def before(weights, micro_batches):
+        ((x, y),) = micro_batches
+        network = model.module.network
+        average, copied = copy.deepcopy((network, balancer))
+        pickle.loads(pickle.dumps((network, source, balancer)))
+        average.eval()
+        with torch.no_grad():
+            copied(losses_of(average, x, y))
+            balancer(losses_of(network, x, y))
+        network.to(torch.float64)
+        with model.no_sync():
+            balancer(losses_of_labels(model, x, y)).backward()
+        balancer.zero_grad()
+
+    return before
+
+
+def worker(rank, world, folder):
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)  # by PyTorch 2.6, in its own checkpoint
+    built = {door: (*parts, eq.GradNorm(parts[1]).double()) for door in DOORS for parts in [build(door)]}
+    processes.connect()
+    found = {}
+    for door, (network, source, balancer) in built.items():
+        one, two = (events(rank, world, door, lambda step, rank, n=n: n) for n in (1, 2))
+        model = DistributedDataParallel(Present(network))
+        before = something_alone(model, source, balancer) if rank == 0 else None
+        run = train(model, source, share_of(rank, world, STEPS), before, balancer)
+        state = {"balancer": balancer.state_dict(), "network": network.state_dict()}
+        checkpoint.save(state, checkpoint_id=folder / door)
+        found[door] = {"one pass": one, "two passes": two, "run": run, "state": state}
+    return found
+
+
+def continued(door, state):
+    """One process goes on from what two have saved."""
+    network, source = build(door, seed=1)
+    balancer = eq.GradNorm(source).double()
+    balancer.load_state_dict(state["balancer"])
+    network.load_state_dict(state["network"])
+    return train(Present(network), source, itertools.islice(parts_of(2 * STEPS, 1), STEPS, None), balancer=balancer)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is .*assuming the intent:UserWarning")  # one process loads: as intended
+def test_what_is_sent_when_and_what_one_process_may_do_alone_and_what_is_saved(tmp_path):
+    for door, (first, second) in processes.by_cell(processes.run(worker, 2, tmp_path)):
+        for found in (first, second):
+            # from the second step on: what the first did could be anything, and the groups are made at its end
+            assert found["one pass"] == [["trunk", "sent"]] + [["sent", "trunk"]] * 3
+            # and no longer where a second pass has made it useless
+            again = ["sent", "trunk", "trunk", "sent"]
+            assert found["two passes"] == [["trunk", "trunk", "sent"], again] + [["trunk", "trunk", "sent"]] * 2
+        check(
+            door,
+            "DDP, one process copies and evaluates between steps",
+            [first["run"], second["run"]],
+            alone(door, STEPS),
+        )
+        expected = alone(door, 2 * STEPS)
+        later = {name: values[STEPS:] for name, values in expected.items()} | {"network": expected["network"]}
+        check(door, "saved by 2 processes, loaded by 1", [continued(door, first["state"])], later)
+        state = {"balancer": eq.GradNorm(build(door)[1]).double().state_dict(), "network": build(door)[0].state_dict()}
+        checkpoint.load(state, checkpoint_id=tmp_path / door)
+        check(door, "saved by 2 processes, loaded by 1", [continued(door, state)], later)
+
+
+def test_a_state_of_other_tasks_is_refused_by_name_and_changes_nothing():
+    saved = eq.GradNorm(eq.Fork(None, ("a", "b", "d")))
+    saved.weights.copy_(torch.tensor([0.5, 1.0, 1.5]))
+    balancer = eq.GradNorm(eq.Fork(None, TASKS))
+    with pytest.raises(
+        ValueError, match=r"the saved balancer has the tasks \('a', 'b', 'd'\); wanted \('a', 'b', 'c'\)"
+    ):
+        balancer.load_state_dict(saved.state_dict())
+    assert torch.equal(balancer.weights, torch.ones(3))
+
+
+def bad_input_on_one(rank, world):
+    processes.connect()
+    network, source = build("Fork, by rule")
+    model, balancer = DistributedDataParallel(network), eq.GradNorm(source).double()
+    for x, y in data(3):
+        losses = losses_of(model, x, y)
+        if rank == 1:
+            losses["b"] = losses["b"] * float("nan")
+        balancer(losses).backward()
+        balancer.step()
+
+
+def test_an_error_on_one_process_is_raised_there_and_ends_the_others():
+    (_, first), (_, second) = processes.outcomes(bad_input_on_one, 2, seconds=60)
+    assert "task 'b': its first loss must be finite; found nan" in second
+    assert first  # PyTorch tells it that the other has gone
+    assert "not done after" not in first

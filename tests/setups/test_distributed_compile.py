@@ -1,0 +1,108 @@
+"""torch.compile and DistributedDataParallel, either around the other."""
+
+import warnings
+
+import processes
+import pytest
+import torch
+from doors import DOORS, TASKS, build
+from reference import close
+from shards import Present, alone, check, parts_of, share_of, train
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import equipoise as eq
+
+pytestmark = pytest.mark.usefixtures("double")
+
+STEPS = 5
+
+
+def around(model):
+    return torch.compile(DistributedDataParallel(model), backend="aot_eager")
+
+
+def within(model):
+    return DistributedDataParallel(torch.compile(model, backend="aot_eager", fullgraph=True))
+
+
+def trunk_only(model):
+    model.network.trunk = torch.compile(model.network.trunk, backend="aot_eager", fullgraph=True)
+    return DistributedDataParallel(model)
+
+
+SETUPS = {
+    "torch.compile around DDP": around,
+    "DDP around torch.compile, fullgraph": within,
+    "DDP, torch.compile of the trunk": trunk_only,
+}
+
+FROM_THE_GRAPH = "measured from the original graph"
+
+REFUSED = {
+    ("torch.compile around DDP", "Fork, a block"): FROM_THE_GRAPH,
+    ("DDP around torch.compile, fullgraph", "Fork, a block"): FROM_THE_GRAPH,
+    ("DDP around torch.compile, fullgraph", "attach"): FROM_THE_GRAPH,
+}
+
+
+class Wide(nn.Module):
+    """More than fits into the first of the buckets in which gradients are averaged: compiled in several parts."""
+
+    def __init__(self, width=400):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
+        self.fork = eq.Fork(nn.Linear(width, width), TASKS)
+        self.heads = nn.ModuleDict(
+            {task: nn.Sequential(nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2)) for task in TASKS}
+        )
+
+    def forward(self, x):
+        features = self.fork(self.trunk(x))
+        return {task: self.heads[task](features[task]) for task in TASKS}
+
+
+def wide():
+    torch.manual_seed(0)
+    network = Wide()
+    return Present(network), network.fork
+
+
+def compiled(rank, world, door, wrap):
+    torch.compiler.reset()
+    network, source = build(door)
+    return train(wrap(Present(network)), source, share_of(rank, world, STEPS))
+
+
+def worker(rank, world):
+    # what PyTorch does itself while it compiles, and warns against
+    warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+    processes.connect()
+    found = {
+        (name, door): processes.caught(compiled, rank, world, door, wrap)
+        for name, wrap in SETUPS.items()
+        for door in DOORS
+    }
+    torch.compiler.reset()
+    parts = []
+
+    def backend(part, inputs):
+        parts.append(part)
+        return torch._dynamo.lookup_backend("aot_eager")(part, inputs)
+
+    model, source = wide()
+    model = torch.compile(DistributedDataParallel(model, bucket_cap_mb=1), backend=backend)
+    return found, train(model, source, share_of(rank, world, STEPS)) | {"parts": len(parts)}
+
+
+def test_equal_to_one_process():
+    ranks = processes.run(worker, 2)
+    for (name, door), runs in processes.by_cell([found for found, _ in ranks]):
+        check(door, name, runs, alone(door, STEPS), REFUSED.get((name, door)))
+    model, source = wide()
+    expected = train(model, source, parts_of(STEPS, 1))
+    for _, run in ranks:
+        assert run["parts"] > 3
+        for name, values in expected.items():
+            close(run[name], values)

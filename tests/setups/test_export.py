@@ -1,0 +1,59 @@
+"""`torch.export` of a model that is being trained: what is deployed is the network, and nothing else."""
+
+import io
+import sys
+
+import matrix
+import pytest
+import torch
+from doors import DOORS, build, data
+from lockstep import ordinary
+
+import equipoise as eq
+
+# Dynamo makes an instance of every autograd.Function that it traces.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_export(door):
+    """In eval() and in training mode, while the balancer measures: the graph of a network that never had one."""
+    ((x, y),) = data(1)
+    plain, source = build(door)
+    source.measure(False)
+    wanted = {strict: graph(torch.export.export(plain, (x,), strict=strict)) for strict in (True, False)}
+    network, source = build(door)
+    balancer = eq.GradNorm(source).double()
+    ordinary(network, balancer, x, y)  # left in the middle of a step
+    worst = 0.0
+    for training in (True, False):
+        network.train(training)
+        for strict in (True, False):
+            program = torch.export.export(network, (x,), strict=strict)
+            assert graph(program) == wanted[strict]
+            assert program.state_dict.keys() == plain.state_dict().keys()
+            assert not program.constants
+            found, expected = program.module()(x), plain(x)
+            worst = max([worst, *(matrix.deviation(found[t].detach(), expected[t].detach()) for t in expected)])
+    assert source.measured
+    matrix.exact(door, "torch.export, in training mode and in eval()", worst)
+
+
+def graph(program):
+    """The operations of a program, in order."""
+    return [(node.op, str(node.target)) for node in program.graph.nodes]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_was_exported_runs_where_the_library_is_not_installed(door, monkeypatch):
+    ((x, _),) = data(1)
+    network, source = build(door)
+    eq.GradNorm(source)
+    expected, file = network(x), io.BytesIO()
+    torch.export.save(torch.export.export(network, (x,)), file)
+    file.seek(0)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "equipoise"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    found = torch.export.load(file).module()(x)
+    for task in expected:
+        torch.testing.assert_close(found[task], expected[task])

@@ -1,0 +1,66 @@
+"""A thousand steps leave nothing behind, and no step keeps its graph."""
+
+import gc
+import resource
+import sys
+import weakref
+
+import pytest
+import torch
+from doors import DOORS, build, data
+from lockstep import ordinary
+
+import equipoise as eq
+
+
+@pytest.fixture(name="parts", params=DOORS)
+def _parts(request):
+    network, source = build(request.param, dtype=torch.float32)
+    return network, eq.GradNorm(source, every=2), torch.optim.SGD(network.parameters(), 1e-3)
+
+
+def train(parts, steps):
+    network, balancer, optimizer = parts
+    for x, y in data(steps, dtype=torch.float32):
+        optimizer.zero_grad()
+        ordinary(network, balancer, x, y)
+        balancer.step()
+        optimizer.step()
+
+
+def living():
+    """Tensors that are alive, blocks of memory in Python's hands, and the most that the process ever held, in MB."""
+    gc.collect()
+    tensors = sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # macOS counts bytes, Linux kilobytes
+    return tensors, sys.getallocatedblocks(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def test_a_thousand_steps_leave_no_growth(parts):
+    train(parts, 50)
+    tensors, blocks, most = living()
+    train(parts, 1000)
+    tensors_after, blocks_after, most_after = living()
+    assert tensors_after <= tensors
+    assert blocks_after - blocks < 1000
+    assert most_after - most < 8
+
+
+def test_no_step_keeps_its_graph(parts):
+    """What a graph has saved is gone as soon as the loss is, without the help of the garbage collector."""
+    network, balancer, _ = parts
+    saved = []
+    network.trunk[2].register_forward_pre_hook(lambda module, inputs: saved.append(weakref.ref(inputs[0])))
+    gc.collect()
+    gc.disable()
+    try:
+        for x, y in data(4, dtype=torch.float32):
+            ordinary(network, balancer, x, y)
+            balancer.step()
+            assert saved.pop()() is None
+        total = balancer({task: output.square().mean() for task, output in network(x).items()})
+        assert saved[0]() is not None
+        del total  # nobody has called backward on it
+        assert saved.pop()() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,126 @@
+"""Mixed precision: autocast, loss scales, and a step that overflows."""
+
+import copy
+
+import matrix
+import pytest
+import torch
+from doors import DOORS, build, data, losses_of, reference_norms
+from lockstep import assert_same_state, gradient_of, largest_deviation, ordinary
+
+import equipoise as eq
+
+SCALE = 65536.0
+COUNTS = ("skipped_steps", "_extra_state")
+"""What a skipped step does change: how many there were, of each kind."""
+
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def single(steps):
+    """Batches in float32."""
+    return data(steps, dtype=torch.float32)
+
+
+def autocast(network, balancer, x, y, dtype=torch.float16, unit=1.0):
+    """The total loss of a forward pass under autocast."""
+    with torch.autocast("cpu", dtype):
+        return balancer({task: unit * loss for task, loss in losses_of(network, x, y).items()})
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", HALVES)
+def test_autocast(door, name):
+    def backward(network, balancer, x, y):
+        autocast(network, balancer, x, y, HALVES[name]).backward()
+
+    found = largest_deviation(door, single(8), backward, dtype=torch.float32)
+    assert found > 1e-5, "nothing was computed in half precision"
+    matrix.exact(door, f"autocast, {name}", found, "half")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_loss_scale(door):
+    """What scales the total loss scales all that is measured, and is undone."""
+
+    def backward(network, balancer, x, y):
+        (SCALE * balancer(losses_of(network, x, y))).backward()
+        for parameter in network.parameters():
+            parameter.grad /= SCALE
+
+    matrix.exact(door, "loss scale 65536", largest_deviation(door, data(8), backward))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_grad_scaler(door):
+    """The first scale is too large for these losses in float16: GradScaler skips, halves, and goes on."""
+    plain, plain_source = build(door, dtype=torch.float32)
+    network, source = build(door, dtype=torch.float32)
+    reference, balancer = eq.GradNorm(plain_source), eq.GradNorm(source)
+    plain_optimizer, optimizer = (torch.optim.SGD(each.parameters(), 1e-3) for each in (plain, network))
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    worst, overflows, steps = 0.0, 0, 0
+    for x, y in single(14):
+        before = copy.deepcopy([balancer.state_dict(), network.state_dict()])
+        optimizer.zero_grad()
+        scaler.scale(autocast(network, balancer, x, y)).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scale = scaler.get_scale()
+        scaler.update()
+        overflow = scaler.get_scale() < scale
+        balancer.step(skip=overflow)
+        if overflow:
+            overflows += 1
+            assert_same_state(before[0], balancer.state_dict(), but=COUNTS)
+            assert_same_state(before[1], network.state_dict())
+            assert balancer.skipped_steps == overflows
+            continue
+        steps += 1
+        norms = reference.weights * reference_norms(door, plain, x, y)
+        plain_optimizer.zero_grad()
+        ordinary(plain, reference, x, y)
+        reference.step()
+        for found, expected in (
+            (balancer.log()["gradient_norms"], norms),
+            (balancer.weights, reference.weights),
+            (gradient_of(network), gradient_of(plain)),
+        ):
+            worst = max(worst, matrix.deviation(found, expected))
+        plain_optimizer.step()
+    assert overflows > 0
+    assert steps > 5
+    matrix.exact(door, "autocast float16, GradScaler from 65536, with overflow", worst, "half")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_gradients_that_only_the_loss_scale_keeps_from_vanishing(door):
+    """Every gradient here is less than the smallest number of float16 until it is scaled."""
+    unit = 1e-8
+    network, source = build(door, dtype=torch.float32)
+    balancer = eq.GradNorm(source)
+    ((x, y),) = single(1)
+    expected = unit * reference_norms(door, network, x, y)
+    assert expected.max() < torch.finfo(torch.float16).smallest_normal
+    (1e9 * autocast(network, balancer, x, y, unit=unit)).backward()
+    balancer.step()
+    assert matrix.deviation(balancer.log()["gradient_norms"], expected) < matrix.TOLERANCE["half"]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_one_task_that_overflows_stops_the_step_for_all(door, bad):
+    network, source = build(door)
+    balancer = eq.GradNorm(source).double()
+    (first, second) = data(2)
+    ordinary(network, balancer, *first)
+    balancer.step()
+    before = copy.deepcopy(balancer.state_dict())
+    losses = losses_of(network, *second)
+    balancer(losses | {"b": bad * losses["b"]}).backward()
+    balancer.step()
+    assert_same_state(before, balancer.state_dict(), but=COUNTS)
+    assert balancer.skipped_steps == 1
+    ordinary(network, balancer, *second)
+    balancer.step()
+    assert not torch.equal(balancer.weights, before["weights"])

@@ -1,0 +1,54 @@
+"""Models trained in threads of one process do not disturb each other."""
+
+import threading
+
+import matrix
+import pytest
+import torch
+from doors import DOORS, build, data
+from lockstep import assert_same_state, ordinary
+
+import equipoise as eq
+
+SEEDS = (0, 1, 2)
+
+
+def train(network, balancer, seed, meet):
+    """Train. All threads meet before every backward pass and before every step, so that they are in them together."""
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3)
+    for x, y in data(20, seed=seed):
+        optimizer.zero_grad()
+        meet()
+        ordinary(network, balancer, x, y)
+        meet()
+        balancer.step()
+        optimizer.step()
+
+
+def parts(door, seed):
+    """A network of its own, and a balancer with settings of its own."""
+    network, source = build(door, seed)
+    return network, eq.GradNorm(source, every=1 + seed % 2).double()
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_threads(door):
+    alone, together = ([parts(door, seed) for seed in SEEDS] for _ in range(2))
+    for seed, (network, balancer) in zip(SEEDS, alone, strict=True):
+        train(network, balancer, seed, lambda: None)
+    barrier = threading.Barrier(len(SEEDS))
+    threads = [
+        threading.Thread(target=train, args=(*each, seed, lambda: barrier.wait(timeout=30)), daemon=True)
+        for seed, each in zip(SEEDS, together, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    for (network, balancer), (other_network, other_balancer) in zip(alone, together, strict=True):
+        assert balancer.weights.std() > 0.05
+        assert_same_state(network.state_dict(), other_network.state_dict())
+        assert_same_state(balancer.state_dict(), other_balancer.state_dict())
+    worst = max(matrix.deviation(b.weights, a.weights) for (_, a), (_, b) in zip(alone, together, strict=True))
+    matrix.exact(door, "three models in three threads", worst)
