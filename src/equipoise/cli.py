@@ -104,6 +104,7 @@ def report(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Write the tables as Markdown instead, without -o to standard output.")
     ] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Leave the single tasks out of the Markdown.")] = False,
 ) -> None:
     """Write the report on all records of a folder (RUNS/report.html if -o is omitted)."""
     store = Store(runs)
@@ -120,7 +121,7 @@ def report(
             write_report(records, path)
             typer.echo(f"report: {path}")
             return
-        tables = "\n".join(f"### {c.spec.problem}\n\n{to_markdown(c)}" for c in group(records))
+        tables = "\n".join(f"### {c.spec.problem}\n\n{to_markdown(c, tasks=not summary)}" for c in group(records))
         if output is None:
             typer.echo(tables, nl=False)
         else:

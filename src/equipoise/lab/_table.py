@@ -129,17 +129,27 @@ def to_rich(comparison: Comparison) -> Table:
     return table
 
 
-def to_markdown(comparison: Comparison) -> str:
-    """The table with its legend and provenance as Markdown; names are escaped, so they show as they are."""
+def to_markdown(comparison: Comparison, *, tasks: bool = True) -> str:
+    """The table with its legend and provenance as Markdown; names are escaped, so they show as they are.
+
+    Args:
+        comparison: The runs.
+        tasks: Whether to show a row for every task, or the summary alone.
+    """
     head = ["task", "metric", *(f"{label} (n = {len(runs)})" for label, runs in comparison.runs.items())]
-    body = [[row.label, format_unit(row), *map(format_cell, row.cells)] for row in summarise(comparison)]
+    body = [
+        [row.label, format_unit(row), *map(format_cell, row.cells)]
+        for row in summarise(comparison)
+        if tasks or not row.is_task
+    ]
     rule = [":--", ":--", *["--:"] * len(comparison.runs)]
     lines = [head, *body]
     table = [_line(map(_escape, cells)) for cells in lines]
     facts = provenance(comparison)
     made = facts.pop("command")
     origin = " · ".join(f"{key}: {value}" for key, value in facts.items())
-    text = [f"{_escape(legend(comparison))}.", "", f"{_escape(origin)} · command: `` {made} ``", ""]
+    text = [f"{_escape(legend(comparison))}.", "", f"`` {made} ``", ""]
+    text += ["<details><summary>Where these figures come from</summary>", "", _escape(origin), "", "</details>", ""]
     return "\n".join([table[0], _line(rule), *table[1:], "", *text])
 
 
