@@ -1,0 +1,163 @@
+"""The methods that a comparison knows, and how they are written on the command line."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from equipoise.balancers import Balancer, Equal, GradNorm, InverseInitialLoss, Static, Uncertainty
+from equipoise.engine import Fork
+from equipoise.lab._problem import Problem
+from equipoise.lab._settings import read_settings, unknown
+
+
+def static(tasks: Fork, weights: Mapping[str, float] | tuple[float, ...], *, every: int | None = None) -> Static:
+    """`Static`, with its weights by task name or in task order.
+
+    Raises:
+        ValueError: There is not one weight per task, or `Static` refuses them.
+    """
+    if not isinstance(weights, Mapping):
+        if len(weights) != len(tasks.tasks):
+            raise ValueError(f"weights: wanted one for each of the tasks {', '.join(tasks.tasks)}; found {weights}")
+        weights = dict(zip(tasks.tasks, weights, strict=True))
+    return Static(tasks, weights, every=every)
+
+
+METHODS: dict[str, tuple[Callable[..., Balancer], str]] = {
+    "equal": (Equal, "every weight is 1"),
+    "static": (static, "given weights, for instance static(weights=(1, 2))"),
+    "inverse_initial_loss": (InverseInitialLoss, "constant weights proportional to 1 / L(0)"),
+    "uncertainty": (Uncertainty, "homoscedastic uncertainty weighting (Kendall et al. 2018)"),
+    "gradnorm": (GradNorm, "gradient normalization (Chen et al. 2018)"),
+}
+"""What builds the balancer of each method, and a line about it."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and those of its settings that differ from the defaults. ``str(method)`` is its label.
+
+    Attributes:
+        name: A key of ``METHODS``.
+        settings: Keyword arguments of the method's balancer. Those equal to the default are dropped, so that equal methods
+            are equal.
+
+    Raises:
+        ValueError: The method or a setting is unknown, a value does not fit, or a setting without default is missing.
+
+    Example:
+        >>> str(Method("gradnorm", {"lr": 0.01, "alpha": 1.5}))
+        'gradnorm(lr=0.01)'
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in METHODS:
+            raise ValueError(unknown("method", self.name, METHODS))
+        known = parameters_of(self.name)
+        hints = _hints(self.name)
+        owner = f"method {self.name!r}"
+        read = read_settings(owner, self.settings, {name: hints[name] for name in known})
+        for name, parameter in known.items():
+            if parameter.default is parameter.empty and name not in read:
+                raise ValueError(f"{owner} needs the setting {name!r}")
+        differing = {name: read[name] for name in sorted(read) if read[name] != known[name].default}
+        object.__setattr__(self, "settings", differing)
+
+    def __str__(self) -> str:
+        return written(self.name, self.settings)
+
+
+def written(name: str, settings: Mapping[str, Any]) -> str:
+    """A method as it is written on the command line; also one that this version no longer knows."""
+    given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    return f"{name}({given})" if given else name
+
+
+def parse_methods(text: str) -> list[Method]:
+    """Read a list of methods as it is written on the command line.
+
+    Args:
+        text: Names, each with its settings in brackets if it has any, such as ``equal,gradnorm(alpha=0.5, lr=0.01)``.
+
+    Raises:
+        ValueError: The text cannot be read, names a method twice, or a method or a setting is not known.
+
+    Example:
+        >>> [str(method) for method in parse_methods("equal,gradnorm(alpha=0.5)")]
+        ['equal', 'gradnorm(alpha=0.5)']
+    """
+    try:
+        tree = ast.parse(f"[{text}]", mode="eval").body
+    except SyntaxError:
+        tree = None
+    if not isinstance(tree, ast.List) or not tree.elts:
+        raise ValueError(f"methods: wanted a list such as 'equal,gradnorm(alpha=0.5)', found {text!r}")
+    methods = [_read_method(node) for node in tree.elts]
+    for method in methods:
+        if methods.count(method) > 1:
+            raise ValueError(f"methods: {str(method)!r} is given twice")
+    return methods
+
+
+def build(method: Method, fork: Fork, problem: Problem, *, log_every: int) -> Balancer:
+    """Build the method's balancer.
+
+    Args:
+        method: The method.
+        fork: The fork of the problem's network.
+        problem: Tells the kinds of the tasks to a method that asks for them.
+        log_every: A method that needs no gradient norms measures them at each ``log_every``-th step, for the log.
+
+    Raises:
+        ValueError: The balancer refuses a setting; the message names the method.
+    """
+    factory, _ = METHODS[method.name]
+    parameters = inspect.signature(factory).parameters
+    given: dict[str, Any] = {}
+    if "kinds" in parameters:
+        given["kinds"] = {task.name: task.kind for task in problem.tasks}
+    if parameters["every"].default is None:
+        given["every"] = log_every
+    try:
+        return factory(fork, **given, **method.settings)
+    except ValueError as error:
+        raise ValueError(f"method {str(method)!r}: {error}") from error
+
+
+def parameters_of(name: str) -> dict[str, inspect.Parameter]:
+    """The settings of a method: all parameters of its balancer but those that `build` supplies."""
+    factory, _ = METHODS[name]
+    _, *rest = inspect.signature(factory).parameters.values()
+    return {p.name: p for p in rest if p.name != "kinds" and (p.name != "every" or p.default is not None)}
+
+
+def _hints(name: str) -> dict[str, Any]:
+    factory, _ = METHODS[name]
+    return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+
+
+def _read_method(node: ast.expr) -> Method:
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name):
+        raise ValueError(unknown("method", ast.unparse(node), METHODS))
+    name = call.func.id
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError(f"method {name!r}: wanted settings by name such as alpha=0.5, found {ast.unparse(node)!r}")
+    return Method(name, {keyword.arg: _read_value(name, keyword) for keyword in call.keywords if keyword.arg})
+
+
+def _read_value(method: str, setting: ast.keyword) -> Any:
+    try:
+        return ast.literal_eval(setting.value)
+    except ValueError:
+        raise ValueError(
+            f"setting {setting.arg!r} of method {method!r}: wanted a number, a string or another literal, "
+            f"found {ast.unparse(setting.value)!r}"
+        ) from None

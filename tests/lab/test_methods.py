@@ -1,0 +1,101 @@
+"""Methods as they are written on the command line."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from equipoise.balancers import Equal, GradNorm, InverseInitialLoss, Static, Uncertainty
+from equipoise.lab import METHODS, Method, Network, build, load_problem, parse_methods
+
+TINY = Path(__file__).with_name("tiny.py")
+
+
+def test_a_list_with_settings_is_read():
+    methods = parse_methods("equal, gradnorm(alpha=0.5, lr=0.01),static(weights=(1,2)),")
+    assert [str(method) for method in methods] == [
+        "equal",
+        "gradnorm(alpha=0.5, lr=0.01)",
+        "static(weights=(1.0, 2.0))",
+    ]
+    assert parse_methods(",".join(map(str, methods))) == methods
+
+
+def test_settings_equal_to_the_default_are_no_settings():
+    assert parse_methods("gradnorm(alpha=1.5, every=1)") == parse_methods("gradnorm")
+    assert str(Method("gradnorm", {"lr": 1, "alpha": 2})) == "gradnorm(alpha=2.0, lr=1.0)"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "methods: wanted a list such as .*, found ''"),
+        ("equal gradnorm", "methods: wanted a list such as .*, found 'equal gradnorm'"),
+        ("gradnrom", "unknown method 'gradnrom': did you mean 'gradnorm'.*Known: equal, static"),
+        ("inverse-initial-loss", "unknown method .*did you mean 'inverse_initial_loss'"),
+        ("x", "unknown method 'x': Known: equal"),
+        ("gradnorm(alpa=1)", "unknown setting of method 'gradnorm' 'alpa': did you mean 'alpha'.*Known: alpha, every"),
+        ("equal(every=2)", "unknown setting of method 'equal' 'every': Known: none"),
+        ("uncertainty(kinds='regression')", "unknown setting of method 'uncertainty' 'kinds'"),
+        ("gradnorm(alpha='big')", "setting 'alpha' of method 'gradnorm': wanted float, found 'big'"),
+        ("gradnorm(every=1.5)", "setting 'every' of method 'gradnorm': wanted int, found 1.5"),
+        ("gradnorm(alpha=x)", "setting 'alpha' of method 'gradnorm': wanted a number.*found 'x'"),
+        ("gradnorm(0.5)", "method 'gradnorm': wanted settings by name"),
+        ("gradnorm(**{})", "method 'gradnorm': wanted settings by name"),
+        ("static", "method 'static' needs the setting 'weights'"),
+        ("equal,gradnorm,equal", "methods: 'equal' is given twice"),
+        ("gradnorm,gradnorm(alpha=1.5)", "methods: 'gradnorm' is given twice"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_methods(text)
+
+
+def built(text):
+    problem = load_problem(TINY)
+    (method,) = parse_methods(text)
+    return build(method, Network(problem).fork, problem, log_every=7)
+
+
+@pytest.mark.parametrize(
+    ("text", "cls", "every"),
+    [
+        ("equal", Equal, 7),
+        ("static(weights=(1, 3))", Static, 7),
+        ("inverse_initial_loss(initial_steps=2)", InverseInitialLoss, 7),
+        ("uncertainty(lr=0.1)", Uncertainty, 7),
+        ("gradnorm", GradNorm, 1),
+        ("gradnorm(every=4)", GradNorm, 4),
+    ],
+)
+def test_every_method_is_built_with_its_settings(text, cls, every):
+    balancer = built(text)
+    assert type(balancer) is cls
+    assert balancer.tasks == ("scale_1", "scale_10")
+    assert balancer._every == every
+
+
+def test_every_known_method_is_tested():
+    assert list(METHODS) == ["equal", "static", "inverse_initial_loss", "uncertainty", "gradnorm"]
+    for factory, description in METHODS.values():
+        assert callable(factory)
+        assert inspect.cleandoc(description)
+
+
+@pytest.mark.parametrize("weights", ["(1, 3)", "{'scale_10': 3, 'scale_1': 1}"])
+def test_static_weights_come_in_task_order_or_by_name(weights):
+    assert built(f"static(weights={weights})").weights.tolist() == [0.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("static(weights=(1, 2, 3))", "method 'static.*': weights: wanted one for each of the tasks scale_1, scale_10"),
+        ("static(weights={'scale_1': 1})", "method .static.*: weights: task 'scale_10' is missing"),
+        ("gradnorm(alpha=-1)", r"method 'gradnorm\(alpha=-1.0\)': alpha must be at least 0"),
+    ],
+)
+def test_what_the_balancer_refuses_names_the_method(text, message):
+    with pytest.raises(ValueError, match=message):
+        built(text)

@@ -1,0 +1,171 @@
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from equipoise import cli
+from equipoise.lab import METHODS, PROBLEMS, Store
+
+TINY = str(Path(__file__).parent / "lab" / "tiny.py")
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, **environment):
+        return CliRunner(env={"TERM": "dumb", "FORCE_COLOR": None, **environment}).invoke(
+            cli.app, list(map(str, words))
+        )
+
+    return run
+
+
+@pytest.fixture
+def compare(invoke):
+    def run(*words, problem=TINY, **environment):
+        return invoke("compare", problem, "--seeds", 2, "--steps", 6, "--jobs", 1, *words, **environment)
+
+    return run
+
+
+def test_compare_prints_a_table_writes_the_report_and_goes_on_where_it_was(compare):
+    first = compare("--methods", "equal,gradnorm(alpha=0.5)")
+    assert first.exit_code == 0, first.output
+    for word in ("tiny", "scale_1 ", "scale_10", "MeanSquaredError ↓", "gradnorm(alpha=0.5)", "n = 2", "delta_m", "±"):
+        assert word in first.stdout
+    assert first.stdout.splitlines()[-1] == "report: runs/report.html"
+    assert "gradnorm(alpha=0.5)" in Path("runs/report.html").read_text(encoding="utf-8")
+    assert first.stderr.splitlines()[-1] == "[4/4] tiny, gradnorm(alpha=0.5), seed 1: finished"
+    assert not CONTROL.search(first.output)
+
+    again = compare("--methods", "equal,gradnorm(alpha=0.5)", "--report", "elsewhere/page.html")
+    assert [line.split(": ")[1] for line in again.stderr.splitlines()] == ["was there already"] * 4
+    assert again.stdout == first.stdout.replace("runs/report.html", "elsewhere/page.html")
+    assert Path("elsewhere/page.html").is_file()
+
+
+def test_settings_reach_the_problem(compare):
+    assert compare("--methods", "equal", "--set", "scales=(1.0, 2.0, 3.0)", "--set", "batch_size=4").exit_code == 0
+    (spec, _) = (record.spec for record in Store("runs").load_all())
+    assert spec.problem_settings["scales"] == (1.0, 2.0, 3.0)
+    assert spec.problem_settings["batch_size"] == 4
+    assert (spec.steps, spec.device, spec.precision) == (6, "cpu", "32-true")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--methods", "nothing"], "unknown method 'nothing'"),
+        (["--methods", "gradnorm(beta=1)"], "beta"),
+        (["--methods", "gradnorm(alpha='x')"], "setting 'alpha' of method 'gradnorm': wanted float, found 'x'"),
+        (["--methods", "equal,equal"], "'equal' is given twice"),
+        (["--set", "nothing=1"], "'nothing'"),
+        (["--set", "batch_size"], "--set: wanted KEY=VALUE, found 'batch_size'"),
+        (["--precision", "3"], "Precision '3' is invalid"),
+        (["--device", "nothing"], "nothing"),
+    ],
+)
+def test_a_wrong_word_is_one_line_and_exit_code_2(compare, words, said):
+    result = compare(*words)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("equipoise: ")
+    assert said in line
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("problem", ["nothing", "nothing.py"])
+def test_an_unknown_problem_is_one_line_and_exit_code_2(compare, problem):
+    result = compare(problem=problem)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert "nothing" in result.stderr
+
+
+def test_an_interrupt_keeps_what_is_finished(compare, monkeypatch):
+    show = cli._Progress.show
+
+    def interrupt(progress, event):
+        if event.kind == "progressed" and event.spec.seed == 1:
+            raise KeyboardInterrupt
+        show(progress, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli._Progress, "show", interrupt)
+        stopped = compare()
+    assert stopped.exit_code == 130
+    assert stopped.stdout == ""
+    assert "Finished runs are kept in runs; the same command goes on from there." in stopped.stderr
+    assert len(Store("runs").load_all()) == 2
+    went_on = compare()
+    assert went_on.exit_code == 0
+    assert went_on.stderr.count("was there already") == 2
+    assert went_on.stderr.count("finished") == 2
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(compare):
+    result = compare("--set", "on_splits=raise ValueError('no data here')")
+    assert result.exit_code == 1
+    assert "tiny, equal, seed 0: ValueError: no data here" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_corrupt_record_is_named_and_run_again(compare, invoke):
+    assert compare("--methods", "equal").exit_code == 0
+    damaged = sorted(Path("runs").glob("*.json"))[0]
+    damaged.write_text(damaged.read_text()[:-20])
+    result = compare("--methods", "equal")
+    assert result.exit_code == 0
+    assert f"corrupt record, left as it is and run again: {damaged}" in result.stderr
+    reported = invoke("report", "runs")
+    assert reported.exit_code == 0
+    assert f"left out a corrupt record: {damaged}" in reported.stderr
+
+
+def test_report_writes_html_or_markdown(compare, invoke):
+    assert compare().exit_code == 0
+    page = invoke("report", "runs", "-o", "new/page.html")
+    assert page.stdout == "report: new/page.html\n"
+    assert Path("new/page.html").is_file()
+    tables = invoke("report", "runs", "--markdown")
+    assert tables.stdout.startswith("### tiny\n\n| task | metric | equal (n = 2) | gradnorm (n = 2) |")
+    written = invoke("report", "runs", "--markdown", "-o", "tables.md")
+    assert written.stdout == "tables: tables.md\n"
+    assert Path("tables.md").read_text(encoding="utf-8") == tables.stdout
+
+
+def test_report_without_records_is_an_error(invoke):
+    Path("empty").mkdir()
+    for folder, said in (("nowhere", "there is no folder 'nowhere'"), ("empty", "there is no record in 'empty'")):
+        result = invoke("report", folder)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr == f"equipoise: {said}\n"
+
+
+def test_list_names_everything(invoke):
+    result = invoke("list")
+    assert result.exit_code == 0
+    for name in [*PROBLEMS, *METHODS, "14 tasks", "alpha=1.5", "batch_size=", "weights"]:
+        assert name in result.stdout
+    assert not CONTROL.search(result.stdout)
+
+
+def test_a_terminal_shows_bars(compare):
+    result = compare("--methods", "equal", FORCE_COLOR="1", COLUMNS="120", TERM="xterm")
+    assert result.exit_code == 0
+    assert "\x1b[" in result.stderr
+    assert "runs" in result.stderr
+    assert "finished" not in result.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich.progress"])
+def test_without_the_lab_it_says_what_to_install(monkeypatch, missing):
+    monkeypatch.delitem(sys.modules, "equipoise.cli")
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=re.escape('pip install "equipoise[lab]"')):
+        importlib.import_module("equipoise.cli")

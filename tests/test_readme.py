@@ -1,0 +1,55 @@
+"""What the README says is what the records and the code say."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import readme
+
+TEXT = readme.README.read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_its_table_is_generated_from_the_committed_records():
+    assert "| gradnorm" in readme.generated()
+    assert readme.published() == readme.generated()
+    assert "✓ |" not in readme.generated(), "the text says that no method is marked as better"
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
+def test_its_examples_run(code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_diff_turns_one_loop_into_the_other():
+    (diff,) = blocks("diff")
+    lines = diff.splitlines()
+    assert any(line.startswith("+") for line in lines)
+    assert any(line.startswith("-") for line in lines)
+    after = "\n".join(line[1:] for line in lines if not line.startswith("-"))
+    compile(after, "README.md", "exec")
+
+
+def test_its_two_commands_are_there():
+    makefile = (readme.ROOT / "Makefile").read_text()
+    for command in ("demo", "test"):
+        assert f"make {command}" in TEXT
+        assert f"\n{command}: " in makefile
+
+
+def test_the_problem_in_the_contributing_guide_runs(tmp_path):
+    text = (readme.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "waves.py").write_text(code)
+    command = [sys.executable, "-c", "from equipoise.cli import main; main()", "compare", "waves.py", "--methods"]
+    command += ["equal,gradnorm", "--seeds", "2", "--steps", "20", "--jobs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "report.html").exists()
