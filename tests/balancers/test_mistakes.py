@@ -241,7 +241,7 @@ def _weighted_note(genuine):
 
 
 def _scale_kept(genuine):
-    return lambda self, note: genuine(self, torch.stack([note[0], note[1], torch.ones_like(note[2])]))
+    return lambda self, note: genuine(self, torch.stack([*note[:-1], torch.ones_like(note[-1])]))
 
 
 def _all_present(genuine):

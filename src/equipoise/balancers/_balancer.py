@@ -20,6 +20,7 @@ class Step:
 
     Attributes:
         losses: The unweighted losses ``(T,)``; over several micro-batches, those of the whole batch.
+        weights: What they were weighted with ``(T,)``.
         present: Which tasks took part ``(T,)``, bool. The entries of the others mean nothing.
         initial_losses: ``L_i(0)``, this step included ``(T,)``; NaN for a task not yet seen.
         training_rates: The relative inverse training rates ``r_i`` ``(T,)``.
@@ -28,6 +29,7 @@ class Step:
     """
 
     losses: Tensor
+    weights: Tensor
     present: Tensor
     initial_losses: Tensor
     training_rates: Tensor
@@ -116,14 +118,15 @@ class Balancer(nn.Module, ABC):
         """
         given = self._check(losses)
         values = self._stack(given)
-        total = (self.weights * values).sum()
+        present = values.new_tensor([loss is not None for loss in given.values()])
+        weights = self._weigh(values.detach(), present != 0)
+        total = (weights * values).sum()
         if not (torch.is_grad_enabled() and total.requires_grad):
             return total
         self._check_values(given, values.detach())
         # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
         # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
-        present = values.new_tensor([loss is not None for loss in given.values()])
-        note = torch.stack([values.detach(), present, torch.ones_like(present)])
+        note = torch.stack([values.detach(), present, weights, torch.ones_like(present)])
         return total + (self._probe * note).sum()
 
     @torch.no_grad()
@@ -191,6 +194,14 @@ class Balancer(nn.Module, ABC):
     def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The method: new values of buffers by name, and what the log shall say. Must not write to any buffer."""
 
+    def _weigh(self, losses: Tensor, present: Tensor) -> Tensor:
+        """The weights for these losses ``(T,)``: for most methods those that the last step left.
+
+        A method whose weights depend on the losses at hand (1 / L_i, say) computes them here and writes them to the buffer
+        in `_update`, from ``step.weights``. Must not write to any buffer.
+        """
+        return self.weights
+
     def _usable(self, step: Step) -> Tensor:
         """Whether everything that the step is built on is finite, as a bool tensor ``()``."""
         finite = torch.isfinite(step.losses)
@@ -249,23 +260,24 @@ class Balancer(nn.Module, ABC):
 
     def _read(self, note: Tensor) -> Step:
         """The step's statistic, free of whatever the total loss was multiplied with."""
-        scaled_losses, scale_present, scale = note
+        scaled_losses, scale_present, scaled_weights, scale = note
         present = scale_present != 0
         losses = torch.where(present, scaled_losses / torch.where(present, scale_present, 1.0), 0.0)
         initial = initial_losses_after(self.initial_losses, self.initial_seen, losses, present, self._initial_steps)
         rates = training_rates(losses, initial, present)
+        weights = scaled_weights / scale
         self._log |= {
             "losses": shown(losses, present),
-            "weights": self.weights.clone(),
+            "weights": weights,
             "training_rates": shown(rates, present),
         }
         norms = None
         if self._fork is not None and self._fork.measuring:
             self._fork.reduce()
-            norms = self._fork.gradient_norms().to(losses.dtype) / (scale * self.weights)
+            norms = self._fork.gradient_norms().to(losses.dtype) / (scale * weights)
             self._fork.reset()
-            self._log["gradient_norms"] = shown(self.weights * norms, present)
-        return Step(losses, present, initial, rates, norms)
+            self._log["gradient_norms"] = shown(weights * norms, present)
+        return Step(losses, weights, present, initial, rates, norms)
 
     def _seen_after(self, present: Tensor) -> Tensor:
         return self.initial_seen + (present & (self.initial_seen < self._initial_steps))
@@ -275,7 +287,7 @@ class Balancer(nn.Module, ABC):
             self._fork.measure(self._every is not None and self._steps % self._every == 0)
 
     def _new_probe(self) -> Tensor:
-        return torch.zeros(3, len(self.tasks), dtype=self.weights.dtype, device=self.weights.device, requires_grad=True)
+        return torch.zeros(4, len(self.tasks), dtype=self.weights.dtype, device=self.weights.device, requires_grad=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Balancer:
         """Follow the weights to another device or precision."""

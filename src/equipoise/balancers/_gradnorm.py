@@ -204,7 +204,7 @@ class GradNorm(Balancer):
         if step.task_norms is None:
             return {}, {}
         present, task_norms = step.present, step.task_norms
-        gradient_norms = self.weights * task_norms
+        gradient_norms = step.weights * task_norms
         targets = gradnorm_targets(gradient_norms, step.training_rates, self.alpha, self.priors, present)
         mean_norm = torch.where(present, task_norms, 0.0).sum() / present.sum()
         unit = torch.where(self.unit > 0, self.unit, mean_norm)
