@@ -50,17 +50,22 @@ class Balancer(nn.Module, ABC):
         every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs a fork.
         initial_losses: ``L_i(0)`` by task name; ``None``: measured.
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
+        start: The number of steps before the method begins to move the weights. ``L_i(0)`` is recorded from the first step
+            on all the same.
 
     Raises:
         TypeError: ``tasks`` is neither a fork nor a sequence of strings.
         ValueError: A task's name occurs twice; ``every`` is not a positive integer, or is given without a fork; an initial
-            loss is not positive and finite, or ``initial_steps`` not a positive integer.
+            loss is not positive and finite, ``initial_steps`` not a positive integer, or ``start`` not an integer of at
+            least 0.
     """
 
     weights: Tensor
     initial_losses: Tensor
     initial_seen: Tensor
     skipped_steps: Tensor
+    mean_weights: Tensor
+    mean_count: Tensor
     _fork: Fork | None
 
     def __init__(
@@ -70,6 +75,7 @@ class Balancer(nn.Module, ABC):
         every: int | None = None,
         initial_losses: Mapping[str, float] | None = None,
         initial_steps: int = 1,
+        start: int = 0,
     ) -> None:
         super().__init__()
         fork = tasks if isinstance(tasks, Fork) else None
@@ -79,9 +85,12 @@ class Balancer(nn.Module, ABC):
             if fork is None:
                 raise ValueError("every: gradient norms are measured at a fork; found task names only")
         _check_count("initial_steps", initial_steps)
+        if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+            raise ValueError(f"start must be an integer of at least 0; found {start!r}")
         object.__setattr__(self, "_fork", fork)  # not a submodule: the fork's parameters are the network's
         self._every = every
         self._steps = 0
+        self._start, self._frozen, self._moves = start, False, start == 0
         self._unseen = set(self.tasks)
         self._log: dict[str, Tensor] = {}
 
@@ -90,6 +99,8 @@ class Balancer(nn.Module, ABC):
         device = None if weight is None else weight.device
         self.register_buffer("weights", torch.ones(len(self.tasks), dtype=dtype, device=device))
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("mean_weights", torch.zeros_like(self.weights))
+        self.register_buffer("mean_count", torch.zeros_like(self.weights, dtype=torch.int64))
         self._initial_steps = initial_steps
         given = None if initial_losses is None else self._by_task("initial_losses", initial_losses)
         self._initial_given = given is not None
@@ -119,7 +130,7 @@ class Balancer(nn.Module, ABC):
         given = self._check(losses)
         values = self._stack(given)
         present = values.new_tensor([loss is not None for loss in given.values()])
-        weights = self._weigh(values.detach(), present != 0)
+        weights = self._weigh(values.detach(), present != 0) if self._moves else self.weights
         total = (weights * values).sum()
         if not (torch.is_grad_enabled() and total.requires_grad):
             return total
@@ -144,7 +155,7 @@ class Balancer(nn.Module, ABC):
                 "balancer.step() comes after backward() on the balancer's total loss; found no backward pass"
             )
         step = self._read(_mean_over_processes(note))
-        state, log = self._update(step)
+        state, log = self._move(step) if self._moves else ({}, {})
         usable = self._usable(step)
         initial = {"initial_losses": step.initial_losses, "initial_seen": self._seen_after(step.present)}
         for name, new in (initial | state).items():
@@ -155,6 +166,35 @@ class Balancer(nn.Module, ABC):
         self._steps += 1
         self._probe.grad = None
         self._switch_fork()
+        self._switch_method()
+
+    def freeze(self) -> None:
+        """Hold the weights and the state of the method where they are, until `unfreeze`.
+
+        Losses, and gradient norms at each ``every``-th step, go on into the log, and a task that is seen for the first time
+        has its ``L_i(0)`` recorded.
+        """
+        self._frozen = True
+        self._switch_method()
+
+    def unfreeze(self) -> None:
+        """Let the method go on where `freeze` stopped it."""
+        self._frozen = False
+        self._switch_method()
+
+    def averaged(self) -> dict[str, float]:
+        r"""The weights averaged over training, to train again with constant ones: ``Static(tasks, balancer.averaged())``.
+
+        Returns:
+            By task name, :math:`\mathrm{mean}_t w_i(t)` of the weights that the task's losses were weighted with: over the
+            steps in which it was present and the method was neither frozen nor yet to start, those left out that were not
+            finite. The weight as it is, where there was no such step. Reading them synchronises.
+
+        References:
+            Chen et al. 2018, GradNorm, Table 1: "GradNorm Static".
+        """
+        weights = torch.where(self.mean_count > 0, self.mean_weights, self.weights)
+        return dict(zip(self.tasks, weights.tolist(), strict=True))
 
     def log(self) -> dict[str, Tensor]:
         """What the last step saw and did, as tensors on the device of the weights, not synchronised until they are read.
@@ -169,8 +209,13 @@ class Balancer(nn.Module, ABC):
         return {"weights": self.weights.clone(), **self._log, "skipped_steps": self.skipped_steps.clone()}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The state that is not a tensor: task names, step count, tasks seen."""
-        return {"tasks": list(self.tasks), "steps": self._steps, "unseen": sorted(self._unseen)}
+        """The state that is not a tensor: task names, step count, tasks seen, whether it is frozen."""
+        return {
+            "tasks": list(self.tasks),
+            "steps": self._steps,
+            "unseen": sorted(self._unseen),
+            "frozen": self._frozen,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore it.
@@ -184,7 +229,9 @@ class Balancer(nn.Module, ABC):
             )
         self._steps = state["steps"]
         self._unseen = set(state["unseen"])
+        self._frozen = state["frozen"]
         self._switch_fork()
+        self._switch_method()
 
     def extra_repr(self) -> str:
         """Name the tasks."""
@@ -201,6 +248,10 @@ class Balancer(nn.Module, ABC):
         in `_update`, from ``step.weights``. Must not write to any buffer.
         """
         return self.weights
+
+    def _compared(self, losses: Tensor, initial_losses: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses ``(T,)`` and what they are divided by for the training rates: for most methods, what is given."""
+        return losses, initial_losses
 
     def _usable(self, step: Step) -> Tensor:
         """Whether everything that the step is built on is finite, as a bool tensor ``()``."""
@@ -264,7 +315,7 @@ class Balancer(nn.Module, ABC):
         present = scale_present != 0
         losses = torch.where(present, scaled_losses / torch.where(present, scale_present, 1.0), 0.0)
         initial = initial_losses_after(self.initial_losses, self.initial_seen, losses, present, self._initial_steps)
-        rates = training_rates(losses, initial, present)
+        rates = training_rates(*self._compared(losses, initial), present)
         weights = scaled_weights / scale
         self._log |= {
             "losses": shown(losses, present),
@@ -281,6 +332,17 @@ class Balancer(nn.Module, ABC):
 
     def _seen_after(self, present: Tensor) -> Tensor:
         return self.initial_seen + (present & (self.initial_seen < self._initial_steps))
+
+    def _move(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`_update`, and the mean of the weights so far."""
+        state, log = self._update(step)
+        count = self.mean_count + step.present
+        moved = self.mean_weights + (step.weights - self.mean_weights) / count.clamp(min=1)
+        mean = {"mean_weights": torch.where(step.present, moved, self.mean_weights), "mean_count": count}
+        return state | mean, log
+
+    def _switch_method(self) -> None:
+        self._moves = not self._frozen and self._steps >= self._start
 
     def _switch_fork(self) -> None:
         if self._fork is not None:
