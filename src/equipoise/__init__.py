@@ -2,14 +2,30 @@
 
 from importlib.metadata import version
 
-from equipoise._check import check as check
-from equipoise._check_report import CheckReport as CheckReport
+from equipoise.balancers import DTP as DTP
+from equipoise.balancers import DWA as DWA
+from equipoise.balancers import FAMO as FAMO
+from equipoise.balancers import GLS as GLS
+from equipoise.balancers import IMTLL as IMTLL
+from equipoise.balancers import RLW as RLW
+from equipoise.balancers import SI as SI
+from equipoise.balancers import STCH as STCH
+from equipoise.balancers import UWSO as UWSO
 from equipoise.balancers import Balancer as Balancer
+from equipoise.balancers import CoV as CoV
 from equipoise.balancers import Equal as Equal
 from equipoise.balancers import GradNorm as GradNorm
+from equipoise.balancers import GradNormClosedForm as GradNormClosedForm
+from equipoise.balancers import GradNormLogSpace as GradNormLogSpace
 from equipoise.balancers import InverseInitialLoss as InverseInitialLoss
+from equipoise.balancers import InverseLossVariance as InverseLossVariance
+from equipoise.balancers import InverseTargetVariance as InverseTargetVariance
+from equipoise.balancers import ReLoBRaLo as ReLoBRaLo
+from equipoise.balancers import SoftAdapt as SoftAdapt
 from equipoise.balancers import Static as Static
 from equipoise.balancers import Uncertainty as Uncertainty
+from equipoise.diagnosis import CheckReport as CheckReport
+from equipoise.diagnosis import check as check
 from equipoise.engine import Fork as Fork
 from equipoise.engine import PerLoss as PerLoss
 from equipoise.engine import attach as attach

@@ -13,16 +13,42 @@ import equipoise as eq
 pytestmark = pytest.mark.usefixtures("double")
 TASKS = ("a", "b", "c")
 
+
+def observed(balancer, observations):
+    """The balancer after it has been told what its method asks for."""
+    balancer.observe(observations)
+    return balancer
+
+
 BALANCERS = {
     "Equal": lambda tasks: eq.Equal(tasks),
     "Static": lambda tasks: eq.Static(tasks, {"a": 1.0, "b": 2.0, "c": 5.0}),
     "InverseInitialLoss": lambda tasks: eq.InverseInitialLoss(tasks),
     "Uncertainty": lambda tasks: eq.Uncertainty(tasks, "regression"),
     "Uncertainty, normalised": lambda tasks: eq.Uncertainty(tasks, "classification", normalize=True),
+    "SI": lambda tasks: eq.SI(tasks),
+    "DWA": lambda tasks: eq.DWA(tasks, epoch_steps=2),
+    "RLW": lambda tasks: eq.RLW(tasks),
+    "GLS": lambda tasks: eq.GLS(tasks),
+    "InverseTargetVariance": lambda tasks: eq.InverseTargetVariance(tasks, variances={"a": 1.0, "b": 2.0, "c": 5.0}),
+    "InverseLossVariance": lambda tasks: eq.InverseLossVariance(tasks),
+    "CoV": lambda tasks: eq.CoV(tasks),
+    "IMTLL": lambda tasks: eq.IMTLL(tasks),
+    "UWSO": lambda tasks: eq.UWSO(tasks),
+    "STCH": lambda tasks: eq.STCH(tasks, initial_steps=2),
+    "FAMO": lambda tasks: eq.FAMO(tasks),
+    "SoftAdapt": lambda tasks: eq.SoftAdapt(tasks, epoch_steps=2),
+    "SoftAdapt, loss-weighted": lambda tasks: eq.SoftAdapt(tasks, loss_weighted=True),
+    "ReLoBRaLo": lambda tasks: eq.ReLoBRaLo(tasks, alpha=0.9, rho=0.5),
+    "DTP": lambda tasks: observed(eq.DTP(tasks), {"a": 0.1, "b": 0.5, "c": 0.8}),
     "GradNorm": lambda tasks: eq.GradNorm(tasks),
     "GradNorm, every third step": lambda tasks: eq.GradNorm(tasks, every=3, initial_steps=2),
+    "GradNorm, with patience": lambda tasks: eq.GradNorm(tasks, patience=1),
+    "GradNormLogSpace": lambda tasks: eq.GradNormLogSpace(tasks),
+    "GradNormClosedForm": lambda tasks: eq.GradNormClosedForm(tasks),
 }
-SUM_IS_T = [name for name in BALANCERS if name != "Uncertainty"]
+PUBLISHED_WITHOUT_A_SUM = ("Uncertainty", "SI", "GLS", "IMTLL", "STCH", "DTP")
+SUM_IS_T = [name for name in BALANCERS if name not in PUBLISHED_WITHOUT_A_SUM]
 NEEDS_NO_GRADIENTS = [name for name in BALANCERS if not name.startswith("GradNorm")]
 
 
@@ -68,7 +94,10 @@ def test_the_total_is_the_weighted_sum(name):
     train(network, balancer, batches(4, TASKS))
     ((x, y),) = batches(1, TASKS, seed=3)
     losses = mse(network(x), y)
-    close(balancer(losses), (balancer.weights * torch.stack([*losses.values()])).sum())
+    total = balancer(losses)
+    total.backward()
+    balancer.step()
+    close(total, (balancer.log()["weights"] * torch.stack([*losses.values()])).sum())
 
 
 def test_permuting_the_tasks_permutes_the_weights(name):
@@ -116,17 +145,30 @@ def test_an_absent_task_keeps_its_weight_and_its_state(name):
     x, y = data[4]
     network.zero_grad()
     total = balancer(mse(network(x), y) | {"b": None})
-    close(total, sum(before["weights"][i] * mse(network(x), y)[TASKS[i]] for i in (0, 2)))
-    network.zero_grad()
     total.backward()
     assert network.heads["b"][1].weight.grad is None
     balancer.step()
+    close(total, sum(balancer.log()["weights"][i] * mse(network(x), y)[TASKS[i]] for i in (0, 2)))
     assert balancer.log()["losses"][1].isnan()
     if name != "Uncertainty, normalised":  # there the common factor moves with the others
         assert balancer.weights[1] == before["weights"][1]
     for key, value in tensors(balancer).items():
         if value.shape == (3,) and key != "weights":
             assert torch.equal(value[1], before[key][1]) or value[1].isnan(), key
+
+
+def test_what_is_frozen_does_not_move(name):
+    network, balancer = build(name)
+    data = list(batches(8, TASKS))
+    train(network, balancer, data[:4])
+    before = copy.deepcopy(tensors(balancer))
+    balancer.freeze()
+    logs = train(network, balancer, data[4:])
+    for log in logs:
+        close(log["weights"], before["weights"])
+    for key, value in tensors(balancer).items():
+        assert torch.equal(value, before[key]), key
+    assert set(balancer.averaged()) == set(TASKS)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(name):

@@ -10,7 +10,7 @@ from torch import nn, optim
 from training import batches, network_and, train
 
 import equipoise as eq
-from equipoise.balancers import _balancer, _gradnorm
+from equipoise.balancers import _balancer, _gradnorm, _gradnorm_family
 from equipoise.balancers._balancer import Balancer
 from equipoise.balancers._gradnorm import GradNorm
 from equipoise.engine import Fork
@@ -241,7 +241,7 @@ def _weighted_note(genuine):
 
 
 def _scale_kept(genuine):
-    return lambda self, note: genuine(self, torch.stack([note[0], note[1], torch.ones_like(note[2])]))
+    return lambda self, note: genuine(self, torch.stack([*note[:-1], torch.ones_like(note[-1])]))
 
 
 def _all_present(genuine):
@@ -346,7 +346,7 @@ MISTAKES = {
     },
     "a zero first loss giving NaN": (
         a_zero_first_loss_is_refused_by_name,
-        _patch(_gradnorm, "check_initial_loss", lambda g: lambda task, loss: None),
+        _patch(_gradnorm_family, "check_initial_loss", lambda g: lambda task, loss: None),
     ),
     "a test that passes with balancing switched off": (
         balancing_balances,

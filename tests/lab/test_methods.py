@@ -5,7 +5,28 @@ from pathlib import Path
 
 import pytest
 
-from equipoise.balancers import Equal, GradNorm, InverseInitialLoss, Static, Uncertainty
+from equipoise.balancers import (
+    DWA,
+    FAMO,
+    GLS,
+    IMTLL,
+    RLW,
+    SI,
+    STCH,
+    UWSO,
+    CoV,
+    Equal,
+    GradNorm,
+    GradNormClosedForm,
+    GradNormLogSpace,
+    InverseInitialLoss,
+    InverseLossVariance,
+    InverseTargetVariance,
+    ReLoBRaLo,
+    SoftAdapt,
+    Static,
+    Uncertainty,
+)
 from equipoise.lab import METHODS, Method, Network, build, load_problem, parse_methods
 
 TINY = Path(__file__).with_name("tiny.py")
@@ -65,8 +86,23 @@ def built(text):
         ("static(weights=(1, 3))", Static, 7),
         ("inverse_initial_loss(initial_steps=2)", InverseInitialLoss, 7),
         ("uncertainty(lr=0.1)", Uncertainty, 7),
+        ("si", SI, 7),
+        ("dwa(epoch_steps=5)", DWA, 7),
+        ("rlw(seed=3)", RLW, 7),
+        ("gls", GLS, 7),
+        ("inverse_target_variance(variances={'scale_1': 1, 'scale_10': 100})", InverseTargetVariance, 7),
+        ("inverse_loss_variance(decay=0.9)", InverseLossVariance, 7),
+        ("cov", CoV, 7),
+        ("imtl_l(lr=0.1)", IMTLL, 7),
+        ("uwso(temperature=2.0)", UWSO, 7),
+        ("stch(mu=0.5)", STCH, 7),
+        ("famo(gamma=0.001)", FAMO, 7),
+        ("softadapt(beta=1.0)", SoftAdapt, 7),
+        ("relobralo(alpha=0.99)", ReLoBRaLo, 7),
         ("gradnorm", GradNorm, 1),
         ("gradnorm(every=4)", GradNorm, 4),
+        ("gradnorm_closed_form(decay=0.5)", GradNormClosedForm, 1),
+        ("gradnorm_log_space(lr=0.1)", GradNormLogSpace, 1),
     ],
 )
 def test_every_method_is_built_with_its_settings(text, cls, every):
@@ -77,7 +113,28 @@ def test_every_method_is_built_with_its_settings(text, cls, every):
 
 
 def test_every_known_method_is_tested():
-    assert list(METHODS) == ["equal", "static", "inverse_initial_loss", "uncertainty", "gradnorm"]
+    assert list(METHODS) == [
+        "equal",
+        "static",
+        "inverse_initial_loss",
+        "uncertainty",
+        "si",
+        "dwa",
+        "rlw",
+        "gls",
+        "inverse_target_variance",
+        "inverse_loss_variance",
+        "cov",
+        "imtl_l",
+        "uwso",
+        "stch",
+        "famo",
+        "softadapt",
+        "relobralo",
+        "gradnorm",
+        "gradnorm_closed_form",
+        "gradnorm_log_space",
+    ]
     for factory, description in METHODS.values():
         assert callable(factory)
         assert inspect.cleandoc(description)

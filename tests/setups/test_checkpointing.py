@@ -46,7 +46,10 @@ def checkpointed(part, use_reentrant):
 
 REFUSED = {
     (last_shared_layer, "Fork, by rule"): r"does not reach the fork.*use_reentrant=False",
-    (last_shared_layer, "Fork, a block"): r"'inner.bias' in a reentrant checkpoint: checkpoint with use_reentrant=False",
+    (
+        last_shared_layer,
+        "Fork, a block",
+    ): r"'inner.bias' in a reentrant checkpoint: checkpoint with use_reentrant=False",
     (last_shared_layer, "Fork, features"): r"does not reach the fork.*use_reentrant=False",
     (last_shared_layer, "attach"): r"'bias' in a reentrant checkpoint: checkpoint with use_reentrant=False",
     (last_shared_layer, "PerLoss"): r"'bias' in a reentrant checkpoint: checkpoint with use_reentrant=False",

@@ -1,8 +1,24 @@
 """The balancers: one paper, one file."""
 
 from equipoise.balancers._balancer import Balancer as Balancer
+from equipoise.balancers._cov import CoV as CoV
+from equipoise.balancers._dtp import DTP as DTP
+from equipoise.balancers._dwa import DWA as DWA
 from equipoise.balancers._equal import Equal as Equal
 from equipoise.balancers._equal import Static as Static
+from equipoise.balancers._famo import FAMO as FAMO
+from equipoise.balancers._gls import GLS as GLS
 from equipoise.balancers._gradnorm import GradNorm as GradNorm
+from equipoise.balancers._gradnorm_closed_form import GradNormClosedForm as GradNormClosedForm
+from equipoise.balancers._gradnorm_log_space import GradNormLogSpace as GradNormLogSpace
+from equipoise.balancers._imtl_l import IMTLL as IMTLL
 from equipoise.balancers._inverse_initial_loss import InverseInitialLoss as InverseInitialLoss
+from equipoise.balancers._inverse_variance import InverseLossVariance as InverseLossVariance
+from equipoise.balancers._inverse_variance import InverseTargetVariance as InverseTargetVariance
+from equipoise.balancers._relobralo import ReLoBRaLo as ReLoBRaLo
+from equipoise.balancers._rlw import RLW as RLW
+from equipoise.balancers._si import SI as SI
+from equipoise.balancers._softadapt import SoftAdapt as SoftAdapt
+from equipoise.balancers._stch import STCH as STCH
 from equipoise.balancers._uncertainty import Uncertainty as Uncertainty
+from equipoise.balancers._uwso import UWSO as UWSO

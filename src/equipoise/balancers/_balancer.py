@@ -21,6 +21,7 @@ class Step:
 
     Attributes:
         losses: The unweighted losses ``(T,)``; over several micro-batches, those of the whole batch.
+        weights: What they were weighted with ``(T,)``.
         present: Which tasks took part ``(T,)``, bool. The entries of the others mean nothing.
         initial_losses: ``L_i(0)``, this step included ``(T,)``; NaN for a task not yet seen.
         training_rates: The relative inverse training rates ``r_i`` ``(T,)``.
@@ -29,6 +30,7 @@ class Step:
     """
 
     losses: Tensor
+    weights: Tensor
     present: Tensor
     initial_losses: Tensor
     training_rates: Tensor
@@ -52,17 +54,22 @@ class Balancer(nn.Module, ABC):
         every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs more than names.
         initial_losses: ``L_i(0)`` by task name; ``None``: measured.
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
+        start: The number of steps before the method begins to move the weights. ``L_i(0)`` is recorded from the first step
+            on all the same.
 
     Raises:
         TypeError: ``tasks`` is neither a fork nor a sequence of strings.
         ValueError: A task's name occurs twice; ``every`` is not a positive integer, or is given without a fork; an initial
-            loss is not positive and finite, or ``initial_steps`` not a positive integer.
+            loss is not positive and finite, ``initial_steps`` not a positive integer, or ``start`` not an integer of at
+            least 0.
     """
 
     weights: Tensor
     initial_losses: Tensor
     initial_seen: Tensor
     skipped_steps: Tensor
+    mean_weights: Tensor
+    mean_count: Tensor
     _source: Source | None
 
     def __init__(
@@ -72,29 +79,37 @@ class Balancer(nn.Module, ABC):
         every: int | None = None,
         initial_losses: Mapping[str, float] | None = None,
         initial_steps: int = 1,
+        start: int = 0,
     ) -> None:
         super().__init__()
         source = tasks if isinstance(tasks, Source) else None
         self.tasks = source.tasks if source is not None else task_names(tasks)  # type: ignore[arg-type]
         if every is not None:
-            _check_count("every", every)
+            check_count("every", every)
             if source is None:
                 raise ValueError("every: gradient norms are measured at a fork; found task names only")
-        _check_count("initial_steps", initial_steps)
+        check_count("initial_steps", initial_steps)
+        if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+            raise ValueError(f"start must be an integer of at least 0; found {start!r}")
         object.__setattr__(self, "_source", source)  # not a submodule: the fork's parameters are the network's
         self._processes = Processes()
         self._every = every
         self._steps = 0
+        self._start, self._frozen, self._moves = start, False, start == 0
         self._unseen = set(self.tasks)
         self._unchecked = set(self.tasks)  # belongs to the graph, which a program that starts again builds anew
         self._log: dict[str, Tensor] = {}
         self._masks: dict[tuple[bool, ...], Tensor] = {}
 
         measured = list(source.parameters_measured.values()) if source is not None else []
-        dtype = torch.promote_types(measured[0].dtype, torch.float32).to_real() if measured else torch.get_default_dtype()
+        dtype = (
+            torch.promote_types(measured[0].dtype, torch.float32).to_real() if measured else torch.get_default_dtype()
+        )
         device = measured[0].device if measured else None
         self.register_buffer("weights", torch.ones(len(self.tasks), dtype=dtype, device=device))
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("mean_weights", torch.zeros_like(self.weights))
+        self.register_buffer("mean_count", torch.zeros_like(self.weights, dtype=torch.int64))
         self._initial_steps = initial_steps
         given = None if initial_losses is None else self._by_task("initial_losses", initial_losses)
         self._initial_given = given is not None
@@ -136,17 +151,24 @@ class Balancer(nn.Module, ABC):
         """
         given = self._check(losses)
         values = self._stack(given)
-        idle = all(loss is None for loss in given.values())  # a process without labels takes part in the step all the same
+        present = self._mask(tuple(loss is not None for loss in given.values()))
+        idle = all(
+            loss is None for loss in given.values()
+        )  # a process without labels takes part in the step all the same
         if not ((values.requires_grad or idle) and torch.is_grad_enabled() and self._in_training()):
-            return (self.weights * values).sum()
+            with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
+                weights = self._weights_for(values.detach(), present)
+            return (weights * values).sum()
         self._check_values(given, values.detach())
         if self._source is not None:
             values = self._stack(self._source.tap(given))
         # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
         # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
-        present = self._mask(tuple(loss is not None for loss in given.values()))
-        note = torch.stack([values.detach(), present.to(values.dtype), torch.ones_like(values)])
-        return (self.weights * values).sum() + (self._probe * note).sum()
+        weights = self._weights_for(values.detach(), present)
+        note = torch.stack(
+            [values.detach(), present.to(values.dtype), weights.to(values.dtype), torch.ones_like(values)]
+        )
+        return (weights * values).sum() + (self._probe * note).sum()
 
     @torch.no_grad()
     def step(self, *, skip: bool = False) -> None:
@@ -169,7 +191,7 @@ class Balancer(nn.Module, ABC):
                 "backward pass"
             )
         step = self._read(self._processes.mean(note))
-        state, log = self._update(step)
+        state, log = self._move(step) if self._moves else ({}, {})
         usable = self._usable(step) & (not skip)
         initial = {"initial_losses": step.initial_losses, "initial_seen": self._seen_after(step.present)}
         for name, new in (initial | state).items():
@@ -180,6 +202,7 @@ class Balancer(nn.Module, ABC):
         self._steps += 1
         self._probe.grad = None
         self._switch_source()
+        self._switch_method()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step, as an optimiser's ``zero_grad`` does.
@@ -189,6 +212,34 @@ class Balancer(nn.Module, ABC):
         self._probe.grad = None
         if self._source is not None:
             self._source.reset()
+
+    def freeze(self) -> None:
+        """Hold the weights and the state of the method where they are, until `unfreeze`.
+
+        Losses, and gradient norms at each ``every``-th step, go on into the log, and a task that is seen for the first time
+        has its ``L_i(0)`` recorded.
+        """
+        self._frozen = True
+        self._switch_method()
+
+    def unfreeze(self) -> None:
+        """Let the method go on where `freeze` stopped it."""
+        self._frozen = False
+        self._switch_method()
+
+    def averaged(self) -> dict[str, float]:
+        r"""The weights averaged over training, to train again with constant ones: ``Static(tasks, balancer.averaged())``.
+
+        Returns:
+            By task name, :math:`\mathrm{mean}_t w_i(t)` of the weights that the task's losses were weighted with: over the
+            steps in which it was present and the method was neither frozen nor yet to start, those left out that were not
+            finite. The weight as it is, where there was no such step. Reading them synchronises.
+
+        References:
+            Chen et al. 2018, GradNorm, Table 1: "GradNorm Static".
+        """
+        weights = torch.where(self.mean_count > 0, self.mean_weights, self.weights)
+        return dict(zip(self.tasks, weights.tolist(), strict=True))
 
     def log(self) -> dict[str, Tensor]:
         """What the last step saw and did, as tensors on the device of the weights, not synchronised until they are read.
@@ -203,14 +254,21 @@ class Balancer(nn.Module, ABC):
         return {"weights": self.weights.clone(), **self._log, "skipped_steps": self.skipped_steps.clone()}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The state that is not a tensor: task names, step count, tasks seen."""
-        return {"tasks": list(self.tasks), "steps": self._steps, "unseen": sorted(self._unseen)}
+        """The state that is not a tensor: task names, step count, tasks seen, whether it is frozen."""
+        return {
+            "tasks": list(self.tasks),
+            "steps": self._steps,
+            "unseen": sorted(self._unseen),
+            "frozen": self._frozen,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore it."""
         self._steps = state["steps"]
         self._unseen = set(state["unseen"])
+        self._frozen = state["frozen"]
         self._switch_source()
+        self._switch_method()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Refuse, before anything is changed, a state that belongs to other tasks."""
@@ -228,6 +286,18 @@ class Balancer(nn.Module, ABC):
     @abstractmethod
     def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The method: new values of buffers by name, and what the log shall say. Must not write to any buffer."""
+
+    def _weigh(self, losses: Tensor, present: Tensor) -> Tensor:
+        """The weights for these losses ``(T,)``: for most methods those that the last step left.
+
+        A method whose weights depend on the losses at hand (1 / L_i, say) computes them here and writes them to the buffer
+        in `_update`, from ``step.weights``. Must not write to any buffer.
+        """
+        return self.weights
+
+    def _compared(self, losses: Tensor, initial_losses: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses ``(T,)`` and what they are divided by for the training rates: for most methods, what is given."""
+        return losses, initial_losses
 
     def _usable(self, step: Step) -> Tensor:
         """Whether everything that the step is built on is finite, as a bool tensor ``()``."""
@@ -292,26 +362,41 @@ class Balancer(nn.Module, ABC):
 
     def _read(self, note: Tensor) -> Step:
         """The step's statistic, free of whatever the total loss was multiplied with."""
-        scaled_losses, scale_present, scale = note
+        scaled_losses, scale_present, scaled_weights, scale = note
         present = scale_present != 0
         losses = torch.where(present, scaled_losses / torch.where(present, scale_present, 1.0), 0.0)
         initial = initial_losses_after(self.initial_losses, self.initial_seen, losses, present, self._initial_steps)
-        rates = training_rates(losses, initial, present)
+        rates = training_rates(*self._compared(losses, initial), present)
+        weights = scaled_weights / scale
         self._log |= {
             "losses": shown(losses, present),
-            "weights": self.weights.clone(),
+            "weights": weights,
             "training_rates": shown(rates, present),
         }
         norms = None
         if self._source is not None and self._source.measuring:
             self._source.reduce(self._processes)
-            norms = self._source.gradient_norms().to(losses.dtype) / (scale * self.weights)
+            norms = self._source.gradient_norms().to(losses.dtype) / (scale * weights)
             self._source.reset()
-            self._log["gradient_norms"] = shown(self.weights * norms, present)
-        return Step(losses, present, initial, rates, norms)
+            self._log["gradient_norms"] = shown(weights * norms, present)
+        return Step(losses, weights, present, initial, rates, norms)
 
     def _seen_after(self, present: Tensor) -> Tensor:
         return self.initial_seen + (present & (self.initial_seen < self._initial_steps))
+
+    def _move(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`_update`, and the mean of the weights so far."""
+        state, log = self._update(step)
+        count = self.mean_count + step.present
+        moved = self.mean_weights + (step.weights - self.mean_weights) / count.clamp(min=1)
+        mean = {"mean_weights": torch.where(step.present, moved, self.mean_weights), "mean_count": count}
+        return state | mean, log
+
+    def _switch_method(self) -> None:
+        self._moves = not self._frozen and self._steps >= self._start
+
+    def _weights_for(self, losses: Tensor, present: Tensor) -> Tensor:
+        return self._weigh(losses, present) if self._moves else self.weights
 
     def _switch_source(self) -> None:
         if self._source is not None:
@@ -325,7 +410,7 @@ class Balancer(nn.Module, ABC):
         return mask
 
     def _new_probe(self) -> Tensor:
-        return torch.zeros(3, len(self.tasks), dtype=self.weights.dtype, device=self.weights.device, requires_grad=True)
+        return torch.zeros(4, len(self.tasks), dtype=self.weights.dtype, device=self.weights.device, requires_grad=True)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Balancer:
         """Follow the weights to another device or precision."""
@@ -350,7 +435,7 @@ class Balancer(nn.Module, ABC):
         return self.weights.new_tensor([values[task] for task in self.tasks])
 
 
-def _check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive integer; found {value!r}")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from equipoise.balancers._adam import adam
-from equipoise.balancers._balancer import Balancer, Step, shown
-from equipoise.balancers._initial_losses import check_initial_loss
+from equipoise.balancers._balancer import Step, shown
+from equipoise.balancers._gradnorm_family import GradNormFamily
 from equipoise.engine import Source
 
 
@@ -60,7 +60,7 @@ def renormalise(weights: Tensor, present: Tensor, total: Tensor, floor: float, c
 
 
 @final
-class GradNorm(Balancer):
+class GradNorm(GradNormFamily):
     r"""Weights that balance the norms of the tasks' gradients at the last shared layer, and let slow tasks catch up.
 
     With :math:`g_i` the gradient of the unweighted loss :math:`L_i` with respect to the weight W of the last shared layer:
@@ -77,6 +77,7 @@ class GradNorm(Balancer):
         fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
         every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
+        start: The number of steps before the weights begin to move; ``L_i(0)`` is still that of the first steps.
         lr: Adam's learning rate for w: about the largest change of a weight in one step.
         betas: Adam's decay rates.
         initial_losses: ``L_i(0)`` by task name, for instance log C for the cross entropy of C classes. ``None``: measured.
@@ -87,7 +88,11 @@ class GradNorm(Balancer):
         floor: The smallest weight; between 0 and 1. Adam's steps are of one size for all weights and would carry a small
             one past zero.
         cap: The largest weight; more than 1. ``None``: T, which no weight can pass. A task that is stuck has its weight
-            raised without end (the paper's stated limitation): a cap stops it.
+            raised without end (the paper's stated limitation): a cap stops it, and so does ``patience``; give one of them.
+        patience: Take a task that is stuck out of the update. That is one that is slow, and whose loss, smoothed over
+            ``patience`` steps, has not fallen by 5 per cent in its last ``patience`` steps though its weight is no smaller
+            than when it last did. While that is so, its weight is the one of that time, and the others share the rest.
+            ``None``: do not look. Too small a number takes the noise of the batches for the end of learning.
 
     Raises:
         TypeError: ``fork`` is none of these.
@@ -102,14 +107,16 @@ class GradNorm(Balancer):
 
     Log:
         ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`; ``gradnorm_loss`` (a scalar);
-        ``floor_hits`` and ``cap_hits``, the number of steps that ended with a task's weight at the floor or the cap.
+        ``floor_hits`` and ``cap_hits``, the number of steps that ended with a task's weight at the floor or the cap. With
+        ``patience``, ``stuck``: which tasks were taken out.
 
     Differs from the paper:
         The derivative by w is written down instead of taken by a second backward pass; it is the same. Adam's epsilon is
         relative to the tasks' mean gradient norm in the first measured step, so that no result depends on the unit of the
         losses. The paper says nothing of weights that become negative: here they stop at ``floor``, and the sum is kept.
         The paper has no priors, no cap, no absent tasks: means and renormalisation run over the tasks present, which keep
-        the sum that they had together.
+        the sum that they had together. It leaves stuck tasks to future work: here they count as absent while they are. Its
+        training rates are those of the training losses; `observe` takes others.
 
         The sign in the derivative has no dead zone: at rest the weights chatter by about ``lr`` around the steady state.
         That is ``w_i`` proportional to ``r_i^alpha / norm(g_i)`` where the mean of ``r^alpha`` is 1; elsewhere the targets
@@ -134,7 +141,6 @@ class GradNorm(Balancer):
         Multitask Networks, Equations 1 and 2 and Algorithm 1.
     """
 
-    priors: Tensor
     unit: Tensor
     adam_mean: Tensor
     adam_square: Tensor
@@ -148,6 +154,7 @@ class GradNorm(Balancer):
         alpha: float = 1.5,
         *,
         every: int = 1,
+        start: int = 0,
         lr: float = 0.025,
         betas: tuple[float, float] = (0.9, 0.999),
         initial_losses: Mapping[str, float] | None = None,
@@ -155,12 +162,18 @@ class GradNorm(Balancer):
         priors: Mapping[str, float] | None = None,
         floor: float = 1e-3,
         cap: float | None = None,
+        patience: int | None = None,
     ) -> None:
-        if not isinstance(fork, Source):
-            raise TypeError(f"GradNorm needs a Fork, or what attach or PerLoss give; found {type(fork).__name__}")
-        super().__init__(fork, every=every, initial_losses=initial_losses, initial_steps=initial_steps)
-        if not (alpha >= 0 and isfinite(alpha)):
-            raise ValueError(f"alpha must be at least 0 and finite; found {alpha}")
+        super().__init__(
+            fork,
+            alpha,
+            every=every,
+            start=start,
+            initial_losses=initial_losses,
+            initial_steps=initial_steps,
+            priors=priors,
+            patience=patience,
+        )
         if not (lr > 0 and isfinite(lr)):
             raise ValueError(f"lr must be positive and finite; found {lr}")
         if not all(0 <= beta < 1 for beta in betas):
@@ -169,59 +182,39 @@ class GradNorm(Balancer):
             raise ValueError(f"floor must lie between 0 and 1, the mean of the weights; found {floor}")
         if cap is not None and not cap > 1:
             raise ValueError(f"cap must be more than 1, the mean of the weights; found {cap}")
-        self.alpha = alpha
+        if cap is not None and patience is not None:
+            raise ValueError(
+                f"give cap or patience: either keeps a stuck task down; found cap={cap}, patience={patience}"
+            )
         self._lr, self._betas, self._floor = lr, betas, floor
         self._cap = float(len(self.tasks)) if cap is None else cap
         ones = torch.ones_like(self.weights)
-        given = ones if priors is None else self._by_task("priors", priors)
-        self.register_buffer("priors", given / given.mean(), persistent=False)
         self.register_buffer("unit", ones.new_zeros(()))
         for name in ("adam_mean", "adam_square"):
             self.register_buffer(name, torch.zeros_like(ones))
         for name in ("adam_count", "floor_hits", "cap_hits"):
             self.register_buffer(name, torch.zeros_like(ones, dtype=torch.int64))
 
-    def _check_first(self, task: str, loss: float) -> None:
-        if self.alpha > 0 and not self._initial_given:
-            check_initial_loss(task, loss)
-
-    def _check_values(self, given: dict[str, Tensor | None], values: Tensor) -> None:
-        super()._check_values(given, values)
-        if self.alpha > 0 and values.device.type == "cpu" and not torch.compiler.is_compiling() and (values < 0).any():
-            task = self.tasks[int(values.argmin())]
-            raise ValueError(
-                f"task {task!r}: a loss must not be negative with alpha > 0, since a ratio of losses then has no meaning; "
-                f"found {values.min().item()}. alpha=0 needs no ratios"
-            )
-
-    def _usable(self, step: Step) -> Tensor:
-        usable = super()._usable(step)
-        if self.alpha > 0:
-            rates_mean_something = torch.isfinite(step.training_rates) & (step.losses >= 0)
-            usable = usable & (rates_mean_something | ~step.present).all()
-        return usable
-
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if step.task_norms is None:
-            return {}, {}
-        present, task_norms = step.present, step.task_norms
-        gradient_norms = self.weights * task_norms
-        targets = gradnorm_targets(gradient_norms, step.training_rates, self.alpha, self.priors, present)
-        mean_norm = torch.where(present, task_norms, 0.0).sum() / present.sum()
+    def _rule(
+        self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        gradient_norms = step.weights * task_norms
+        targets = gradnorm_targets(gradient_norms, step.training_rates, self.alpha, self.priors, active)
+        mean_norm = torch.where(active, task_norms, 0.0).sum() / active.sum()
         unit = torch.where(self.unit > 0, self.unit, mean_norm)
         change, mean, square, count = adam(
             gradnorm_gradient(task_norms, gradient_norms, targets),
             self.adam_mean,
             self.adam_square,
             self.adam_count,
-            present,
+            active,
             lr=self._lr,
             betas=self._betas,
             eps=1e-8 * unit,
         )
-        share = len(self.tasks) - torch.where(present, 0.0, self.weights).sum()
-        weights = renormalise(self.weights + change, present, share, self._floor, self._cap)
-        at_floor, at_cap = present & (weights <= self._floor), present & (weights >= self._cap)
+        share = len(self.tasks) - torch.where(active, 0.0, weights).sum()
+        weights = renormalise(weights + change, active, share, self._floor, self._cap)
+        at_floor, at_cap = active & (weights <= self._floor), active & (weights >= self._cap)
         state = {
             "weights": weights,
             "unit": unit,
@@ -232,8 +225,8 @@ class GradNorm(Balancer):
             "cap_hits": self.cap_hits + at_cap,
         }
         log = {
-            "targets": shown(targets, present),
-            "gradnorm_loss": gradnorm_loss(gradient_norms, targets, present),
+            "targets": shown(targets, step.present),
+            "gradnorm_loss": gradnorm_loss(gradient_norms, targets, active),
             "floor_hits": state["floor_hits"],
             "cap_hits": state["cap_hits"],
         }

@@ -8,7 +8,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from equipoise.balancers import Balancer, Equal, GradNorm, InverseInitialLoss, Static, Uncertainty
+from equipoise.balancers import (
+    DWA,
+    FAMO,
+    GLS,
+    IMTLL,
+    RLW,
+    SI,
+    STCH,
+    UWSO,
+    Balancer,
+    CoV,
+    Equal,
+    GradNorm,
+    GradNormClosedForm,
+    GradNormLogSpace,
+    InverseInitialLoss,
+    InverseLossVariance,
+    InverseTargetVariance,
+    ReLoBRaLo,
+    SoftAdapt,
+    Static,
+    Uncertainty,
+)
 from equipoise.engine import Fork
 from equipoise.lab._problem import Problem
 from equipoise.lab._settings import read_settings, unknown
@@ -32,7 +54,25 @@ METHODS: dict[str, tuple[Callable[..., Balancer], str]] = {
     "static": (static, "given weights, for instance static(weights=(1, 2))"),
     "inverse_initial_loss": (InverseInitialLoss, "constant weights proportional to 1 / L(0)"),
     "uncertainty": (Uncertainty, "homoscedastic uncertainty weighting (Kendall et al. 2018)"),
+    "si": (SI, "weights 1 / L, the gradient of the sum of log losses (Navon et al. 2022)"),
+    "dwa": (DWA, "dynamic weight average over epochs, dwa(epoch_steps=100) (Liu et al. 2019)"),
+    "rlw": (RLW, "random weights at every step (Lin et al. 2022)"),
+    "gls": (GLS, "the geometric mean of the losses (Chennupati et al. 2019)"),
+    "inverse_target_variance": (
+        InverseTargetVariance,
+        "given target variances, inverse_target_variance(variances={'a': 1, 'b': 4})",
+    ),
+    "inverse_loss_variance": (InverseLossVariance, "weights proportional to 1 / the running variance of the loss"),
+    "cov": (CoV, "coefficient of variation of the losses (Groenendijk et al. 2021)"),
+    "imtl_l": (IMTLL, "IMTL-L: learned scales that bring every loss to 1 (Liu et al. 2021)"),
+    "uwso": (UWSO, "UW-SO: softmax of the inverse losses (Kirchdorfer et al. 2024)"),
+    "stch": (STCH, "smooth Tchebycheff: a smooth maximum of the relative losses (Lin et al. 2024)"),
+    "famo": (FAMO, "equal relative fall of all losses, without task gradients (Liu et al. 2023)"),
+    "softadapt": (SoftAdapt, "softmax of the slopes of the losses (Heydari et al. 2019)"),
+    "relobralo": (ReLoBRaLo, "relative loss balancing with random lookback (Bischof and Kraus 2021)"),
     "gradnorm": (GradNorm, "gradient normalization (Chen et al. 2018)"),
+    "gradnorm_closed_form": (GradNormClosedForm, "GradNorm's steady state, taken at once: no learning rate"),
+    "gradnorm_log_space": (GradNormLogSpace, "GradNorm that moves the weights by factors"),
 }
 """What builds the balancer of each method, and a line about it."""
 

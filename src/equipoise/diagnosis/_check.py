@@ -11,9 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from equipoise._check_report import CheckReport, Finding
-from equipoise._undisturbed import undisturbed
 from equipoise.balancers import Balancer
+from equipoise.diagnosis._report import CheckReport, Finding
+from equipoise.diagnosis._undisturbed import undisturbed
 from equipoise.engine import Examination, Fork, Source, check_separable, examined
 
 Batch = TypeVar("Batch")

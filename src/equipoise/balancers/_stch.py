@@ -1,0 +1,81 @@
+"""Smooth Tchebycheff scalarisation (Lin, Zhang, Yang et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import final
+
+import torch
+from torch import Tensor
+
+from equipoise.balancers._current_losses import CurrentLossBalancer
+from equipoise.balancers._shares import softmax
+from equipoise.engine import Source
+
+
+def stch_weights(losses: Tensor, nadir: Tensor, mu: float, present: Tensor) -> Tensor:
+    r""":math:`w_i = \partial G / \partial L_i` of :math:`G = n \mu \log \sum_j \exp(f_j / \mu)`, :math:`f_i = \log(L_i / n_i)`.
+
+    The sum runs over the n tasks present; :math:`n_i` is the nadir, the size that losses are compared with.
+    """
+    return present.sum() * softmax((losses / nadir).log() / mu, present) / losses
+
+
+@final
+class STCH(CurrentLossBalancer):
+    r"""A smooth maximum of the relative losses: the task that has fallen least weighs most.
+
+    .. math:: w_i = \frac{T}{L_i}\,\mathrm{softmax}_i\!\left(\frac{1}{\mu} \log \frac{L_i}{L_i(0)}\right)
+
+    which is the gradient of :math:`T \mu \log \sum_i \exp(\log(L_i / L_i(0)) / \mu)`. Until :math:`L_i(0)` is measured, the
+    task takes part as if it stood there; where that is so for all, :math:`w_i = 1 / L_i`.
+
+    Args:
+        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
+        mu: How smooth the maximum is: the smaller, the more the worst task alone counts.
+        initial_losses: ``L_i(0)`` by task name, the size that losses are compared with. ``None``: measured.
+        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
+        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+
+    Raises:
+        ValueError: ``mu`` is not positive and finite, or an initial loss or ``initial_steps`` not positive; or a loss is not
+            positive, and the message names the task. On an accelerator only a task's first loss is looked at, and later such
+            a step is skipped and counted.
+
+    Differs from the paper:
+        The form is that of the authors' multi-task experiments: logarithms of losses, an ideal point of zero, and a
+        preference of 1 for every task, where the paper's formula has preferences that sum to 1 (1/T each would be a mu that
+        is T times larger). They compare with the mean losses of one epoch after several epochs on the sum of log losses;
+        here the mean is that of a task's first losses. The total loss is not the scalarisation, but its gradient is.
+
+    Example:
+        >>> import torch
+        >>> balancer = STCH(("a", "b"), mu=1.0, initial_losses={"a": 1.0, "b": 1.0})
+        >>> balancer({"a": torch.tensor(3.0, requires_grad=True), "b": torch.tensor(1.0)}).backward()
+        >>> balancer.step()
+        >>> balancer.weights
+        tensor([0.5000, 0.5000])
+
+    References:
+        Lin, Zhang, Yang, Liu, Wang, Zhang 2024, Smooth Tchebycheff scalarization for multi-objective optimization, section 3,
+        and the authors' multi-task code, ``STCH_MTL/LibMTL/weighting/STCH.py``.
+    """
+
+    def __init__(
+        self,
+        tasks: Source | Sequence[str],
+        *,
+        mu: float = 1.0,
+        initial_losses: Mapping[str, float] | None = None,
+        initial_steps: int = 1,
+        every: int | None = None,
+    ) -> None:
+        super().__init__(tasks, every=every, initial_losses=initial_losses, initial_steps=initial_steps)
+        if not (mu > 0 and isfinite(mu)):
+            raise ValueError(f"mu must be positive and finite; found {mu}")
+        self._mu = mu
+
+    def _weights_of(self, losses: Tensor, present: Tensor) -> Tensor:
+        measured = self.initial_seen >= self._initial_steps
+        return stch_weights(losses, torch.where(measured, self.initial_losses, losses), self._mu, present)
