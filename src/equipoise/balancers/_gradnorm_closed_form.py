@@ -49,7 +49,9 @@ class GradNormClosedForm(GradNormFamily):
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
         every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
         start: The number of steps before the weights begin to move; ``L_i(0)`` is still that of the first steps.
-        decay: Of the running mean, in [0, 1): it runs over about the last ``1 / (1 - decay)`` measured steps. 0: none.
+        decay: Of the running mean, in [0, 1): it runs over about the last ``1 / (1 - decay)`` measured steps. 0: none. On the
+            lab's toy and yeast problems what is learnt hardly depends on it; with 0.99 the weights are steadier than those
+            of `GradNorm` with its default rate, with 0.9 on yeast they are not.
         initial_losses: ``L_i(0)`` by task name; ``None``: measured.
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
         priors: How important a task is, by name: its weight is multiplied by it before the scaling. ``None``: all alike.
@@ -77,6 +79,7 @@ class GradNormClosedForm(GradNormFamily):
 
     Example:
         >>> _ = torch.manual_seed(0)
+        >>> from equipoise import Fork
         >>> fork = Fork(torch.nn.Linear(3, 2), tasks=("small", "large"))
         >>> balancer = GradNormClosedForm(fork, alpha=0.0)
         >>> features = fork(torch.ones(1, 3))

@@ -72,6 +72,7 @@ class GradNormLogSpace(GradNormFamily):
 
     Example:
         >>> _ = torch.manual_seed(0)
+        >>> from equipoise import Fork
         >>> fork = Fork(torch.nn.Linear(3, 2), tasks=("small", "large"))
         >>> balancer = GradNormLogSpace(fork, alpha=0.0)
         >>> features = fork(torch.ones(1, 3))
