@@ -40,7 +40,8 @@ class Balancer(nn.Module, ABC):
 
     Where ``torch.distributed`` is initialised, every process (of `process_group`) must take part in every step: losses and
     gradients are averaged over the processes before anything is made of them, so that all hold identical weights. `step` is
-    where they wait for each other; everything else a process may do alone.
+    where they wait for each other; everything else a process may do alone. An error, such as a bad first loss, is raised by the
+    process that has it; the others wait for it until it ends, as in every exchange between processes.
 
     ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then
     moves the weights. In ``eval()``, its own or the model's at the fork, and without gradients it returns the weighted sum and
@@ -91,7 +92,9 @@ class Balancer(nn.Module, ABC):
         self._masks: dict[tuple[bool, ...], Tensor] = {}
 
         measured = list(source.parameters_measured.values()) if source is not None else []
-        dtype = torch.promote_types(measured[0].dtype, torch.float32).to_real() if measured else torch.get_default_dtype()
+        dtype = (
+            torch.promote_types(measured[0].dtype, torch.float32).to_real() if measured else torch.get_default_dtype()
+        )
         device = measured[0].device if measured else None
         self.register_buffer("weights", torch.ones(len(self.tasks), dtype=dtype, device=device))
         self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.int64, device=device))
@@ -109,8 +112,8 @@ class Balancer(nn.Module, ABC):
     def process_group(self) -> Any:
         """The processes that share out every batch; None, as long as nothing else is set: all.
 
-        To be set where some processes hold parts of one model instead (on a mesh, its data-parallel group), or train another
-        one. It stays out of ``state_dict``.
+        To be set where some processes train another model; and, for gradients taken at the features, where some hold parts of
+        one model and see the same batch (on a mesh: its data-parallel group). It stays out of ``state_dict``.
         """
         return self._processes.group
 
@@ -136,7 +139,7 @@ class Balancer(nn.Module, ABC):
         """
         given = self._check(losses)
         values = self._stack(given)
-        idle = all(loss is None for loss in given.values())  # a process without labels takes part in the step all the same
+        idle = all(loss is None for loss in given.values())  # a process without labels takes part all the same
         if not ((values.requires_grad or idle) and torch.is_grad_enabled() and self._in_training()):
             return (self.weights * values).sum()
         self._check_values(given, values.detach())

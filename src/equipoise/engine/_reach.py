@@ -181,7 +181,9 @@ def check_separable(losses: Iterable[Tensor], parameters: Iterable[Tensor]) -> N
     static = _is_static(walk([(loss.grad_fn, 0) for loss in losses], -1, {}))
     if static or any(map(is_sharded, parameters)):
         wrapper = "DistributedDataParallel(static_graph=True) in its first step" if static else "fully_shard"
-        raise ValueError(f"gradients are to be taken one by one, which {wrapper} does not support: check the model without it")
+        raise ValueError(
+            f"gradients are to be taken one by one, which {wrapper} does not support: check the model without it"
+        )
 
 
 def _is_static(found: Walk) -> bool:
