@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,12 +40,18 @@ def exact(door, setup, found, precision="float64"):
 
 def refused(door, setup, error):
     """The cell is refused, with the message that the user sees."""
-    _record(door, setup, {"verdict": "refused", "reason": str(error).splitlines()[0]})
+    _record(door, setup, {"verdict": "refused", "reason": _message(str(error))})
 
 
 def not_applicable(door, setup, reason):
     """The cell has no meaning."""
     _record(door, setup, {"verdict": "not applicable", "reason": reason})
+
+
+def _message(text):
+    """The library's message, also where a compiler quotes it within its own."""
+    quoted = re.search(r"the last shared layer is measured.*?(?=['\"]\)|$)", text, re.MULTILINE)
+    return quoted.group() if quoted else text.splitlines()[0]
 
 
 def _record(door, setup, cell):

@@ -61,9 +61,8 @@ def something_alone(model, source, balancer):
 
 
 def worker(rank, world, folder):
-    warnings.filterwarnings(
-        "ignore", "TypedStorage is deprecated", UserWarning
-    )  # by PyTorch 2.6, in its own checkpoint
+    # PyTorch 2.6 does itself, in saving a checkpoint, what it warns against
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
     built = {door: (*parts, eq.GradNorm(parts[1]).double()) for door in DOORS for parts in [build(door)]}
     processes.connect()
     found = {}
@@ -87,9 +86,8 @@ def continued(door, state):
     return train(Present(network), source, itertools.islice(parts_of(2 * STEPS, 1), STEPS, None), balancer=balancer)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:torch.distributed is .*assuming the intent:UserWarning"
-)  # one process loads: as intended
+# that one process loads what two have saved is intended
+@pytest.mark.filterwarnings("ignore:torch.distributed is .*assuming the intent:UserWarning")
 def test_what_is_sent_when_and_what_one_process_may_do_alone_and_what_is_saved(tmp_path):
     for door, (first, second) in processes.by_cell(processes.run(worker, 2, tmp_path)):
         for found in (first, second):

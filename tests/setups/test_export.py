@@ -15,6 +15,13 @@ import equipoise as eq
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
+MODES = [(True, False), (False, True), (False, False)]
+"""In training mode or not, strict or not."""
+
+if torch.__version__ >= "2.10":  # before, a strict export could not be told from torch.compile
+    MODES.append((True, True))
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_export(door):
     """In eval() and in training mode, while the balancer measures: the graph of a network that never had one."""
@@ -26,15 +33,14 @@ def test_export(door):
     balancer = eq.GradNorm(source).double()
     ordinary(network, balancer, x, y)  # left in the middle of a step
     worst = 0.0
-    for training in (True, False):
+    for training, strict in MODES:
         network.train(training)
-        for strict in (True, False):
-            program = torch.export.export(network, (x,), strict=strict)
-            assert graph(program) == wanted[strict]
-            assert program.state_dict.keys() == plain.state_dict().keys()
-            assert not program.constants
-            found, expected = program.module()(x), plain(x)
-            worst = max([worst, *(matrix.deviation(found[t].detach(), expected[t].detach()) for t in expected)])
+        program = torch.export.export(network, (x,), strict=strict)
+        assert graph(program) == wanted[strict]
+        assert program.state_dict.keys() == plain.state_dict().keys()
+        assert not program.constants
+        found, expected = program.module()(x), plain(x)
+        worst = max([worst, *(matrix.deviation(found[t].detach(), expected[t].detach()) for t in expected)])
     assert source.measured
     matrix.exact(door, "torch.export, in training mode and in eval()", worst)
 
@@ -50,7 +56,7 @@ def test_what_was_exported_runs_where_the_library_is_not_installed(door, monkeyp
     network, source = build(door)
     eq.GradNorm(source)
     expected, file = network(x), io.BytesIO()
-    torch.export.save(torch.export.export(network, (x,)), file)
+    torch.export.save(torch.export.export(network, (x,), strict=False), file)
     file.seek(0)
     for name in [name for name in sys.modules if name.partition(".")[0] == "equipoise"]:
         monkeypatch.setitem(sys.modules, name, None)

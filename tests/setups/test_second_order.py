@@ -52,9 +52,9 @@ def norms_of(door, losses_in, change, x, y):
     source.measure(False)
     seen = {}
     plain.trunk.register_forward_hook(lambda module, inputs, output: seen.update(features=output))
-    wanted = lambda: measured_parameters(door, plain) or [seen["features"]]  # noqa: E731
     losses = losses_in(plain, x, y)
-    found = [torch.autograd.grad(loss, wanted(), retain_graph=True, allow_unused=True) for loss in losses.values()]
+    wanted = measured_parameters(door, plain) or [seen["features"]]
+    found = [torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses.values()]
     return torch.stack([torch.cat([g.reshape(-1) for g in gradients if g is not None]).norm() for gradients in found])
 
 

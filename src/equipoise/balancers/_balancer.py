@@ -42,7 +42,8 @@ class Balancer(nn.Module, ABC):
 
     Where ``torch.distributed`` is initialised, every process (of `process_group`) must take part in every step: losses and
     gradients are averaged over the processes before anything is made of them, so that all hold identical weights. `step` is
-    where they wait for each other; everything else a process may do alone.
+    where they wait for each other; everything else a process may do alone. An error, such as a bad first loss, is raised by the
+    process that has it; the others wait for it until it ends, as in every exchange between processes.
 
     ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then
     moves the weights. In ``eval()``, its own or the model's at the fork, and without gradients it returns the weighted sum and
@@ -124,8 +125,8 @@ class Balancer(nn.Module, ABC):
     def process_group(self) -> Any:
         """The processes that share out every batch; None, as long as nothing else is set: all.
 
-        To be set where some processes hold parts of one model instead (on a mesh, its data-parallel group), or train another
-        one. It stays out of ``state_dict``.
+        To be set where some processes train another model; and, for gradients taken at the features, where some hold parts of
+        one model and see the same batch (on a mesh: its data-parallel group). It stays out of ``state_dict``.
         """
         return self._processes.group
 
@@ -152,9 +153,7 @@ class Balancer(nn.Module, ABC):
         given = self._check(losses)
         values = self._stack(given)
         present = self._mask(tuple(loss is not None for loss in given.values()))
-        idle = all(
-            loss is None for loss in given.values()
-        )  # a process without labels takes part in the step all the same
+        idle = all(loss is None for loss in given.values())  # a process without labels takes part all the same
         if not ((values.requires_grad or idle) and torch.is_grad_enabled() and self._in_training()):
             with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
                 weights = self._weights_for(values.detach(), present)

@@ -206,8 +206,8 @@ class Source(ABC):
 def _exporting() -> bool:
     """Whether the model is being exported, when nothing of us must be left in its graph.
 
-    The flag is read directly: `torch.compiler.is_exporting` came with PyTorch 2.7, and before 2.12 every compilation by
-    `torch.compile` was told that it was an export.
+    The flag is read directly: `torch.compiler.is_exporting` came with PyTorch 2.7, and at first was true in whatever
+    `torch.compile` traced. A strict export in training mode is known by the flag only, from 2.10 on.
     """
     compiler = torch.compiler
     return compiler.is_compiling() and (
