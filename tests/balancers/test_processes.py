@@ -67,7 +67,7 @@ def at_features():
     network = MLP(TASKS)
     network.trunk.append(network.fork.shared_layer)
     network.fork = eq.Fork(None, TASKS)
-    return network, eq.GradNorm(network.fork)
+    return network, eq.GradNorm(network.fork, every=2)
 
 
 BUILD = {"at the layer": at_layer, "at the features": at_features}
