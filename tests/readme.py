@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
+import equipoise as eq
+from equipoise.lab._methods import METHODS
 from equipoise.lab._statistics import group
 from equipoise.lab._store import Store
 from equipoise.lab._table import to_markdown
@@ -14,24 +18,49 @@ from equipoise.lab._table import to_markdown
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RECORDS = ROOT / "results" / "first_light"
-BEGIN, END = "<!-- table: results/first_light -->\n", "<!-- end of table -->"
+END = "<!-- end of table -->"
 
 
-def generated() -> str:
+def methods() -> str:
+    """Every public balancer, with the first line of its docstring and its name on the command line."""
+    commands = {getattr(factory, "__name__", ""): name for name, (factory, _) in METHODS.items()}
+    commands["Static"] = commands.pop("static")
+    lines = ["| class | what it is | on the command line |", "|:--|:--|:--|"]
+    for name, value in sorted(vars(eq).items()):
+        if isinstance(value, type) and issubclass(value, eq.Balancer) and value is not eq.Balancer:
+            command = f"`{commands[name]}`" if name in commands else ""
+            lines.append(f"| `eq.{name}` | {_plain(inspect.getdoc(value))} | {command} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(docstring: str | None) -> str:
+    """The first sentence, its formulas as code."""
+    first = " ".join((docstring or "").split("\n\n")[0].split())
+    return re.sub(r":math:`(.*?)`", r"$\1$", first).replace("``", "`").replace("|", r"\|")
+
+
+def first_light() -> str:
     """What the records say."""
     comparisons = group(Store(RECORDS).load_all())
     return "\n".join(f"**{c.spec.problem}**\n\n{to_markdown(c, tasks=False)}" for c in comparisons)
 
 
-def published() -> str:
-    """What the README says."""
-    return README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+TABLES = {"results/first_light": first_light, "methods": methods}
+
+
+def parts(name: str) -> tuple[str, str, str]:
+    """The README before, in and after a table."""
+    begin = f"<!-- table: {name} -->\n"
+    before, rest = README.read_text(encoding="utf-8").split(begin)
+    table, after = rest.split(END, 1)
+    return before + begin, table, END + after
 
 
 def main() -> None:
     """Write the tables anew."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    README.write_text(before + BEGIN + generated() + END + rest.split(END)[1], encoding="utf-8")
+    for name, generated in TABLES.items():
+        before, _, after = parts(name)
+        README.write_text(before + generated() + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

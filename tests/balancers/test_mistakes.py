@@ -13,7 +13,7 @@ import equipoise as eq
 from equipoise.balancers import _balancer, _gradnorm, _gradnorm_family
 from equipoise.balancers._balancer import Balancer
 from equipoise.balancers._gradnorm import GradNorm
-from equipoise.engine import Fork
+from equipoise.engine import Fork, _rules
 
 pytestmark = pytest.mark.usefixtures("double")
 AB = ("a", "b")
@@ -136,6 +136,19 @@ def norms_are_those_of_the_last_shared_layer():
     expected = task_gradients(losses.values(), network.fork.shared_layer.weight).flatten(1).norm(dim=1)
     network.fork.reset()
     close(one_step(balancer, mse(network(x), y))["gradient_norms"], expected)
+
+
+def every_tensor_of_a_list_counts():
+    network, _ = network_and(eq.GradNorm)
+    network.fork = eq.Fork(network.fork.shared_layer, network.fork.tasks, parameters=("bias", "weight"))
+    balancer = eq.GradNorm(network.fork)
+    ((x, y),) = batches(1, network.fork.tasks)
+    losses = mse(network(x), y)
+    squares = sum(
+        task_gradients(losses.values(), p).flatten(1).square().sum(1) for p in network.fork.shared_layer.parameters()
+    )
+    balancer.zero_grad()
+    close(one_step(balancer, mse(network(x), y))["gradient_norms"], squares.sqrt())
 
 
 def every_head_gets_the_gradient_of_its_weighted_loss():
@@ -266,6 +279,14 @@ def _unweighted(genuine):
     )
 
 
+def _first_tensor_only(genuine):
+    def by_autograd(kept, gradients, *, parameters):
+        found = genuine(kept, gradients, parameters=parameters)
+        return torch.cat([found[: parameters[0].numel()], torch.zeros_like(found[parameters[0].numel() :])])
+
+    return by_autograd
+
+
 def _learned_weights(genuine):
     def init(self, *args, **kwargs):
         genuine(self, *args, **kwargs)
@@ -323,6 +344,10 @@ MISTAKES = {
     "the wrong layer": (
         norms_are_those_of_the_last_shared_layer,
         _patch(Fork, "gradient_norms", lambda g: lambda self: self.task_gradients().sum(2).norm(dim=1)),  # its bias
+    ),
+    "only the first tensor of a list": (
+        every_tensor_of_a_list_counts,
+        _patch(_rules, "_by_autograd", _first_tensor_only),
     ),
     "heads trained with unweighted losses": (
         every_head_gets_the_gradient_of_its_weighted_loss,
