@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import MLP, mse
 from reference import close
+from torch.utils._python_dispatch import TorchDispatchMode
 from training import batches, train
 
 import equipoise as eq
@@ -259,6 +260,26 @@ def test_names_alone_will_do_where_no_gradient_is_needed(name):
     close(named.weights, balancer.weights)
     with pytest.raises(ValueError, match="measured at a fork"):
         eq.Equal(TASKS, every=1)
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Fails where the host would have to wait for a tensor's value, as it would on an accelerator."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in self.WAITING, f"{func} synchronises"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_does_not_wait_for_the_device(name):
+    network, balancer = build(name)
+    train(network, balancer, batches(2, TASKS))
+    for x, y in batches(2, TASKS, seed=4):
+        balancer(mse(network(x), y)).backward()
+        with NoSynchronisation():
+            balancer.step()
+            balancer.log()
 
 
 def test_the_log_has_what_is_promised(name):

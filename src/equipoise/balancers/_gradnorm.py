@@ -53,9 +53,12 @@ def renormalise(weights: Tensor, present: Tensor, total: Tensor, floor: float, c
     slope = torch.cat([slopes, -slopes])[order].cumsum(0)
     rise = (slope[:-1] * kinks.diff()).cumsum(0)
     sums = floor * present.sum() + torch.cat([rise.new_zeros(1), rise])
-    last = (torch.searchsorted(sums, total, right=True) - 1).clamp(min=0, max=len(kinks) - 2)
-    scale = kinks[last] + (total - sums[last]) / slope[last].clamp(min=torch.finfo(slope.dtype).tiny)
-    scale = scale.clamp(kinks[last], kinks[last + 1])  # between kinks where every task is at a bound, any c will do
+    # One index, but in a vector: an index without dimensions would be read on the host.
+    last = (torch.searchsorted(sums, total.reshape(1), right=True) - 1).clamp(min=0, max=len(kinks) - 2)
+    slope_there = slope.index_select(0, last).clamp(min=torch.finfo(slope.dtype).tiny)
+    low, high = kinks.index_select(0, last), kinks.index_select(0, last + 1)
+    scale = low + (total - sums.index_select(0, last)) / slope_there
+    scale = scale.clamp(low, high)  # between kinks where every task is at a bound, any c will do
     return torch.where(present, (scale * positive).clamp(floor, cap), weights)
 
 

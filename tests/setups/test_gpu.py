@@ -1,0 +1,78 @@
+"""On a GPU, where there is one: the same figures, no waiting for the device, and a step in a CUDA graph."""
+
+import matrix
+import pytest
+import torch
+from doors import DOORS, build, data, losses_of, reference_norms
+
+import equipoise as eq
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+
+def moved(batches):
+    for x, y in batches:
+        yield x.cuda(), {task: value.cuda() for task, value in y.items()}
+
+
+def started(door):
+    """A network on the GPU that has taken its first steps, in which tasks are checked."""
+    network, source = build(door)
+    network.cuda()
+    balancer = eq.GradNorm(source).double().cuda()
+    for x, y in moved(data(2)):
+        network.zero_grad()
+        balancer(losses_of(network, x, y)).backward()
+        balancer.step()
+    return network, balancer
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_norms_are_exact_and_no_step_waits_for_the_device(door):
+    network, balancer = started(door)
+    for x, y in list(moved(data(5, seed=2))):
+        expected = balancer.weights * reference_norms(door, network, x, y)
+        network.zero_grad()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            balancer(losses_of(network, x, y)).backward()
+            balancer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert matrix.deviation(balancer.log()["gradient_norms"], expected) <= matrix.TOLERANCE["float64"]
+    assert (balancer.weights - 1).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("door", ["Fork, by rule", "Fork, features"])
+def test_a_cuda_graph_captures_a_step(door):
+    network, balancer = started(door)
+    eager, eager_balancer = started(door)
+    batches = list(moved(data(6, seed=2)))
+    still = (batches[0][0].clone(), {task: value.clone() for task, value in batches[0][1].items()})
+
+    def step():
+        balancer(losses_of(network, *still)).backward()
+        balancer.step()
+        network.zero_grad()
+
+    before = {name: value.clone() for name, value in balancer.state_dict().items() if isinstance(value, torch.Tensor)}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for name, value in before.items():
+        balancer.get_buffer(name).copy_(value)
+    for x, y in batches:
+        still[0].copy_(x)
+        for task, value in y.items():
+            still[1][task].copy_(value)
+        graph.replay()
+        eager.zero_grad()
+        eager_balancer(losses_of(eager, x, y)).backward()
+        eager_balancer.step()
+        assert matrix.deviation(balancer.weights, eager_balancer.weights) <= matrix.TOLERANCE["float64"]
