@@ -275,7 +275,7 @@ def _leak(genuine):
 
 def _unweighted(genuine):
     return lambda self, losses: (
-        genuine(self, losses) - (self.weights * self._stack(losses)).sum() + sum(losses.values())
+        genuine(self, losses) - (self.weights * torch.stack([*losses.values()])).sum() + sum(losses.values())
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.balancers._given import check_count, losses_by_task, positive_by_task, stacked
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
 from equipoise.engine import Processes, Source, task_names
 
@@ -112,11 +113,12 @@ class Balancer(nn.Module, ABC):
         self.register_buffer("mean_weights", torch.zeros_like(self.weights))
         self.register_buffer("mean_count", torch.zeros_like(self.weights, dtype=torch.int64))
         self._initial_steps = initial_steps
-        given = None if initial_losses is None else self._by_task("initial_losses", initial_losses)
-        self._initial_given = given is not None
-        unseen = torch.full_like(self.weights, float("nan")) if given is None else given
+        self._initial_given = initial_losses is not None
+        unseen = torch.full_like(self.weights, float("nan"))
+        if initial_losses is not None:
+            unseen = self.weights.new_tensor(positive_by_task("initial_losses", initial_losses, self.tasks))
         self.register_buffer("initial_losses", unseen)
-        seen = 0 if given is None else initial_steps
+        seen = initial_steps if self._initial_given else 0
         self.register_buffer("initial_seen", torch.full_like(self.weights, seen, dtype=torch.int64))
         self._probe = self._new_probe()
         self._switch_source()
@@ -150,8 +152,8 @@ class Balancer(nn.Module, ABC):
             ValueError: A task is unknown or missing, a loss is not a scalar or lies on another device than the weights; or,
                 where a task is seen for the first time, its loss is not finite or does not reach the fork as it must.
         """
-        given = self._check(losses)
-        values = self._stack(given)
+        given = losses_by_task(losses, self.tasks, self.weights.device)
+        values = stacked(given, self.weights)
         present = self._mask(tuple(loss is not None for loss in given.values()))
         idle = all(loss is None for loss in given.values())  # a process without labels takes part all the same
         if not ((values.requires_grad or idle) and torch.is_grad_enabled() and self._in_training()):
@@ -160,7 +162,7 @@ class Balancer(nn.Module, ABC):
             return (weights * values).sum()
         self._check_values(given, values.detach())
         if self._source is not None:
-            values = self._stack(self._source.tap(given))
+            values = stacked(self._source.tap(given), self.weights)
         # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
         # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
         weights = self._weights_for(values.detach(), present)
@@ -327,38 +329,6 @@ class Balancer(nn.Module, ABC):
         """Whether anything is to be learnt from this pass: not in ``eval()``, the balancer's or the model's."""
         return self.training and (self._source is None or self._source.training)
 
-    def _check(self, losses: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-        """The losses in task order, checked for everything that needs no look at their values."""
-        if not isinstance(losses, Mapping):
-            raise TypeError(f"losses must be a dict by task name; found {type(losses).__name__}")
-        unknown = [task for task in losses if task not in self.tasks]
-        if unknown:
-            raise ValueError(f"unknown task {unknown[0]!r}: the tasks are {', '.join(map(repr, self.tasks))}")
-        for task in self.tasks:
-            if task not in losses:
-                raise ValueError(f"task {task!r}: its loss is missing; hand in None if this batch has no labels for it")
-            loss = losses[task]
-            if loss is None:
-                continue
-            if not isinstance(loss, Tensor):
-                raise TypeError(f"task {task!r}: a loss must be a tensor or None; found {type(loss).__name__}")
-            if loss.dim() != 0:
-                raise ValueError(f"task {task!r}: a loss must be a scalar, of shape (); found {tuple(loss.shape)}")
-            if loss.device != self.weights.device:
-                raise ValueError(
-                    f"task {task!r}: its loss is on {loss.device}, the weights are on {self.weights.device}; "
-                    f"call balancer.to({str(loss.device)!r})"
-                )
-        return {task: losses[task] for task in self.tasks}
-
-    def _stack(self, given: Mapping[str, Tensor | None]) -> Tensor:
-        """The losses ``(T,)`` in the precision of the weights or better, zero for an absent task."""
-        dtype = self.weights.dtype
-        for loss in given.values():
-            dtype = dtype if loss is None else torch.promote_types(dtype, loss.dtype)
-        zero = torch.zeros((), dtype=dtype, device=self.weights.device)
-        return torch.stack([zero if loss is None else loss.to(dtype) for loss in given.values()])
-
     def _read(self, note: Tensor) -> Step:
         """The step's statistic, free of whatever the total loss was multiplied with."""
         scaled_losses, scale_present, scaled_weights, scale = note
@@ -416,27 +386,6 @@ class Balancer(nn.Module, ABC):
         super()._apply(fn, recurse)
         self._probe = self._new_probe()
         return self
-
-    def _by_task(self, name: str, values: Mapping[str, float]) -> Tensor:
-        """Positive numbers given by task name, as a tensor in task order.
-
-        Raises:
-            ValueError: A task is unknown or missing, or a number is not positive and finite.
-        """
-        unknown = [task for task in values if task not in self.tasks]
-        if unknown:
-            raise ValueError(f"{name}: unknown task {unknown[0]!r}; the tasks are {', '.join(map(repr, self.tasks))}")
-        for task in self.tasks:
-            if task not in values:
-                raise ValueError(f"{name}: task {task!r} is missing")
-            if not 0 < values[task] < float("inf"):
-                raise ValueError(f"{name}: task {task!r} must have a positive, finite number; found {values[task]}")
-        return self.weights.new_tensor([values[task] for task in self.tasks])
-
-
-def check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer; found {value!r}")
 
 
 def shown(values: Tensor, present: Tensor) -> Tensor:

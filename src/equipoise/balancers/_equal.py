@@ -8,6 +8,7 @@ from typing import final
 from torch import Tensor
 
 from equipoise.balancers._balancer import Balancer, Step
+from equipoise.balancers._given import positive_by_task
 from equipoise.engine import Source
 
 
@@ -57,7 +58,7 @@ class Static(Balancer):
         self, tasks: Source | Sequence[str], weights: Mapping[str, float], *, every: int | None = None
     ) -> None:
         super().__init__(tasks, every=every)
-        given = self._by_task("weights", weights)
+        given = self.weights.new_tensor(positive_by_task("weights", weights, self.tasks))
         self.weights.copy_(given * len(self.tasks) / given.sum())
 
     def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from equipoise.balancers._adam import adam
 from equipoise.balancers._balancer import Step
 from equipoise.balancers._current_losses import CurrentLossBalancer
+from equipoise.balancers._given import losses_by_task, stacked
 from equipoise.balancers._over_processes import over_processes
 from equipoise.balancers._shares import in_proportion, softmax
 from equipoise.engine import Source
@@ -110,8 +111,8 @@ class FAMO(CurrentLossBalancer):
             TypeError: A loss is not a tensor.
             ValueError: A task is unknown or missing, or a loss is not a scalar or lies on another device than the weights.
         """
-        given = self._check(losses)
-        values = self._stack(given)
+        given = losses_by_task(losses, self.tasks, self.weights.device)
+        values = stacked(given, self.weights)
         present = torch.tensor([loss is not None for loss in given.values()], device=values.device)
         self._observed = over_processes(self._processes, values.detach(), present)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise.balancers._balancer import Balancer, Step
+from equipoise.balancers._given import positive_by_task
 from equipoise.balancers._gradnorm_stuck import Plateau, plateau_after, stuck_tasks
 from equipoise.balancers._initial_losses import check_initial_loss
 from equipoise.engine import Source
@@ -63,7 +64,7 @@ class GradNormFamily(Balancer, ABC):
         self.alpha = alpha
         self._patience = patience
         ones = torch.ones_like(self.weights)
-        given = ones if priors is None else self._by_task("priors", priors)
+        given = ones if priors is None else ones.new_tensor(positive_by_task("priors", priors, self.tasks))
         self.register_buffer("priors", given / given.mean(), persistent=False)
         for name in ("observed_first", "observed_last"):
             self.register_buffer(name, torch.zeros_like(ones))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from equipoise.balancers._balancer import Balancer, Step
+from equipoise.balancers._given import positive_by_task
 from equipoise.balancers._shares import in_proportion
 from equipoise.engine import Source
 
@@ -44,7 +45,7 @@ class InverseTargetVariance(Balancer):
         self, tasks: Source | Sequence[str], *, variances: Mapping[str, float], every: int | None = None
     ) -> None:
         super().__init__(tasks, every=every)
-        given = self._by_task("variances", variances)
+        given = self.weights.new_tensor(positive_by_task("variances", variances, self.tasks))
         known = torch.ones_like(given, dtype=torch.bool)
         self.weights.copy_(inverse_variance_weights(given, known, self.weights))
 

@@ -9,8 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Step, check_count
+from equipoise.balancers._balancer import Step
 from equipoise.balancers._epoch_means import EpochMeans
+from equipoise.balancers._given import check_count
 from equipoise.balancers._positive_losses import PositiveLossBalancer
 from equipoise.balancers._shares import in_proportion, softmax
 from equipoise.engine import Source

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.balancers import Balancer
+from equipoise.balancers._given import losses_by_task, stacked
 from equipoise.diagnosis._report import CheckReport, Finding
 from equipoise.diagnosis._undisturbed import undisturbed
 from equipoise.engine import Examination, Fork, Source, check_separable, examined
@@ -78,7 +79,7 @@ def check(
     """
     source = _source(model, balancer)
     with undisturbed(model, balancer.weights.device) as autocast, examined(source) as examination:
-        given = balancer._check(losses_fn(batch))
+        given = losses_by_task(losses_fn(batch), balancer.tasks, balancer.weights.device)
         losses = {task: loss for task, loss in given.items() if loss is not None}
         if not losses:
             raise ValueError("check needs a batch with a loss; found None for every task")
@@ -124,7 +125,9 @@ def _look(
     return CheckReport(
         tasks=balancer.tasks,
         parameters={name: tuple(parameter.shape) for name, parameter in parameters.items()},
-        losses=balancer._stack({task: losses.get(task) for task in balancer.tasks}).detach().masked_fill(absent, nan),
+        losses=stacked({task: losses.get(task) for task in balancer.tasks}, balancer.weights)
+        .detach()
+        .masked_fill(absent, nan),
         weights=balancer.weights.clone(),
         gradient_norms=(balancer.weights * norms).masked_fill(absent, nan),
         cosines=(gradients @ gradients.mH).real / norms.outer(norms),
