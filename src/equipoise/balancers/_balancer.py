@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from equipoise.balancers._given import check_count, losses_by_task, positive_by_task, stacked
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
+from equipoise.balancers._present import shown
 from equipoise.engine import Processes, Source, task_names
 
 
@@ -161,8 +162,8 @@ class Balancer(nn.Module, ABC):
                 weights = self._weights_for(values.detach(), present)
             return (weights * values).sum()
         self._check_values(given, values.detach())
-        if self._source is not None:
-            values = stacked(self._source.tap(given), self.weights)
+        if self._source is not None and (tapped := self._source.tap(given)) is not given:
+            values = stacked(tapped, self.weights)
         # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
         # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
         weights = self._weights_for(values.detach(), present)
@@ -314,13 +315,16 @@ class Balancer(nn.Module, ABC):
         """Look at what is new: a task's first loss, and whether it reaches the fork."""
         if torch.compiler.is_compiling():
             return
+        to_reach = self._unchecked if self._source is not None and self._source.measuring else set()
+        if not (self._unseen or to_reach):
+            return
         here = {task: loss for task, loss in given.items() if loss is not None}
         for task in here.keys() & self._unseen:
             value = here[task].item()
             if not isfinite(value):
                 raise ValueError(f"task {task!r}: its first loss must be finite; found {value}")
             self._check_first(task, value)
-        if self._source is not None and self._source.measuring and (new := here.keys() & self._unchecked):
+        if self._source is not None and (new := here.keys() & to_reach):
             self._source.check_reach({task: here[task] for task in self.tasks if task in new})
             self._unchecked -= new
         self._unseen -= here.keys()
@@ -386,8 +390,3 @@ class Balancer(nn.Module, ABC):
         super()._apply(fn, recurse)
         self._probe = self._new_probe()
         return self
-
-
-def shown(values: Tensor, present: Tensor) -> Tensor:
-    """What a log shows of ``values``: NaN for absent tasks."""
-    return values.masked_fill(~present, float("nan"))

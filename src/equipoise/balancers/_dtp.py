@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from equipoise.balancers._balancer import Balancer, Step
+from equipoise.balancers._given import check_known
 from equipoise.balancers._over_processes import over_processes
 from equipoise.engine import Source
 
@@ -93,7 +94,8 @@ class DTP(Balancer):
         Raises:
             ValueError: A task is unknown or missing, or a number does not lie in [0, 1]; the message names the task.
         """
-        numbers = [self._number(task, indicators) for task in self._known(indicators)]
+        check_known("indicators", indicators, self.tasks)
+        numbers = [self._number(task, indicators) for task in self.tasks]
         present = self.weights.new_tensor([number is not None for number in numbers]) != 0
         values, present = over_processes(
             self._processes, self.weights.new_tensor([number or 0.0 for number in numbers]), present
@@ -105,14 +107,6 @@ class DTP(Balancer):
         self.counts += present
         bounded = self.indicators.clamp(self._floor, 1 - self._floor)
         self.weights.copy_(torch.where(present, dtp_weights(bounded, self._gamma), self.weights))
-
-    def _known(self, indicators: Mapping[str, float | Tensor | None]) -> tuple[str, ...]:
-        unknown = [task for task in indicators if task not in self.tasks]
-        if unknown:
-            raise ValueError(
-                f"indicators: unknown task {unknown[0]!r}; the tasks are {', '.join(map(repr, self.tasks))}"
-            )
-        return self.tasks
 
     def _number(self, task: str, indicators: Mapping[str, float | Tensor | None]) -> float | None:
         if task not in indicators:

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from equipoise.balancers._adam import adam
+from equipoise.balancers._adam import Moments, adam, check_adam
 from equipoise.balancers._balancer import Step
 from equipoise.balancers._current_losses import CurrentLossBalancer
 from equipoise.balancers._given import losses_by_task, stacked
@@ -81,24 +81,20 @@ class FAMO(CurrentLossBalancer):
     logits: Tensor
     last_logs: Tensor
     comparable: Tensor
-    adam_mean: Tensor
-    adam_square: Tensor
-    adam_count: Tensor
 
     def __init__(
         self, tasks: Source | Sequence[str], *, lr: float = 0.025, gamma: float = 0.01, every: int | None = None
     ) -> None:
         super().__init__(tasks, every=every)
-        if not (lr > 0 and isfinite(lr)):
-            raise ValueError(f"lr must be positive and finite; found {lr}")
+        check_adam(lr)
         if not (gamma >= 0 and isfinite(gamma)):
             raise ValueError(f"gamma must be at least 0 and finite; found {gamma}")
         self._lr, self._gamma = lr, gamma
         self._observed: tuple[Tensor, Tensor] | None = None
-        for name in ("logits", "last_logs", "adam_mean", "adam_square"):
+        for name in ("logits", "last_logs"):
             self.register_buffer(name, torch.zeros_like(self.weights))
         self.register_buffer("comparable", torch.zeros_like(self.weights, dtype=torch.bool))
-        self.register_buffer("adam_count", torch.zeros_like(self.weights, dtype=torch.int64))
+        Moments.register(self, self.weights)
 
     @torch.no_grad()
     def observe(self, losses: Mapping[str, Tensor | None]) -> None:
@@ -140,22 +136,16 @@ class FAMO(CurrentLossBalancer):
             after, present = self._observed
             fall, compared = logs - after.log(), step.present & present
             comparable = step.present & ~present
-        change, mean, square, count = adam(
+        change, moments = adam(
             famo_gradient(self.logits, fall, compared) + self._gamma * self.logits,
-            self.adam_mean,
-            self.adam_square,
-            self.adam_count,
+            Moments.of(self),
             compared,
             lr=self._lr,
-            betas=(0.9, 0.999),
-            eps=1e-8,
         )
         state |= {
             "logits": self.logits + change,
             "last_logs": torch.where(step.present, logs, self.last_logs),
             "comparable": torch.where(step.present, comparable, self.comparable),
-            "adam_mean": mean,
-            "adam_square": square,
-            "adam_count": count,
+            **moments.state(),
         }
         return state, log

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ def losses_by_task(losses: object, tasks: Sequence[str], device: torch.device) -
     """
     if not isinstance(losses, Mapping):
         raise TypeError(f"losses must be a dict by task name; found {type(losses).__name__}")
-    unknown = [task for task in losses if task not in tasks]
+    known = set(tasks)  # as a tuple it would be searched T times, in every step
+    unknown = [task for task in losses if task not in known]
     if unknown:
         raise ValueError(f"unknown task {unknown[0]!r}: the tasks are {', '.join(map(repr, tasks))}")
     for task in tasks:
@@ -53,15 +54,24 @@ def positive_by_task(name: str, values: Mapping[str, float], tasks: Sequence[str
     Raises:
         ValueError: A task is unknown or missing, or a number is not positive and finite.
     """
-    unknown = [task for task in values if task not in tasks]
-    if unknown:
-        raise ValueError(f"{name}: unknown task {unknown[0]!r}; the tasks are {', '.join(map(repr, tasks))}")
+    check_known(name, values, tasks)
     for task in tasks:
         if task not in values:
             raise ValueError(f"{name}: task {task!r} is missing")
         if not 0 < values[task] < float("inf"):
             raise ValueError(f"{name}: task {task!r} must have a positive, finite number; found {values[task]}")
     return [values[task] for task in tasks]
+
+
+def check_known(name: str, given: Iterable[str], tasks: Sequence[str]) -> None:
+    """Refuse a name that is no task's.
+
+    Raises:
+        ValueError: There is one; the message names it and the setting.
+    """
+    unknown = [task for task in given if task not in tasks]
+    if unknown:
+        raise ValueError(f"{name}: unknown task {unknown[0]!r}; the tasks are {', '.join(map(repr, tasks))}")
 
 
 def check_count(name: str, value: int) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._adam import adam
-from equipoise.balancers._balancer import Step, shown
+from equipoise.balancers._adam import Moments, adam, check_adam
+from equipoise.balancers._balancer import Step
 from equipoise.balancers._gradnorm_family import GradNormFamily
+from equipoise.balancers._present import mean_over, shown
 from equipoise.engine import Source
 
 
@@ -22,7 +22,7 @@ def gradnorm_targets(
 
     :math:`\bar G` is the mean of the norms over the tasks present. A constant where ``L_grad`` is differentiated.
     """
-    mean_norm = torch.where(present, gradient_norms, 0.0).sum() / present.sum()
+    mean_norm = mean_over(gradient_norms, present)
     return mean_norm * priors * rates**alpha
 
 
@@ -145,9 +145,6 @@ class GradNorm(GradNormFamily):
     """
 
     unit: Tensor
-    adam_mean: Tensor
-    adam_square: Tensor
-    adam_count: Tensor
     floor_hits: Tensor
     cap_hits: Tensor
 
@@ -177,10 +174,7 @@ class GradNorm(GradNormFamily):
             priors=priors,
             patience=patience,
         )
-        if not (lr > 0 and isfinite(lr)):
-            raise ValueError(f"lr must be positive and finite; found {lr}")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must lie in [0, 1); found {betas}")
+        check_adam(lr, betas)
         if not 0 < floor < 1:
             raise ValueError(f"floor must lie between 0 and 1, the mean of the weights; found {floor}")
         if cap is not None and not cap > 1:
@@ -193,9 +187,8 @@ class GradNorm(GradNormFamily):
         self._cap = float(len(self.tasks)) if cap is None else cap
         ones = torch.ones_like(self.weights)
         self.register_buffer("unit", ones.new_zeros(()))
-        for name in ("adam_mean", "adam_square"):
-            self.register_buffer(name, torch.zeros_like(ones))
-        for name in ("adam_count", "floor_hits", "cap_hits"):
+        Moments.register(self, ones)
+        for name in ("floor_hits", "cap_hits"):
             self.register_buffer(name, torch.zeros_like(ones, dtype=torch.int64))
 
     def _rule(
@@ -203,13 +196,11 @@ class GradNorm(GradNormFamily):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         gradient_norms = step.weights * task_norms
         targets = gradnorm_targets(gradient_norms, step.training_rates, self.alpha, self.priors, active)
-        mean_norm = torch.where(active, task_norms, 0.0).sum() / active.sum()
+        mean_norm = mean_over(task_norms, active)
         unit = torch.where(self.unit > 0, self.unit, mean_norm)
-        change, mean, square, count = adam(
+        change, moments = adam(
             gradnorm_gradient(task_norms, gradient_norms, targets),
-            self.adam_mean,
-            self.adam_square,
-            self.adam_count,
+            Moments.of(self),
             active,
             lr=self._lr,
             betas=self._betas,
@@ -221,9 +212,7 @@ class GradNorm(GradNormFamily):
         state = {
             "weights": weights,
             "unit": unit,
-            "adam_mean": mean,
-            "adam_square": square,
-            "adam_count": count,
+            **moments.state(),
             "floor_hits": self.floor_hits + at_floor,
             "cap_hits": self.cap_hits + at_cap,
         }

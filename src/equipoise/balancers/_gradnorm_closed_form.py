@@ -8,9 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Step, shown
+from equipoise.balancers._balancer import Step
 from equipoise.balancers._gradnorm import gradnorm_targets
 from equipoise.balancers._gradnorm_family import GradNormFamily
+from equipoise.balancers._present import shown
 from equipoise.balancers._shares import in_proportion, softmax
 from equipoise.engine import Source
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from equipoise.balancers._balancer import Balancer, Step
-from equipoise.balancers._given import positive_by_task
+from equipoise.balancers._given import check_known, positive_by_task
 from equipoise.balancers._gradnorm_stuck import Plateau, plateau_after, stuck_tasks
 from equipoise.balancers._initial_losses import check_initial_loss
+from equipoise.balancers._present import mean_over
 from equipoise.engine import Source
 
 
@@ -91,9 +92,7 @@ class GradNormFamily(Balancer, ABC):
         """
         if not isinstance(losses, Mapping):
             raise TypeError(f"observe: losses must be a dict by task name; found {type(losses).__name__}")
-        unknown = [task for task in losses if task not in self.tasks]
-        if unknown:
-            raise ValueError(f"observe: unknown task {unknown[0]!r}; the tasks are {', '.join(map(repr, self.tasks))}")
+        check_known("observe", losses, self.tasks)
         first = (self.observed_first == 0).tolist()
         values = [self._observed(task, losses, is_first) for task, is_first in zip(self.tasks, first, strict=True)]
         here = self.weights.new_tensor([[value or 0.0, value is not None] for value in values])
@@ -116,7 +115,7 @@ class GradNormFamily(Balancer, ABC):
             after = plateau_after(before, step, weights, self._patience)
             stuck = stuck_tasks(after, step, weights, self._patience)
             active, weights = step.present & ~stuck, torch.where(stuck, after.weight, weights)
-            mean_rate = torch.where(active, step.training_rates, 0.0).sum() / active.sum()
+            mean_rate = mean_over(step.training_rates, active)
             step = replace(step, training_rates=step.training_rates / mean_rate)
             state = {f"plateau_{name}": value for name, value in after._asdict().items()}
             log = {"stuck": stuck}

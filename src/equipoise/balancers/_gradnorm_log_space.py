@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._adam import adam
-from equipoise.balancers._balancer import Step, shown
+from equipoise.balancers._adam import Moments, adam, check_adam
+from equipoise.balancers._balancer import Step
 from equipoise.balancers._gradnorm import gradnorm_loss, gradnorm_targets
 from equipoise.balancers._gradnorm_family import GradNormFamily
+from equipoise.balancers._present import mean_over, shown
 from equipoise.balancers._shares import in_proportion
 from equipoise.engine import Source
 
@@ -87,9 +87,6 @@ class GradNormLogSpace(GradNormFamily):
     """
 
     unit: Tensor
-    adam_mean: Tensor
-    adam_square: Tensor
-    adam_count: Tensor
 
     def __init__(
         self,
@@ -115,28 +112,21 @@ class GradNormLogSpace(GradNormFamily):
             priors=priors,
             patience=patience,
         )
-        if not (lr > 0 and isfinite(lr)):
-            raise ValueError(f"lr must be positive and finite; found {lr}")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must lie in [0, 1); found {betas}")
+        check_adam(lr, betas)
         self._lr, self._betas = lr, betas
         self.register_buffer("unit", self.weights.new_zeros(()))
-        for name in ("adam_mean", "adam_square"):
-            self.register_buffer(name, torch.zeros_like(self.weights))
-        self.register_buffer("adam_count", torch.zeros_like(self.weights, dtype=torch.int64))
+        Moments.register(self, self.weights)
 
     def _rule(
         self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         gradient_norms = step.weights * task_norms
         targets = gradnorm_targets(gradient_norms, step.training_rates, self.alpha, self.priors, active)
-        mean_norm = torch.where(active, gradient_norms, 0.0).sum() / active.sum()
+        mean_norm = mean_over(gradient_norms, active)
         unit = torch.where(self.unit > 0, self.unit, mean_norm)
-        change, mean, square, count = adam(
+        change, moments = adam(
             log_space_gradient(gradient_norms, targets),
-            self.adam_mean,
-            self.adam_square,
-            self.adam_count,
+            Moments.of(self),
             active,
             lr=self._lr,
             betas=self._betas,
@@ -145,9 +135,7 @@ class GradNormLogSpace(GradNormFamily):
         state = {
             "weights": multiplied(weights, change, active),
             "unit": unit,
-            "adam_mean": mean,
-            "adam_square": square,
-            "adam_count": count,
+            **moments.state(),
         }
         log = {"targets": shown(targets, step.present), "gradnorm_loss": gradnorm_loss(gradient_norms, targets, active)}
         return state, log

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._adam import adam
+from equipoise.balancers._adam import Moments, adam, check_adam
 from equipoise.balancers._balancer import Balancer, Step
 from equipoise.engine import Source
 
@@ -53,36 +52,25 @@ class IMTLL(Balancer):
     """
 
     scales: Tensor
-    adam_mean: Tensor
-    adam_square: Tensor
-    adam_count: Tensor
 
     def __init__(self, tasks: Source | Sequence[str], *, lr: float = 0.025, every: int | None = None) -> None:
         super().__init__(tasks, every=every)
-        if not (lr > 0 and isfinite(lr)):
-            raise ValueError(f"lr must be positive and finite; found {lr}")
+        check_adam(lr)
         self._lr = lr
-        for name in ("scales", "adam_mean", "adam_square"):
-            self.register_buffer(name, torch.zeros_like(self.weights))
-        self.register_buffer("adam_count", torch.zeros_like(self.weights, dtype=torch.int64))
+        self.register_buffer("scales", torch.zeros_like(self.weights))
+        Moments.register(self, self.weights)
 
     def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        change, mean, square, count = adam(
+        change, moments = adam(
             imtl_l_gradient(step.losses, self.scales),
-            self.adam_mean,
-            self.adam_square,
-            self.adam_count,
+            Moments.of(self),
             step.present,
             lr=self._lr,
-            betas=(0.9, 0.999),
-            eps=1e-8,
         )
         scales = self.scales + change
         state = {
             "scales": scales,
-            "adam_mean": mean,
-            "adam_square": square,
-            "adam_count": count,
+            **moments.state(),
             "weights": imtl_l_weights(scales),
         }
         return state, {}

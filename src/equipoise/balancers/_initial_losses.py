@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from equipoise.balancers._present import mean_over
+
 
 def initial_losses_after(initial: Tensor, seen: Tensor, losses: Tensor, present: Tensor, steps: int) -> Tensor:
     """``L_i(0)`` as the mean of a task's first ``steps`` losses, kept up step by step.
@@ -50,5 +52,5 @@ def training_rates(losses: Tensor, initial_losses: Tensor, present: Tensor) -> T
         Chen et al. 2018, GradNorm, section 3.1.
     """
     ratios = losses / initial_losses
-    mean = torch.where(present, ratios, 0.0).sum() / present.sum()
+    mean = mean_over(ratios, present)
     return ratios / mean

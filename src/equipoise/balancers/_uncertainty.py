@@ -8,8 +8,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from equipoise.balancers._adam import adam
+from equipoise.balancers._adam import Moments, adam, check_adam
 from equipoise.balancers._balancer import Balancer, Step
+from equipoise.balancers._given import check_known
 from equipoise.engine import Source
 
 Kind = Literal["regression", "classification"]
@@ -59,9 +60,6 @@ class Uncertainty(Balancer):
     """
 
     log_variances: Tensor
-    adam_mean: Tensor
-    adam_square: Tensor
-    adam_count: Tensor
     halves: Tensor
 
     def __init__(
@@ -76,20 +74,16 @@ class Uncertainty(Balancer):
         super().__init__(tasks, every=every)
         kinds = dict.fromkeys(self.tasks, kinds) if isinstance(kinds, str) else kinds
         self._check_kinds(kinds)
-        if not lr > 0:
-            raise ValueError(f"lr must be positive; found {lr}")
+        check_adam(lr)
         self._lr, self._normalize = lr, normalize
         halves = self.weights.new_tensor([0.5 if kinds[task] == "regression" else 1.0 for task in self.tasks])
         self.register_buffer("halves", halves, persistent=False)
-        for name in ("log_variances", "adam_mean", "adam_square"):
-            self.register_buffer(name, torch.zeros_like(self.weights))
-        self.register_buffer("adam_count", torch.zeros_like(self.weights, dtype=torch.int64))
+        self.register_buffer("log_variances", torch.zeros_like(self.weights))
+        Moments.register(self, self.weights)
         self.weights.copy_(self._weights(self.log_variances))
 
     def _check_kinds(self, kinds: Mapping[str, Kind]) -> None:
-        unknown = [task for task in kinds if task not in self.tasks]
-        if unknown:
-            raise ValueError(f"kinds: unknown task {unknown[0]!r}; the tasks are {', '.join(map(repr, self.tasks))}")
+        check_known("kinds", kinds, self.tasks)
         for task in self.tasks:
             if kinds.get(task) not in ("regression", "classification"):
                 raise ValueError(
@@ -101,22 +95,16 @@ class Uncertainty(Balancer):
         return weights * len(self.tasks) / weights.sum() if self._normalize else weights
 
     def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        change, mean, square, count = adam(
+        change, moments = adam(
             uncertainty_gradient(step.losses, self.log_variances, self.halves),
-            self.adam_mean,
-            self.adam_square,
-            self.adam_count,
+            Moments.of(self),
             step.present,
             lr=self._lr,
-            betas=(0.9, 0.999),
-            eps=1e-8,
         )
         log_variances = self.log_variances + change
         state = {
             "log_variances": log_variances,
-            "adam_mean": mean,
-            "adam_square": square,
-            "adam_count": count,
+            **moments.state(),
             "weights": self._weights(log_variances),
         }
         return state, {}
