@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class Step:
         training_rates: The relative inverse training rates ``r_i`` ``(T,)``.
         task_norms: ``norm(g_i)``, the norms of the gradients of the unweighted losses ``(T,)``; None where this step was
             not measured.
+        task_gradients: The gradients of the unweighted losses at W, ``(T, P)`` with P the numbers in W; None where this step
+            was not measured, and for a method that does not ask for them (`Balancer._wants_gradients`).
     """
 
     losses: Tensor
@@ -37,6 +39,7 @@ class Step:
     initial_losses: Tensor
     training_rates: Tensor
     task_norms: Tensor | None
+    task_gradients: Tensor | None = None
 
 
 class Balancer(nn.Module, ABC):
@@ -74,6 +77,8 @@ class Balancer(nn.Module, ABC):
     mean_weights: Tensor
     mean_count: Tensor
     _source: Source | None
+    _wants_gradients: ClassVar[bool] = False
+    """Whether the method needs the task gradients at W, and not their norms only, which cost less."""
 
     def __init__(
         self,
@@ -346,13 +351,15 @@ class Balancer(nn.Module, ABC):
             "weights": weights,
             "training_rates": shown(rates, present),
         }
-        norms = None
+        norms, gradients = None, None
         if self._source is not None and self._source.measuring:
             self._source.reduce(self._processes)
             norms = self._source.gradient_norms().to(losses.dtype) / (scale * weights)
+            if self._wants_gradients:
+                gradients = self._source.task_gradients().flatten(1).to(losses.dtype) / (scale * weights)[:, None]
             self._source.reset()
             self._log["gradient_norms"] = shown(weights * norms, present)
-        return Step(losses, weights, present, initial, rates, norms)
+        return Step(losses, weights, present, initial, rates, norms, gradients)
 
     def _seen_after(self, present: Tensor) -> Tensor:
         return self.initial_seen + (present & (self.initial_seen < self._initial_steps))
@@ -373,7 +380,8 @@ class Balancer(nn.Module, ABC):
 
     def _switch_source(self) -> None:
         if self._source is not None:
-            self._source.measure(self._every is not None and self._steps % self._every == 0)
+            on = self._every is not None and self._steps % self._every == 0
+            self._source.measure(on, gradients=self._wants_gradients)
 
     def _mask(self, present: tuple[bool, ...]) -> Tensor:
         """Which tasks are present, on the device of the weights; made once, as making it synchronises."""

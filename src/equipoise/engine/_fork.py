@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equipoise.engine._alias import named_alias
 from equipoise.engine._features import split
-from equipoise.engine._node import ForkNode
+from equipoise.engine._node import ForkNode, summed
 from equipoise.engine._reach import check_reach
 from equipoise.engine._rules import direct, squared_norm
 from equipoise.engine._source import Source, chosen, named_parameters
@@ -111,7 +111,7 @@ class Fork(nn.Module, Source):
         if self.shared_layer is None:
             self._place_probes(tensors[0].device)
         statistic, kept = self._statistic(given, tensors)
-        aliases = ForkNode.apply(statistic, (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
+        aliases = ForkNode.apply(summed(statistic), (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
         if not (torch.compiler.is_compiling() or self._checked):
             aliases = [self._guarded(self.tasks[i // len(tensors)], alias) for i, alias in enumerate(aliases)]
         size = len(tensors)

@@ -10,6 +10,7 @@ holds for the statistic.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,19 +22,22 @@ Gradients = Sequence[Tensor | None]
 Statistic = Callable[[Sequence[Tensor], Gradients], Tensor]
 """``(what was kept of the forward pass, gradients at the features) -> statistic of one task``."""
 
+Passage = Callable[[Sequence[Tensor], Sequence[Gradients], Tensor], tuple[Tensor | None, list[Tensor | None]]]
+"""What happens at the fork on the way back: ``(what was kept, gradients at the features task by task, an empty tensor like
+the probe's rows) -> (the probe's gradient, the gradients that go on into the trunk)``."""
+
 
 class ForkNode(torch.autograd.Function):
-    """``(statistic, mark, kept, probe, *kept tensors, *features) -> aliases of the features, task by task``.
+    """``(passage, mark, kept, probe, *kept tensors, *features) -> aliases of the features, task by task``.
 
-    The gradient of each of the features is the sum over the tasks; the gradient of ``probe`` is the statistic of every task,
-    ``(tasks, *)``, with zeros for a task of which no gradient arrives. ``mark`` is carried for whoever walks the graph: the
+    What the backward pass does is the ``passage``: see `summed`. ``mark`` is carried for whoever walks the graph: the
     identity of the fork, and the number of its first task here. ``kept`` tells how many of the tensors are kept for the
     statistic; the others are the features.
     """
 
     @staticmethod
     def forward(
-        statistic: Statistic, mark: tuple[int, int], kept: int, probe: Tensor, *tensors: Tensor
+        passage: Passage, mark: tuple[int, int], kept: int, probe: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """Return a view of each of the features for every row of the probe; a copy in compiled code.
 
@@ -46,21 +50,36 @@ class ForkNode(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what the statistic needs, and nothing else."""
-        statistic, mark, kept, probe, *tensors = inputs
+        passage, mark, kept, probe, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[:kept])
-        ctx.statistic, ctx.mark, ctx.kept = statistic, mark, kept
+        ctx.passage, ctx.mark, ctx.kept = passage, mark, kept
         ctx.features = len(tensors) - kept
-        ctx.shape, ctx.dtype = probe.shape, probe.dtype
+        ctx.row = probe.detach()[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        """Sum the gradients for the trunk; give the probe the statistic of each task."""
+        """Hand the gradients to the passage, task by task."""
         tasks = [gradients[i : i + ctx.features] for i in range(0, len(gradients), ctx.features)]
-        sums = [_sum(of_one_feature) for of_one_feature in zip(*tasks, strict=True)]
-        with torch.no_grad():
-            statistic = _per_task(ctx, ctx.saved_tensors, tasks)
-        return None, None, None, statistic, *(None,) * ctx.kept, *sums
+        statistic, trunk = ctx.passage(ctx.saved_tensors, tasks, ctx.row)
+        return None, None, None, statistic, *(None,) * ctx.kept, *trunk
+
+
+def summed(statistic: Statistic) -> Passage:
+    """The plain passage, which leaves the network's gradients as they are.
+
+    The gradient of each of the features is the sum over the tasks; the gradient of the probe is the statistic of every task,
+    ``(tasks, *)``, with zeros for a task of which no gradient arrives.
+    """
+    return partial(_summed, statistic=statistic)
+
+
+def _summed(
+    kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor, *, statistic: Statistic
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    trunk = [_sum(of_one_feature) for of_one_feature in zip(*tasks, strict=True)]
+    with torch.no_grad():
+        return _per_task(statistic, kept, tasks, row), trunk
 
 
 def _view(tensor: Tensor) -> Tensor:
@@ -77,16 +96,17 @@ def _sum(gradients: Gradients) -> Tensor | None:
     return total
 
 
-def _per_task(ctx: Any, kept: Sequence[Tensor], tasks: Sequence[Gradients]) -> Tensor | None:
+def _per_task(
+    statistic: Statistic, kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor
+) -> Tensor | None:
     arrived = [g for task in tasks for g in task if g is not None]
     if not arrived:
         return None
-    absent = torch.zeros(ctx.shape[1:], dtype=ctx.dtype, device=arrived[0].device)
-    rows = [absent if all(g is None for g in task) else ctx.statistic(kept, task).to(ctx.dtype) for task in tasks]
-    wanted = ctx.shape[1:]
-    for row in rows:
-        if row.shape != wanted:
-            raise split_layer(f"a weight {tuple(wanted)} of which they give {tuple(row.shape)}")
+    absent = torch.zeros_like(row, device=arrived[0].device)
+    rows = [absent if all(g is None for g in task) else statistic(kept, task).to(row.dtype) for task in tasks]
+    for found in rows:
+        if found.shape != row.shape:
+            raise split_layer(f"a weight {tuple(row.shape)} of which they give {tuple(found.shape)}")
     return torch.stack(rows)
 
 

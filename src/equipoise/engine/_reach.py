@@ -242,5 +242,6 @@ def _edges_below(node: Any) -> Sequence[tuple[Any, int]]:
 
 def _measured_by(node: Any, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """W as this node knows it: under sharding the parameters of the forward pass are not those that the module shows now."""
-    held = getattr(node.statistic, "keywords", {}).get("parameters")
+    statistic = node.passage.keywords["statistic"]
+    held = getattr(statistic, "keywords", {}).get("parameters")
     return parameters if held is None else dict(zip(parameters, held, strict=False))

@@ -37,7 +37,7 @@ class Source(ABC):
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = task_names(tasks)
         self._id = next(_identities)
-        self._measuring = False
+        self._measuring, self._gradients_wanted = False, True
         self._checked = False
         self._copies: list[tuple[str, Tensor]] | None = None
         self._probes: list[Tensor] = []
@@ -53,9 +53,14 @@ class Source(ABC):
         """Whether a backward pass has been measured since the last reset."""
         return any(probe.grad is not None for probe in self._probes)
 
-    def measure(self, on: bool) -> None:
-        """Switch measuring on or off, from the next forward pass. A balancer does this; see its ``every``."""
-        self._measuring = on
+    def measure(self, on: bool, *, gradients: bool = True) -> None:
+        """Switch measuring on or off, from the next forward pass. A balancer does this; see its ``every``.
+
+        Args:
+            on: Whether the next forward pass is measured.
+            gradients: Whether `task_gradients` will be asked for, and not the norms only.
+        """
+        self._measuring, self._gradients_wanted = on, gradients
         if on:
             self._place_probes()
 
@@ -200,7 +205,7 @@ class Source(ABC):
         """Restore the source with an identity of its own: a copy's graph is not the original's."""
         self.__dict__.update(state)
         self._id = next(_identities)
-        self.measure(self._measuring)
+        self.measure(self._measuring, gradients=self._gradients_wanted)
 
 
 def _exporting() -> bool:
