@@ -96,9 +96,7 @@ def _sum(gradients: Gradients) -> Tensor | None:
     return total
 
 
-def _per_task(
-    statistic: Statistic, kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor
-) -> Tensor | None:
+def _per_task(statistic: Statistic, kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor) -> Tensor | None:
     arrived = [g for task in tasks for g in task if g is not None]
     if not arrived:
         return None
