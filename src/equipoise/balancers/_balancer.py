@@ -381,7 +381,7 @@ class Balancer(nn.Module, ABC):
     def _switch_source(self) -> None:
         if self._source is not None:
             on = self._every is not None and self._steps % self._every == 0
-            self._source.measure(on, gradients=self._wants_gradients)
+            self._source.measure(on, gradients=self._wants_gradients or self._processes.number > 1)
 
     def _mask(self, present: tuple[bool, ...]) -> Tensor:
         """Which tasks are present, on the device of the weights; made once, as making it synchronises."""

@@ -110,8 +110,7 @@ def _look(
     """The numbers of the report."""
     parameters = examination.source.parameters_measured
     measured, gradients = examination.measured(losses), examination.gradients(losses)
-    measured = measured.flatten(1) if parameters else measured.sqrt()
-    norms = measured.norm(dim=1) if parameters else measured
+    norms = measured.norm(dim=1) if parameters else measured.sum(1).sqrt()
     deviations = torch.full_like(norms, nan)
     if gradients is not None:
         exact = gradients.norm(dim=1)
@@ -120,7 +119,7 @@ def _look(
     elif parameters:
         gradients = measured
     else:
-        gradients = torch.full_like(measured.unsqueeze(1), nan)
+        gradients = torch.full_like(measured, nan)
     absent = torch.tensor([task not in losses for task in balancer.tasks], device=norms.device)
     return CheckReport(
         tasks=balancer.tasks,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equipoise.engine._features import split
-from equipoise.engine._node import ForkNode, summed
+from equipoise.engine._node import ForkNode
 from equipoise.engine._reach import check_reach
 from equipoise.engine._source import Source, chosen, named_parameters
 
@@ -113,8 +113,8 @@ class Attached(Source):
         tensors, put = split(inputs)
         if not any(tensor.requires_grad for tensor in tensors):
             return inputs
-        statistic = self._from_the_graph(tensors)
-        aliases = ForkNode.apply(summed(statistic), (self._id, i), len(tensors), self._probes[i], *tensors, *tensors)
+        passage = self._from_the_graph(tensors, probe=i)
+        aliases = ForkNode.apply(passage, (self._id, i), len(tensors), self._probes[i], *tensors, *tensors)
         if not self._checked:
             aliases = [self._guarded(self.tasks[i], alias) for alias in aliases]
         return put(aliases)

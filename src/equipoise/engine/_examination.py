@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,18 +15,20 @@ from equipoise.engine._reach import feature_edges
 from equipoise.engine._rules import flat
 from equipoise.engine._source import Source
 
+_STATE = ("_measuring", "_gradients_wanted", "_keeps_gradients", "_probes", "_calls", "_checked", "_copies")
+
 
 @contextmanager
 def examined(source: Source) -> Iterator[Examination]:
     """Measure the forward passes within as those of a first step; afterwards the source is as it was."""
-    before = source._measuring, source._checked
-    source._checked, source._copies = False, []
+    before = {name: getattr(source, name) for name in _STATE}
+    source._checked, source._copies, source._calls = False, [], Counter()
     try:
-        source.measure(True)
+        source.measure(True, gradients=True)
         yield Examination(source, source._copies)
     finally:
-        source._measuring, source._checked = before
-        source._copies = None
+        for name, value in before.items():
+            setattr(source, name, value)
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ class Examination:
         return None
 
     def measured(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """What a backward pass from the sum of ``losses`` would leave at the source, ``(T, *)``.
+        """What a backward pass from the sum of ``losses`` would leave at the source, flat ``(T, P)``.
 
-        At the features these are squared norms, ``(T,)``.
+        At the features these are squared norms, ``(T, 1)``.
         """
         tapped = self.source.tap({task: losses.get(task) for task in self.source.tasks})
         total = torch.stack([loss for loss in tapped.values() if loss is not None]).sum()
         found = zip(self.source._probes, _grad(total, self.source._probes), strict=True)
-        return torch.cat([torch.zeros_like(probe) if g is None else g for probe, g in found])
+        return torch.cat([torch.zeros_like(probe) if g is None else g for probe, g in found])[:, :-1]
 
     def gradients(self, losses: Mapping[str, Tensor]) -> Tensor | None:
         """The gradient of every loss at W, or at the features, by one ``autograd.grad`` each, flat ``(T, P)``.

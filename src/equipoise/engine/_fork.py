@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from equipoise.engine._alias import named_alias
 from equipoise.engine._features import split
-from equipoise.engine._node import ForkNode, summed
+from equipoise.engine._node import ForkNode, Passage
+from equipoise.engine._passages import squares_measured
 from equipoise.engine._reach import check_reach
-from equipoise.engine._rules import direct, squared_norm
+from equipoise.engine._rules import at_the_features, direct
 from equipoise.engine._source import Source, chosen, named_parameters
 
 
@@ -110,8 +111,8 @@ class Fork(nn.Module, Source):
             )
         if self.shared_layer is None:
             self._place_probes(tensors[0].device)
-        statistic, kept = self._statistic(given, tensors)
-        aliases = ForkNode.apply(summed(statistic), (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
+        passage, kept = self._passage(given, tensors)
+        aliases = ForkNode.apply(passage, (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
         if not (torch.compiler.is_compiling() or self._checked):
             aliases = [self._guarded(self.tasks[i // len(tensors)], alias) for i, alias in enumerate(aliases)]
         size = len(tensors)
@@ -139,16 +140,16 @@ class Fork(nn.Module, Source):
         tensors, put = split(features)
         return {task: put([named_alias(task, tensor) for tensor in tensors]) for task in self.tasks}
 
-    def _statistic(self, given: Any, features: list[Tensor]) -> tuple[Any, list[Tensor]]:
-        """How the statistic is computed, and what must be kept for it."""
+    def _passage(self, given: Any, features: list[Tensor]) -> tuple[Passage, list[Tensor]]:
+        """How the tasks are measured, and what must be kept for it."""
         if self.shared_layer is None:
-            return squared_norm, []
+            return squares_measured(at_the_features), []
         if self._rule is not None:
-            return self._rule, [given]
+            return self._measured(*self._rule), [given]
         return self._from_the_graph(features), features
 
-    def _shape(self) -> tuple[int, ...]:
-        return tuple(self.parameters_measured["weight"].shape) if self._rule is not None else super()._shape()
+    def _gradient_shape(self) -> tuple[int, ...]:
+        return tuple(self.parameters_measured["weight"].shape) if self._rule is not None else super()._gradient_shape()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fork:
         """Follow the layer to another device or precision."""

@@ -10,7 +10,6 @@ holds for the statistic.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,18 +18,15 @@ from torch import Tensor
 Gradients = Sequence[Tensor | None]
 """The gradient at every tensor of the features; None where the loss does not depend on it."""
 
-Statistic = Callable[[Sequence[Tensor], Gradients], Tensor]
-"""``(what was kept of the forward pass, gradients at the features) -> statistic of one task``."""
-
 Passage = Callable[[Sequence[Tensor], Sequence[Gradients], Tensor], tuple[Tensor | None, list[Tensor | None]]]
-"""What happens at the fork on the way back: ``(what was kept, gradients at the features task by task, an empty tensor like
-the probe's rows) -> (the probe's gradient, the gradients that go on into the trunk)``."""
+"""What happens at the fork on the way back: ``(what was kept of the forward pass, gradients at the features task by task, an
+empty row of the probe) -> (the probe's gradient, the gradients that go on into the trunk)``."""
 
 
 class ForkNode(torch.autograd.Function):
     """``(passage, mark, kept, probe, *kept tensors, *features) -> aliases of the features, task by task``.
 
-    What the backward pass does is the ``passage``: see `summed`. ``mark`` is carried for whoever walks the graph: the
+    What the backward pass does is the ``passage``: see `_passages`. ``mark`` is carried for whoever walks the graph: the
     identity of the fork, and the number of its first task here. ``kept`` tells how many of the tensors are kept for the
     statistic; the others are the features.
     """
@@ -65,53 +61,5 @@ class ForkNode(torch.autograd.Function):
         return None, None, None, statistic, *(None,) * ctx.kept, *trunk
 
 
-def summed(statistic: Statistic) -> Passage:
-    """The plain passage, which leaves the network's gradients as they are.
-
-    The gradient of each of the features is the sum over the tasks; the gradient of the probe is the statistic of every task,
-    ``(tasks, *)``, with zeros for a task of which no gradient arrives.
-    """
-    return partial(_summed, statistic=statistic)
-
-
-def _summed(
-    kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor, *, statistic: Statistic
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    trunk = [_sum(of_one_feature) for of_one_feature in zip(*tasks, strict=True)]
-    with torch.no_grad():
-        return _per_task(statistic, kept, tasks, row), trunk
-
-
 def _view(tensor: Tensor) -> Tensor:
     return tensor.view_as(tensor)
-
-
-def _sum(gradients: Gradients) -> Tensor | None:
-    arrived = [g for g in gradients if g is not None]
-    if not arrived:
-        return None
-    total = arrived[0]
-    for gradient in arrived[1:]:
-        total = total + gradient
-    return total
-
-
-def _per_task(statistic: Statistic, kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor) -> Tensor | None:
-    arrived = [g for task in tasks for g in task if g is not None]
-    if not arrived:
-        return None
-    absent = torch.zeros_like(row, device=arrived[0].device)
-    rows = [absent if all(g is None for g in task) else statistic(kept, task).to(row.dtype) for task in tasks]
-    for found in rows:
-        if found.shape != row.shape:
-            raise split_layer(f"a weight {tuple(row.shape)} of which they give {tuple(found.shape)}")
-    return torch.stack(rows)
-
-
-def split_layer(found: str) -> RuntimeError:
-    """The error where this process sees a part of the last shared layer only."""
-    return RuntimeError(
-        "the gradient of the last shared layer's weight is computed from the layer's inputs and the gradient at its outputs, "
-        f"which must be whole; found {found}. Under tensor parallelism a process may see a part of them only: name the "
-        "parameter, parameters=('weight',), so that it is measured from the graph"
-    )

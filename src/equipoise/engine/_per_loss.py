@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from equipoise.engine._node import ForkNode, summed
+from equipoise.engine._node import ForkNode
 from equipoise.engine._reach import check_depends
 from equipoise.engine._rules import general
 from equipoise.engine._source import Source, chosen, named_parameters
@@ -91,7 +91,8 @@ class PerLoss(Source):
         for i, task in enumerate(self.tasks):
             loss = losses[task]
             if loss is not None and loss.requires_grad:
-                (aliases[task],) = ForkNode.apply(summed(statistic), (self._id, i), 1, self._probes[i], loss, loss)
+                passage = self._measured(statistic, probe=i)
+                (aliases[task],) = ForkNode.apply(passage, (self._id, i), 1, self._probes[i], loss, loss)
         return aliases
 
     def check_reach(self, losses: Mapping[str, Tensor]) -> None:

@@ -242,6 +242,7 @@ def _edges_below(node: Any) -> Sequence[tuple[Any, int]]:
 
 def _measured_by(node: Any, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """W as this node knows it: under sharding the parameters of the forward pass are not those that the module shows now."""
-    statistic = node.passage.keywords["statistic"]
+    measure = node.passage.keywords["measure"]
+    statistic = getattr(measure, "keywords", {}).get("statistic", measure)
     held = getattr(statistic, "keywords", {}).get("parameters")
     return parameters if held is None else dict(zip(parameters, held, strict=False))

@@ -1,6 +1,6 @@
 """The gradient of a layer's weight, from the layer's inputs and the gradient at its outputs.
 
-Index letters, used throughout: n runs over samples (and positions), i over inputs, o over outputs.
+Index letters, used throughout: n and m run over samples (and positions), i over inputs, o over outputs.
 
 A layer without a rule here, a whole block, or a chosen list of parameters goes the general way: one call of
 ``autograd.grad`` per task on the part of the original graph between the parameters and the features, inside the one
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +19,54 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 from torch.nn.utils.parametrize import is_parametrized
 
-from equipoise.engine._node import Gradients, Statistic, split_layer
+from equipoise.engine._node import Gradients
+from equipoise.engine._passages import Squares, Statistic, one_by_one, squared_norm
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 """``(inputs of the layer, gradient at its output) -> gradient of its weight``."""
 
 
-def direct(layer: nn.Module) -> Statistic | None:
+class Direct(NamedTuple):
+    """How a layer's weight is measured from the layer's inputs and the gradients at its output.
+
+    Attributes:
+        statistic: The gradient at the weight.
+        squares: The squared norms of all tasks' gradients, which may cost less.
+    """
+
+    statistic: Statistic
+    squares: Squares
+
+
+def direct(layer: nn.Module) -> Direct | None:
     """The rule of ``layer``, or None where there is none for it or its weight is not a parameter of its own."""
     for kind, rule_of in _RULES.items():
         if isinstance(layer, kind) and type(layer).forward is kind.forward:
             plain = "weight" in layer._parameters and layer.weight is not None and not is_parametrized(layer)
             rule = rule_of(layer) if plain else None
-            return None if rule is None else partial(_apply_rule, rule=rule)
+            if rule is None:
+                return None
+            statistic = partial(_apply_rule, rule=rule, shape=tuple(layer.get_parameter("weight").shape))
+            linear = kind is nn.Linear
+            return Direct(statistic, partial(_linear_squares, statistic=statistic) if linear else one_by_one(statistic))
     return None
 
 
-def _apply_rule(kept: Sequence[Tensor], gradients: Gradients, *, rule: Rule) -> Tensor:
+def _apply_rule(kept: Sequence[Tensor], gradients: Gradients, *, rule: Rule, shape: tuple[int, ...]) -> Tensor:
     (inputs,), (gradient,) = kept, gradients
-    return rule(inputs, cast(Tensor, gradient))
+    weight = rule(inputs, cast(Tensor, gradient))
+    if weight.shape != shape:
+        raise _split_layer(f"a weight {shape} of which they give {tuple(weight.shape)}")
+    return weight
+
+
+def _split_layer(found: str) -> RuntimeError:
+    """The error where this process sees a part of the last shared layer only."""
+    return RuntimeError(
+        "the gradient of the last shared layer's weight is computed from the layer's inputs and the gradient at its outputs, "
+        f"which must be whole; found {found}. Under tensor parallelism a process may see a part of them only: name the "
+        "parameter, parameters=('weight',), so that it is measured from the graph"
+    )
 
 
 def general(parameters: Sequence[Tensor]) -> Statistic:
@@ -73,15 +102,9 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def squared_norm(kept: Sequence[Tensor], gradients: Gradients) -> Tensor:
-    """The squared norm at the features: it adds up over the parts of a batch, whose samples have features of their own."""
-    squares = [g.to(square_dtype(g.device)).square().sum() for g in gradients if g is not None]
-    return torch.stack(squares).sum()
-
-
-def square_dtype(device: torch.device) -> torch.dtype:
-    """The precision of squared norms: squares of scaled half-precision gradients overflow in anything smaller."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def at_the_features(kept: Sequence[Tensor], tasks: Sequence[Gradients]) -> list[Tensor]:
+    """Squared norms at the features: they add up over the parts of a batch, whose samples have features of their own."""
+    return [torch.stack([squared_norm(g) for g in task if g is not None]).sum() for task in tasks]
 
 
 def _linear(layer: nn.Module) -> Rule:
@@ -91,9 +114,32 @@ def _linear(layer: nn.Module) -> Rule:
 def _linear_weight(inputs: Tensor, gradient: Tensor) -> Tensor:
     """dL/dW_oi = sum_n dL/dy_no x_ni."""
     if inputs.shape[:-1] != gradient.shape[:-1]:
-        raise split_layer(f"inputs {tuple(inputs.shape)} and a gradient {tuple(gradient.shape)}")
+        raise _split_layer(f"inputs {tuple(inputs.shape)} and a gradient {tuple(gradient.shape)}")
     rows = gradient.reshape(-1, gradient.shape[-1])
     return rows.mT @ inputs.to(gradient.dtype).reshape(-1, inputs.shape[-1])
+
+
+def _linear_squares(kept: Sequence[Tensor], tasks: Sequence[Gradients], *, statistic: Statistic) -> list[Tensor]:
+    """sum_oi (dL/dW_oi)^2, from the weight gradients or from Gram matrices, whichever takes fewer operations.
+
+    With the Gram matrix of the inputs, K_nm = sum_i x_ni x_mi, which all tasks share, it is
+    sum_nmo dL/dy_no K_nm dL/dy_mo.
+    """
+    (inputs,) = kept
+    gradients = [cast(Tensor, gradient) for (gradient,) in tasks]
+    samples = inputs.numel() // inputs.shape[-1]
+    precise = gradients[0].dtype in (torch.float32, torch.float64)
+    if not (precise and gram_is_less(samples, inputs.shape[-1], gradients[0].shape[-1], len(tasks))):
+        return one_by_one(statistic)(kept, tasks)
+    rows = inputs.to(gradients[0].dtype).reshape(samples, -1)
+    gram = rows @ rows.mT
+    columns = [gradient.reshape(samples, -1) for gradient in gradients]
+    return [torch.dot((gram @ g).reshape(-1), g.reshape(-1)).clamp(min=0) for g in columns]
+
+
+def gram_is_less(samples: int, inputs: int, outputs: int, tasks: int) -> bool:
+    """Whether Gram matrices of the samples take fewer multiplications than the weight gradients of all tasks."""
+    return samples**2 * (inputs + tasks * outputs) < tasks * samples * inputs * outputs
 
 
 def _conv(layer: nn.Module) -> Rule:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -12,11 +14,22 @@ from torch import Tensor
 
 from equipoise.engine._alias import named_alias
 from equipoise.engine._exchange import Exchange, Processes
-from equipoise.engine._node import Statistic
+from equipoise.engine._node import Passage
+from equipoise.engine._passages import (
+    Squares,
+    Statistic,
+    gradients_measured,
+    one_by_one,
+    square_dtype,
+    squares_measured,
+)
 from equipoise.engine._reach import check_followed
-from equipoise.engine._rules import general, square_dtype
+from equipoise.engine._rules import general
 
 _identities = itertools.count()
+
+_MANY = 2**27
+"""So many numbers in the task gradients at W, half a gigabyte, are not kept only to see how many passes make up a step."""
 
 
 class Source(ABC):
@@ -41,6 +54,10 @@ class Source(ABC):
         self._checked = False
         self._copies: list[tuple[str, Tensor]] | None = None
         self._probes: list[Tensor] = []
+        self._one_pass: bool | None = None  # whether every step was made of one backward pass; None: not known yet
+        self._keeps_gradients = True  # whether the probes take gradients, and not squared norms only
+        self._calls: Counter[int] = Counter()
+        self._arrivals: Counter[int] = Counter()
         self._exchange = Exchange()
 
     @property
@@ -58,7 +75,10 @@ class Source(ABC):
 
         Args:
             on: Whether the next forward pass is measured.
-            gradients: Whether `task_gradients` will be asked for, and not the norms only.
+            gradients: Whether the task gradients are kept, for `task_gradients` or because several processes will add them
+                up. Otherwise only norms are promised, which cost less where every step is one backward pass; the first
+                step finds out. Where a later one is made of several after all, its norms are NaN, and from then on the
+                gradients are kept.
         """
         self._measuring, self._gradients_wanted = on, gradients
         if on:
@@ -72,7 +92,7 @@ class Source(ABC):
             before ``backward``; zeros for a task of which nothing arrived.
 
         Raises:
-            RuntimeError: Nothing was measured, or gradients are measured at the features, where only norms are kept.
+            RuntimeError: Nothing was measured, or only norms were, as at the features.
 
         Shape:
             ``(T, *W.shape)`` where W is the weight of a layer; ``(T, P)`` where it is a list of parameters with P numbers
@@ -80,7 +100,12 @@ class Source(ABC):
         """
         if not self.parameters_measured:
             raise RuntimeError("task_gradients: with shared_layer=None only the norms at the features are kept")
-        return self._measurement()
+        if not self._keeps_gradients:
+            raise RuntimeError(
+                "task_gradients: only norms were measured; source.measure(True, gradients=True) keeps them"
+            )
+        gradients = self._measurement()[:, :-1]
+        return gradients.reshape(len(gradients), *self._gradient_shape())
 
     def gradient_norms(self) -> Tensor:
         """The Euclidean norm of every task's gradient, as `task_gradients` gives it.
@@ -95,7 +120,13 @@ class Source(ABC):
             Loss per unit of W (of the features, where there is no W), times the scale of the total loss.
         """
         measurement = self._measurement()
-        return measurement.flatten(1).norm(dim=1) if self.parameters_measured else measurement.sqrt()
+        if self._keeps_gradients:
+            norms: Tensor = torch.linalg.vector_norm(measurement[:, :-1], dim=1)
+            return norms
+        squares, passes = measurement.unbind(1)
+        if not self.parameters_measured:
+            return squares.sqrt()
+        return torch.where(passes <= 1, squares, torch.nan).sqrt()  # squares do not add up, as gradients do
 
     def reduce(self, processes: Processes) -> None:
         """Combine what every process has measured to what one process would have on all their batches.
@@ -105,6 +136,7 @@ class Source(ABC):
         sample has its own, squares are added instead.
         """
         if processes.number == 1:
+            self._count_passes()
             return
         total = self._exchange.finish(self._parts, processes)
         mean = total / (processes.number if self.parameters_measured else processes.number**2)
@@ -115,6 +147,8 @@ class Source(ABC):
         """Forget what was measured."""
         for probe in self._probes:
             probe.grad = None
+        self._calls.clear()
+        self._arrivals.clear()
         self._exchange.discard()
 
     def tap(self, losses: Mapping[str, Tensor | None]) -> Mapping[str, Tensor | None]:
@@ -141,8 +175,28 @@ class Source(ABC):
         self._copies.append((task, copied))
         return copied
 
-    def _from_the_graph(self, features: Sequence[Tensor]) -> Statistic:
-        """The statistic that autograd takes from the graph below the features."""
+    def _measured(self, statistic: Statistic, squares: Squares | None = None, *, probe: int = 0) -> Passage:
+        """The passage through which the tasks of a probe are measured in this forward pass."""
+        if not torch.compiler.is_compiling():
+            self._calls[probe] += 1
+        if self._keeps_gradients:
+            return gradients_measured(statistic)
+        return squares_measured(one_by_one(statistic) if squares is None else squares)
+
+    def _must_keep_gradients(self) -> bool:
+        """Whether they are wanted, or a step may be made of several passes."""
+        unknown = self._one_pass is None and len(self.tasks) * prod(self._gradient_shape()) <= _MANY
+        return self._gradients_wanted or self._one_pass is False or unknown
+
+    def _count_passes(self) -> None:
+        """See whether this step was made of one pass: the first time from the rows, which waits for the device."""
+        if self._one_pass is None:
+            self._one_pass = bool((self._parts()[:, -1].real <= 1).all())
+        passes = max([0, *self._calls.values(), *self._arrivals.values()])
+        self._one_pass = self._one_pass and passes <= 1
+
+    def _from_the_graph(self, features: Sequence[Tensor], *, probe: int = 0) -> Passage:
+        """The passage in which autograd takes the gradients from the graph below the features."""
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "the last shared layer is measured from the original graph here, which a compiled region does not have: "
@@ -152,36 +206,42 @@ class Source(ABC):
         parameters = self.parameters_measured
         if not self._checked:
             check_followed(features, parameters)
-        return general(list(parameters.values()))
+        return self._measured(general(list(parameters.values())), probe=probe)
 
-    def _shape(self) -> tuple[int, ...]:
-        """Shape of the statistic of one task."""
-        return (sum(p.numel() for p in self.parameters_measured.values()),) if self.parameters_measured else ()
+    def _gradient_shape(self) -> tuple[int, ...]:
+        """Shape of the gradient of one task."""
+        return (sum(p.numel() for p in self.parameters_measured.values()),)
 
     def _rows(self) -> list[int]:
         """The number of tasks that each probe holds."""
         return [len(self.tasks)]
 
     def _place_probes(self, device: torch.device | None = None) -> None:
-        """Have the probes where the parameters are: zeros, expanded, so that they take no memory."""
+        """Have the probes where the parameters are: zeros, expanded, so that they take no memory.
+
+        A row has the gradient, or its squared norm, and behind it the number of passes that it is the sum of.
+        """
         parameters = list(self.parameters_measured.values())
         if parameters:
-            device, dtype = parameters[0].device, torch.float32
-            for parameter in parameters:
-                dtype = torch.promote_types(dtype, parameter.dtype)
+            device = parameters[0].device
         else:
             device = device or (self._probes[0].device if self._probes else torch.get_default_device())
-            dtype = square_dtype(device)
-        shape = self._shape()
-        if not any((p.shape[1:], p.dtype, p.device) == (shape, dtype, device) for p in self._probes):
+        self._keeps_gradients = bool(parameters) and self._must_keep_gradients()
+        length, dtype = 2, square_dtype(device)
+        if self._keeps_gradients:
+            length, dtype = prod(self._gradient_shape()) + 1, torch.float32
+            for parameter in parameters:
+                dtype = torch.promote_types(dtype, parameter.dtype)
+        if not any((p.shape[1], p.dtype, p.device) == (length, dtype, device) for p in self._probes):
             zero = torch.zeros((), dtype=dtype, device=device)
-            self._probes = [zero.expand(rows, *shape).requires_grad_() for rows in self._rows()]
+            self._probes = [zero.expand(rows, length).requires_grad_() for rows in self._rows()]
             self._exchange.discard()
             for probe in self._probes:
                 probe.register_post_accumulate_grad_hook(self._arrived)
 
     def _arrived(self, probe: Tensor) -> None:
         """Send what was measured on its way while the backward pass goes on into the trunk."""
+        self._arrivals[next(i for i, one in enumerate(self._probes) if one is probe)] += 1
         if all(probe.grad is not None for probe in self._probes):
             self._exchange.start(self._parts)
 
