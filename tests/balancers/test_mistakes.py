@@ -201,12 +201,12 @@ def means_run_over_the_tasks_that_are_present():
 
 
 def a_checkpoint_continues_bit_for_bit():
-    network, balancer = network_and(eq.GradNorm, initial_steps=3)
+    network, balancer = network_and(eq.GradNorm, initial_steps=9)
     data = list(batches(12, network.fork.tasks))
     train(network, balancer, data[:6])
     saved = copy.deepcopy((network.state_dict(), balancer.state_dict()))
     train(network, balancer, data[6:])
-    other, other_balancer = network_and(eq.GradNorm, initial_steps=3, seed=5)
+    other, other_balancer = network_and(eq.GradNorm, initial_steps=9, seed=5)
     other.load_state_dict(saved[0])
     other_balancer.load_state_dict(saved[1])
     train(other, other_balancer, data[6:])
@@ -253,6 +253,15 @@ def _weighted_note(genuine):
     return read
 
 
+def _never_settled(genuine):
+    def finish(self):
+        genuine(self)
+        self._settled = False
+        self.initial_seen.zero_()
+
+    return finish
+
+
 def _scale_kept(genuine):
     return lambda self, note: genuine(self, torch.stack([*note[:-1], torch.ones_like(note[-1])]))
 
@@ -291,6 +300,7 @@ def _learned_weights(genuine):
     def init(self, *args, **kwargs):
         genuine(self, *args, **kwargs)
         self.weights = nn.Parameter(self._buffers.pop("weights"))
+        self.weights.grad = torch.zeros_like(self.weights)  # which is enough for a weight decay
 
     return init
 
@@ -314,7 +324,7 @@ MISTAKES = {
     ),
     "L(0) overwritten by later batches, or reset": (
         initial_losses_stay_those_of_the_first_step,
-        _patch(_balancer, "initial_losses_after", lambda g: lambda initial, seen, losses, present, steps: losses),
+        _patch(Balancer, "_finish", _never_settled),
     ),
     "L(0) taken from weighted losses": (initial_losses_are_unweighted, _patch(Balancer, "_read", _weighted_note)),
     "training rates averaged away": (

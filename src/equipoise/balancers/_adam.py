@@ -69,9 +69,8 @@ def adam(
         Kingma and Ba 2015, Adam, algorithm 1.
     """
     decay, decay_square = betas
-    gradient = torch.where(active, gradient, 0.0)
-    mean = torch.where(active, decay * moments.mean + (1 - decay) * gradient, moments.mean)
-    square = torch.where(active, decay_square * moments.square + (1 - decay_square) * gradient.square(), moments.square)
+    mean = torch.where(active, moments.mean.lerp(gradient, 1 - decay), moments.mean)
+    square = torch.where(active, moments.square.lerp(gradient.square(), 1 - decay_square), moments.square)
     count = moments.count + active
     steps = count.clamp(min=1)
     root = (square / (1 - decay_square**steps)).sqrt() + eps

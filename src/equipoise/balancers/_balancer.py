@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,30 @@ class Step:
     task_gradients: Tensor | None = None
 
 
+class _Total(torch.autograd.Function):
+    """``(losses (T,), probe (4, T) of zeros, note (4, T)) -> sum_i w_i L_i``, with the weights in row 2 of the note.
+
+    It is that sum plus the sum over probe times note, in one node of the graph.
+    """
+
+    @staticmethod
+    def forward(values: Tensor, probe: Tensor, note: Tensor) -> Tensor:
+        """The weighted sum."""
+        return torch.dot(note[2], values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep the note."""
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The weights for the losses, the note for the probe."""
+        (note,) = ctx.saved_tensors
+        scaled = gradient * note
+        return scaled[2], scaled, None
+
+
 class Balancer(nn.Module, ABC):
     """Weights for T losses, and the rule that moves them.
 
@@ -57,7 +81,9 @@ class Balancer(nn.Module, ABC):
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give) whose tasks are balanced, or their names for a method that needs
             no gradients.
-        every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs more than names.
+        every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs more than names. A
+            method that moves its weights at those steps only looks at nothing in between, once every task has its
+            ``L_i(0)``: there the balancer is a weighted sum and no more.
         initial_losses: ``L_i(0)`` by task name; ``None``: measured.
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
         start: The number of steps before the method begins to move the weights. ``L_i(0)`` is recorded from the first step
@@ -79,6 +105,8 @@ class Balancer(nn.Module, ABC):
     _source: Source | None
     _wants_gradients: ClassVar[bool] = False
     """Whether the method needs the task gradients at W, and not their norms only, which cost less."""
+    _needs_every_loss: bool = True
+    """Whether the method makes something of the losses of a step in which no gradient is measured."""
 
     def __init__(
         self,
@@ -103,8 +131,9 @@ class Balancer(nn.Module, ABC):
         self._processes = Processes()
         self._every = every
         self._steps = 0
-        self._start, self._frozen, self._moves = start, False, start == 0
+        self._start, self._frozen = start, False
         self._unseen = set(self.tasks)
+        self._settled = False  # whether every task is known to have its L_i(0)
         self._unchecked = set(self.tasks)  # belongs to the graph, which a program that starts again builds anew
         self._log: dict[str, Tensor] = {}
         self._masks: dict[tuple[bool, ...], Tensor] = {}
@@ -127,7 +156,7 @@ class Balancer(nn.Module, ABC):
         seen = initial_steps if self._initial_given else 0
         self.register_buffer("initial_seen", torch.full_like(self.weights, seen, dtype=torch.int64))
         self._probe = self._new_probe()
-        self._switch_source()
+        self._switch()
 
     @property
     def process_group(self) -> Any:
@@ -141,6 +170,7 @@ class Balancer(nn.Module, ABC):
     @process_group.setter
     def process_group(self, group: Any) -> None:
         self._processes = Processes(group)
+        self._switch()
 
     def forward(self, losses: Mapping[str, Tensor | None]) -> Tensor:
         """The total loss, ``sum_i w_i L_i``.
@@ -166,6 +196,8 @@ class Balancer(nn.Module, ABC):
             with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
                 weights = self._weights_for(values.detach(), present)
             return (weights * values).sum()
+        if not self._notes:
+            return torch.dot(self.weights.to(values.dtype), values)
         self._check_values(given, values.detach())
         if self._source is not None and (tapped := self._source.tap(given)) is not given:
             values = stacked(tapped, self.weights)
@@ -175,7 +207,7 @@ class Balancer(nn.Module, ABC):
         note = torch.stack(
             [values.detach(), present.to(values.dtype), weights.to(values.dtype), torch.ones_like(values)]
         )
-        return (weights * values).sum() + (self._probe * note).sum()
+        return cast(Tensor, _Total.apply(values, self._probe, note))
 
     @torch.no_grad()
     def step(self, *, skip: bool = False) -> None:
@@ -189,8 +221,13 @@ class Balancer(nn.Module, ABC):
                 ``get_scale()`` gave before ``scaler.update()``.
 
         Raises:
-            RuntimeError: No backward pass has gone through the total loss since the last step.
+            RuntimeError: No backward pass has gone through the total loss since the last step. Not where nothing was to be
+                looked at.
         """
+        if not self._notes:
+            self._log.pop("weights", None)  # they are those of the buffer, then as now
+            self._finish()
+            return
         note = self._probe.grad
         if note is None:
             raise RuntimeError(
@@ -200,16 +237,15 @@ class Balancer(nn.Module, ABC):
         step = self._read(self._processes.mean(note))
         state, log = self._move(step) if self._moves else ({}, {})
         usable = self._usable(step) & (not skip)
-        initial = {"initial_losses": step.initial_losses, "initial_seen": self._seen_after(step.present)}
-        for name, new in (initial | state).items():
-            buffer = self.get_buffer(name)
-            buffer.copy_(torch.where(usable, new, buffer))
+        new = state if self._settled else state | self._initial_after(step)
+        if new:
+            buffers = [getattr(self, name) for name in new]
+            values = [torch.where(usable, *pair) for pair in zip(new.values(), buffers, strict=True)]
+            torch._foreach_copy_(buffers, values)
         self.skipped_steps += ~usable
         self._log |= log
-        self._steps += 1
         self._probe.grad = None
-        self._switch_source()
-        self._switch_method()
+        self._finish()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step, as an optimiser's ``zero_grad`` does.
@@ -227,12 +263,12 @@ class Balancer(nn.Module, ABC):
         has its ``L_i(0)`` recorded.
         """
         self._frozen = True
-        self._switch_method()
+        self._switch()
 
     def unfreeze(self) -> None:
         """Let the method go on where `freeze` stopped it."""
         self._frozen = False
-        self._switch_method()
+        self._switch()
 
     def averaged(self) -> dict[str, float]:
         r"""The weights averaged over training, to train again with constant ones: ``Static(tasks, balancer.averaged())``.
@@ -256,7 +292,7 @@ class Balancer(nn.Module, ABC):
             weighted losses) where they were measured, and what else the method reports, each ``(T,)`` in task order; NaN
             for a task that was absent. ``skipped_steps`` is a scalar. Quantities that
             were not measured in the last step are those of the last step that measured them; before the first step only
-            ``weights`` and ``skipped_steps`` are there.
+            ``weights`` and ``skipped_steps`` are there. So are the losses of a step that nothing was made of; see ``every``.
         """
         return {"weights": self.weights.clone(), **self._log, "skipped_steps": self.skipped_steps.clone()}
 
@@ -266,6 +302,7 @@ class Balancer(nn.Module, ABC):
             "tasks": list(self.tasks),
             "steps": self._steps,
             "unseen": sorted(self._unseen),
+            "settled": self._settled,
             "frozen": self._frozen,
         }
 
@@ -273,9 +310,9 @@ class Balancer(nn.Module, ABC):
         """Restore it."""
         self._steps = state["steps"]
         self._unseen = set(state["unseen"])
+        self._settled = state["settled"]
         self._frozen = state["frozen"]
-        self._switch_source()
-        self._switch_method()
+        self._switch()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Refuse, before anything is changed, a state that belongs to other tasks."""
@@ -342,8 +379,10 @@ class Balancer(nn.Module, ABC):
         """The step's statistic, free of whatever the total loss was multiplied with."""
         scaled_losses, scale_present, scaled_weights, scale = note
         present = scale_present != 0
-        losses = torch.where(present, scaled_losses / torch.where(present, scale_present, 1.0), 0.0)
-        initial = initial_losses_after(self.initial_losses, self.initial_seen, losses, present, self._initial_steps)
+        losses = scaled_losses / torch.where(present, scale_present, 1.0)  # zero where absent
+        initial = self.initial_losses
+        if not self._settled:
+            initial = initial_losses_after(initial, self.initial_seen, losses, present, self._initial_steps)
         rates = training_rates(*self._compared(losses, initial), present)
         weights = scaled_weights / scale
         self._log |= {
@@ -361,27 +400,35 @@ class Balancer(nn.Module, ABC):
             self._log["gradient_norms"] = shown(weights * norms, present)
         return Step(losses, weights, present, initial, rates, norms, gradients)
 
-    def _seen_after(self, present: Tensor) -> Tensor:
-        return self.initial_seen + (present & (self.initial_seen < self._initial_steps))
+    def _initial_after(self, step: Step) -> dict[str, Tensor]:
+        seen = self.initial_seen + (step.present & (self.initial_seen < self._initial_steps))
+        return {"initial_losses": step.initial_losses, "initial_seen": seen}
 
     def _move(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`_update`, and the mean of the weights so far."""
         state, log = self._update(step)
         count = self.mean_count + step.present
-        moved = self.mean_weights + (step.weights - self.mean_weights) / count.clamp(min=1)
-        mean = {"mean_weights": torch.where(step.present, moved, self.mean_weights), "mean_count": count}
+        change = (step.weights - self.mean_weights) * step.present / count.clamp(min=1)
+        mean = {"mean_weights": self.mean_weights + change, "mean_count": count}
         return state | mean, log
 
-    def _switch_method(self) -> None:
+    def _finish(self) -> None:
+        """Count the step; get ready for the next."""
+        self._steps += 1
+        if not self._settled and self._steps & (self._steps - 1) == 0:  # a look, which waits for the device, is rare
+            self._settled = bool((self.initial_seen >= self._initial_steps).all())
+        self._switch()
+
+    def _switch(self) -> None:
+        """What is looked at in the next step, and whether the method moves."""
         self._moves = not self._frozen and self._steps >= self._start
+        measured = self._every is not None and self._steps % self._every == 0
+        self._notes = measured or self._needs_every_loss or self._every is None or not self._settled
+        if self._source is not None:
+            self._source.measure(measured, gradients=self._wants_gradients or self._processes.number > 1)
 
     def _weights_for(self, losses: Tensor, present: Tensor) -> Tensor:
         return self._weigh(losses, present) if self._moves else self.weights
-
-    def _switch_source(self) -> None:
-        if self._source is not None:
-            on = self._every is not None and self._steps % self._every == 0
-            self._source.measure(on, gradients=self._wants_gradients or self._processes.number > 1)
 
     def _mask(self, present: tuple[bool, ...]) -> Tensor:
         """Which tasks are present, on the device of the weights; made once, as making it synchronises."""

@@ -57,6 +57,7 @@ class GradNormFamily(Balancer, ABC):
             raise TypeError(
                 f"{type(self).__name__} needs a Fork, or what attach or PerLoss give; found {type(fork).__name__}"
             )
+        self._needs_every_loss = patience is not None
         super().__init__(fork, every=every, initial_losses=initial_losses, initial_steps=initial_steps, start=start)
         if not (alpha >= 0 and isfinite(alpha)):
             raise ValueError(f"alpha must be at least 0 and finite; found {alpha}")
