@@ -26,6 +26,7 @@ from equipoise.balancers import Static as Static
 from equipoise.balancers import Uncertainty as Uncertainty
 from equipoise.diagnosis import CheckReport as CheckReport
 from equipoise.diagnosis import check as check
+from equipoise.engine import Columns as Columns
 from equipoise.engine import Fork as Fork
 from equipoise.engine import PerLoss as PerLoss
 from equipoise.engine import attach as attach

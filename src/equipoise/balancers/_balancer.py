@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from equipoise.balancers._given import check_count, losses_by_task, positive_by_task, stacked
+from equipoise.balancers._given import check_count, check_vector, losses_by_task, positive_by_task, stacked
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
 from equipoise.balancers._present import shown
 from equipoise.engine import Processes, Source, task_names
@@ -24,7 +24,8 @@ class Step:
     Attributes:
         losses: The unweighted losses ``(T,)``; over several micro-batches, those of the whole batch.
         weights: What they were weighted with ``(T,)``.
-        present: Which tasks took part ``(T,)``, bool. The entries of the others mean nothing.
+        present: Which tasks took part ``(T,)``, bool. The entries of the others mean nothing. Where a step measures a subset
+            of the tasks, one that was never measured has not taken part.
         initial_losses: ``L_i(0)``, this step included ``(T,)``; NaN for a task not yet seen.
         training_rates: The relative inverse training rates ``r_i`` ``(T,)``.
         task_norms: ``norm(g_i)``, the norms of the gradients of the unweighted losses ``(T,)``; None where this step was
@@ -102,6 +103,7 @@ class Balancer(nn.Module, ABC):
     skipped_steps: Tensor
     mean_weights: Tensor
     mean_count: Tensor
+    held_norms: Tensor
     _source: Source | None
     _wants_gradients: ClassVar[bool] = False
     """Whether the method needs the task gradients at W, and not their norms only, which cost less."""
@@ -155,6 +157,8 @@ class Balancer(nn.Module, ABC):
         self.register_buffer("initial_losses", unseen)
         seen = initial_steps if self._initial_given else 0
         self.register_buffer("initial_seen", torch.full_like(self.weights, seen, dtype=torch.int64))
+        if source is not None and source.subset is not None:
+            self.register_buffer("held_norms", torch.full_like(self.weights, float("nan")))
         self._probe = self._new_probe()
         self._switch()
 
@@ -172,12 +176,13 @@ class Balancer(nn.Module, ABC):
         self._processes = Processes(group)
         self._switch()
 
-    def forward(self, losses: Mapping[str, Tensor | None]) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor | None] | Tensor) -> Tensor:
         """The total loss, ``sum_i w_i L_i``.
 
         Args:
             losses: The unweighted loss of every task by name, each a scalar. ``None`` says that this batch has no labels
-                for the task: it keeps its weight and its state.
+                for the task: it keeps its weight and its state. Where hundreds of tasks all have labels, a tensor ``(T,)``
+                in task order saves taking it apart.
 
         Returns:
             A scalar. Call ``backward()`` on it, or on a multiple of it (a loss scale, one over the number of
@@ -188,19 +193,24 @@ class Balancer(nn.Module, ABC):
             ValueError: A task is unknown or missing, a loss is not a scalar or lies on another device than the weights; or,
                 where a task is seen for the first time, its loss is not finite or does not reach the fork as it must.
         """
-        given = losses_by_task(losses, self.tasks, self.weights.device)
-        values = stacked(given, self.weights)
-        present = self._mask(tuple(loss is not None for loss in given.values()))
-        idle = all(loss is None for loss in given.values())  # a process without labels takes part all the same
+        if isinstance(losses, Tensor):
+            check_vector(losses, self.tasks, self.weights.device)
+            values = losses.to(torch.promote_types(losses.dtype, self.weights.dtype))
+            here = (True,) * len(self.tasks)
+        else:
+            losses = losses_by_task(losses, self.tasks, self.weights.device)
+            values = stacked(losses, self.weights)
+            here = tuple(loss is not None for loss in losses.values())
+        present, idle = self._mask(here), not any(here)  # a process without labels takes part all the same
         if not ((values.requires_grad or idle) and torch.is_grad_enabled() and self._in_training()):
             with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
                 weights = self._weights_for(values.detach(), present)
             return (weights * values).sum()
         if not self._notes:
             return torch.dot(self.weights.to(values.dtype), values)
-        self._check_values(given, values.detach())
-        if self._source is not None and (tapped := self._source.tap(given)) is not given:
-            values = stacked(tapped, self.weights)
+        self._check_values(losses, values.detach())
+        if self._source is not None and self._source.taps:
+            values = stacked(self._source.tap(self._by_task(losses)), self.weights)
         # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
         # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
         weights = self._weights_for(values.detach(), present)
@@ -234,13 +244,13 @@ class Balancer(nn.Module, ABC):
                 "balancer.step() comes after backward() on the balancer's total loss, taken in training mode; found no "
                 "backward pass"
             )
-        step = self._read(self._processes.mean(note))
+        step, initial = self._read(self._processes.mean(note))
         state, log = self._move(step) if self._moves else ({}, {})
         usable = self._usable(step) & (not skip)
-        new = state if self._settled else state | self._initial_after(step)
-        if new:
-            buffers = [getattr(self, name) for name in new]
-            values = [torch.where(usable, *pair) for pair in zip(new.values(), buffers, strict=True)]
+        state |= initial
+        if state:
+            buffers = [getattr(self, name) for name in state]
+            values = [torch.where(usable, *pair) for pair in zip(state.values(), buffers, strict=True)]
             torch._foreach_copy_(buffers, values)
         self.skipped_steps += ~usable
         self._log |= log
@@ -353,14 +363,17 @@ class Balancer(nn.Module, ABC):
     def _check_first(self, task: str, loss: float) -> None:
         """Refuse, by name, a loss that this method cannot start from."""
 
-    def _check_values(self, given: dict[str, Tensor | None], values: Tensor) -> None:
+    def _by_task(self, losses: Mapping[str, Tensor | None] | Tensor) -> Mapping[str, Tensor | None]:
+        return dict(zip(self.tasks, losses.unbind(), strict=True)) if isinstance(losses, Tensor) else losses
+
+    def _check_values(self, losses: Mapping[str, Tensor | None] | Tensor, values: Tensor) -> None:
         """Look at what is new: a task's first loss, and whether it reaches the fork."""
         if torch.compiler.is_compiling():
             return
         to_reach = self._unchecked if self._source is not None and self._source.measuring else set()
         if not (self._unseen or to_reach):
             return
-        here = {task: loss for task, loss in given.items() if loss is not None}
+        here = {task: loss for task, loss in self._by_task(losses).items() if loss is not None}
         for task in here.keys() & self._unseen:
             value = here[task].item()
             if not isfinite(value):
@@ -375,14 +388,16 @@ class Balancer(nn.Module, ABC):
         """Whether anything is to be learnt from this pass: not in ``eval()``, the balancer's or the model's."""
         return self.training and (self._source is None or self._source.training)
 
-    def _read(self, note: Tensor) -> Step:
-        """The step's statistic, free of whatever the total loss was multiplied with."""
+    def _read(self, note: Tensor) -> tuple[Step, dict[str, Tensor]]:
+        """The step's statistic, free of whatever the total loss was multiplied with; and what becomes of ``L_i(0)``."""
         scaled_losses, scale_present, scaled_weights, scale = note
         present = scale_present != 0
         losses = scaled_losses / torch.where(present, scale_present, 1.0)  # zero where absent
-        initial = self.initial_losses
+        initial, kept = self.initial_losses, {}
         if not self._settled:
             initial = initial_losses_after(initial, self.initial_seen, losses, present, self._initial_steps)
+            seen = self.initial_seen + (present & (self.initial_seen < self._initial_steps))
+            kept = {"initial_losses": initial, "initial_seen": seen}
         rates = training_rates(*self._compared(losses, initial), present)
         weights = scaled_weights / scale
         self._log |= {
@@ -394,15 +409,15 @@ class Balancer(nn.Module, ABC):
         if self._source is not None and self._source.measuring:
             self._source.reduce(self._processes)
             norms = self._source.gradient_norms().to(losses.dtype) / (scale * weights)
+            if self._source.subset is not None:
+                fresh = self._source.passes() > 0
+                norms = torch.where(fresh, norms, self.held_norms)
+                present = present & (fresh | ~self.held_norms.isnan())
             if self._wants_gradients:
                 gradients = self._source.task_gradients().flatten(1).to(losses.dtype) / (scale * weights)[:, None]
             self._source.reset()
             self._log["gradient_norms"] = shown(weights * norms, present)
-        return Step(losses, weights, present, initial, rates, norms, gradients)
-
-    def _initial_after(self, step: Step) -> dict[str, Tensor]:
-        seen = self.initial_seen + (step.present & (self.initial_seen < self._initial_steps))
-        return {"initial_losses": step.initial_losses, "initial_seen": seen}
+        return Step(losses, weights, present, initial, rates, norms, gradients), kept
 
     def _move(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`_update`, and the mean of the weights so far."""
@@ -410,6 +425,8 @@ class Balancer(nn.Module, ABC):
         count = self.mean_count + step.present
         change = (step.weights - self.mean_weights) * step.present / count.clamp(min=1)
         mean = {"mean_weights": self.mean_weights + change, "mean_count": count}
+        if step.task_norms is not None and self._source is not None and self._source.subset is not None:
+            mean["held_norms"] = step.task_norms
         return state | mean, log
 
     def _finish(self) -> None:
@@ -425,7 +442,9 @@ class Balancer(nn.Module, ABC):
         measured = self._every is not None and self._steps % self._every == 0
         self._notes = measured or self._needs_every_loss or self._every is None or not self._settled
         if self._source is not None:
-            self._source.measure(measured, gradients=self._wants_gradients or self._processes.number > 1)
+            turn = self._steps // self._every if self._every is not None else None
+            gradients = self._wants_gradients or self._processes.number > 1
+            self._source.measure(measured, gradients=gradients, turn=turn)
 
     def _weights_for(self, losses: Tensor, present: Tensor) -> Tensor:
         return self._weigh(losses, present) if self._moves else self.weights

@@ -39,6 +39,23 @@ def losses_by_task(losses: object, tasks: Sequence[str], device: torch.device) -
     return {task: losses[task] for task in tasks}
 
 
+def check_vector(losses: Tensor, tasks: Sequence[str], device: torch.device) -> None:
+    """Check losses that are handed in as one tensor.
+
+    Raises:
+        ValueError: It has not one loss for every task, or lies on another device.
+    """
+    if losses.shape != (len(tasks),):
+        raise ValueError(
+            f"losses must be a dict by task name, or a tensor of shape ({len(tasks)},) in task order; found a tensor of shape "
+            f"{tuple(losses.shape)}"
+        )
+    if losses.device != device:
+        raise ValueError(
+            f"the losses are on {losses.device}, the weights are on {device}; call balancer.to({str(losses.device)!r})"
+        )
+
+
 def stacked(losses: Mapping[str, Tensor | None], like: Tensor) -> Tensor:
     """The losses ``(T,)`` in the precision of ``like`` or better, zero for an absent task."""
     dtype = like.dtype

@@ -143,8 +143,8 @@ class GradNormFamily(Balancer, ABC):
         if self.alpha > 0 and not self._initial_given:
             check_initial_loss(task, loss)
 
-    def _check_values(self, given: dict[str, Tensor | None], values: Tensor) -> None:
-        super()._check_values(given, values)
+    def _check_values(self, losses: Mapping[str, Tensor | None] | Tensor, values: Tensor) -> None:
+        super()._check_values(losses, values)
         if self.alpha > 0 and values.device.type == "cpu" and not torch.compiler.is_compiling() and (values < 0).any():
             task = self.tasks[int(values.argmin())]
             raise ValueError(

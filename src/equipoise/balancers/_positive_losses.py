@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -27,10 +28,10 @@ class PositiveLossBalancer(Balancer, ABC):
         if not loss > 0:
             raise ValueError(f"task {task!r}: {type(self).__name__} needs positive losses; found {loss}")
 
-    def _check_values(self, given: dict[str, Tensor | None], values: Tensor) -> None:
-        super()._check_values(given, values)
+    def _check_values(self, losses: Mapping[str, Tensor | None] | Tensor, values: Tensor) -> None:
+        super()._check_values(losses, values)
         if values.device.type != "cpu" or torch.compiler.is_compiling():
             return
-        for (task, loss), value in zip(given.items(), values.tolist(), strict=True):
+        for (task, loss), value in zip(self._by_task(losses).items(), values.tolist(), strict=True):
             if loss is not None and value <= 0:
                 raise ValueError(f"task {task!r}: {type(self).__name__} needs positive losses; found {value}")

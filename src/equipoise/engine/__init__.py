@@ -2,6 +2,7 @@
 
 from equipoise.engine._attach import Attached as Attached
 from equipoise.engine._attach import attach as attach
+from equipoise.engine._columns import Columns as Columns
 from equipoise.engine._examination import Examination as Examination
 from equipoise.engine._examination import examined as examined
 from equipoise.engine._exchange import Processes as Processes

@@ -38,10 +38,13 @@ class Fork(nn.Module, Source):
             measured at the features.
         tasks: The names of the tasks, in the order of every tensor ``(T,)``.
         parameters: Names of the parameters of ``shared_layer`` that make up W, where it is to be another choice.
+        subset: For many tasks: how many of them a step measures, one subset after the other. The norms of the others are
+            those of their last turn, divided by the weights of that step and multiplied by the present ones. ``None``: all.
 
     Raises:
         TypeError: ``shared_layer`` is not a module, or a name is not a string.
-        ValueError: There is no task, or a name is used twice; a parameter is unknown or frozen, or none is trained.
+        ValueError: There is no task, or a name is used twice; a parameter is unknown or frozen, or none is trained;
+            ``subset`` is not between 1 and the number of tasks.
 
     Shape:
         T tasks. ``forward`` takes what the layer takes, and returns a dict of T features, each what the layer returns: a
@@ -65,10 +68,15 @@ class Fork(nn.Module, Source):
     shared_layer: nn.Module | None
 
     def __init__(
-        self, shared_layer: nn.Module | None, tasks: Sequence[str], *, parameters: Sequence[str] | None = None
+        self,
+        shared_layer: nn.Module | None,
+        tasks: Sequence[str],
+        *,
+        parameters: Sequence[str] | None = None,
+        subset: int | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        Source.__init__(self, tasks)
+        Source.__init__(self, tasks, subset=subset)
         if shared_layer is not None and not isinstance(shared_layer, nn.Module):
             raise TypeError(f"shared_layer must be a module or None; found {type(shared_layer).__name__}")
         if shared_layer is None and parameters is not None:
@@ -143,7 +151,7 @@ class Fork(nn.Module, Source):
     def _passage(self, given: Any, features: list[Tensor]) -> tuple[Passage, list[Tensor]]:
         """How the tasks are measured, and what must be kept for it."""
         if self.shared_layer is None:
-            return squares_measured(at_the_features), []
+            return squares_measured(at_the_features, self._chosen_of(0)), []
         if self._rule is not None:
             return self._measured(*self._rule), [given]
         return self._from_the_graph(features), features

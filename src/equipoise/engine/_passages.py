@@ -8,7 +8,7 @@ the row tells how many passes it is the sum of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -23,14 +23,14 @@ Squares = Callable[[Sequence[Tensor], Sequence[Gradients]], list[Tensor]]
 """``(what was kept, gradients at the features task by task) -> squared norms of the gradients at W``."""
 
 
-def gradients_measured(measure: Statistic) -> Passage:
-    """The passage that gives the probe the gradient at W of every task; zeros where none arrives."""
-    return partial(_gradients_measured, measure=measure)
+def gradients_measured(measure: Statistic, chosen: Collection[int] | None = None) -> Passage:
+    """The passage that gives the probe the gradient at W of every task; zeros where none arrives or it is not ``chosen``."""
+    return partial(_gradients_measured, measure=measure, chosen=chosen)
 
 
-def squares_measured(measure: Squares) -> Passage:
-    """The passage that gives the probe the squared norm of every task; zero where no gradient arrives."""
-    return partial(_squares_measured, measure=measure)
+def squares_measured(measure: Squares, chosen: Collection[int] | None = None) -> Passage:
+    """The passage that gives the probe the squared norm of every task; zeros where none arrives or it is not ``chosen``."""
+    return partial(_squares_measured, measure=measure, chosen=chosen)
 
 
 def one_by_one(statistic: Statistic) -> Squares:
@@ -39,34 +39,53 @@ def one_by_one(statistic: Statistic) -> Squares:
 
 
 def _gradients_measured(
-    kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor, *, measure: Statistic
+    kept: Sequence[Tensor],
+    tasks: Sequence[Gradients],
+    row: Tensor,
+    *,
+    measure: Statistic,
+    chosen: Collection[int] | None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    trunk = added_up(tasks)
-    if all(absent(task) for task in tasks):
+    trunk, numbers = added_up(tasks), _to_measure(tasks, chosen)
+    if not numbers:
         return None, trunk
     with torch.no_grad():
         rows = row.new_zeros(len(tasks), len(row))
-        for i, task in enumerate(tasks):
-            if not absent(task):
-                rows[i, :-1] = measure(kept, task).reshape(-1)
-                rows[i, -1] = 1
+        for i in numbers:
+            rows[i, :-1] = measure(kept, tasks[i]).reshape(-1)
+            rows[i, -1] = 1
     return rows, trunk
 
 
 def _squares_measured(
-    kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor, *, measure: Squares
+    kept: Sequence[Tensor],
+    tasks: Sequence[Gradients],
+    row: Tensor,
+    *,
+    measure: Squares,
+    chosen: Collection[int] | None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    trunk = added_up(tasks)
-    arrived = [task for task in tasks if not absent(task)]
-    if not arrived:
+    trunk, numbers = added_up(tasks), _to_measure(tasks, chosen)
+    if not numbers:
         return None, trunk
     with torch.no_grad():
-        squares = torch.stack(measure(kept, arrived)).to(row.dtype)
-        rows = torch.stack([squares, torch.ones_like(squares)], 1)
-        if len(arrived) < len(tasks):
-            zeros, rest = torch.zeros_like(row), iter(rows)
-            rows = torch.stack([zeros if absent(task) else next(rest) for task in tasks])
-    return rows, trunk
+        return square_rows(
+            dict(zip(numbers, measure(kept, [tasks[i] for i in numbers]), strict=True)), len(tasks), row
+        ), trunk
+
+
+def _to_measure(tasks: Sequence[Gradients], chosen: Collection[int] | None) -> list[int]:
+    return [i for i, task in enumerate(tasks) if not absent(task) and (chosen is None or i in chosen)]
+
+
+def square_rows(squares: Mapping[int, Tensor], tasks: int, row: Tensor) -> Tensor:
+    """The probe's rows from the squared norms of some of the tasks, by number."""
+    found = torch.stack([*squares.values()]).to(row.dtype)
+    rows = torch.stack([found, torch.ones_like(found)], 1)
+    if len(squares) == tasks:
+        return rows
+    zeros, by_number = torch.zeros_like(row), dict(zip(squares, rows, strict=True))
+    return torch.stack([by_number.get(i, zeros) for i in range(tasks)])
 
 
 def _one_by_one(kept: Sequence[Tensor], tasks: Sequence[Gradients], *, statistic: Statistic) -> list[Tensor]:

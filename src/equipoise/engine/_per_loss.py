@@ -46,6 +46,8 @@ class PerLoss(Source):
         Chen et al. 2018, GradNorm, Algorithm 1.
     """
 
+    taps = True
+
     def __init__(
         self,
         parameters: nn.Module | Tensor | Iterable[Tensor],

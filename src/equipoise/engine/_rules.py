@@ -127,14 +127,23 @@ def _linear_squares(kept: Sequence[Tensor], tasks: Sequence[Gradients], *, stati
     """
     (inputs,) = kept
     gradients = [cast(Tensor, gradient) for (gradient,) in tasks]
-    samples = inputs.numel() // inputs.shape[-1]
-    precise = gradients[0].dtype in (torch.float32, torch.float64)
-    if not (precise and gram_is_less(samples, inputs.shape[-1], gradients[0].shape[-1], len(tasks))):
+    if not gram_pays(inputs, gradients[0], len(tasks)):
         return one_by_one(statistic)(kept, tasks)
-    rows = inputs.to(gradients[0].dtype).reshape(samples, -1)
+    rows = inputs.to(gradients[0].dtype).reshape(-1, inputs.shape[-1])
     gram = rows @ rows.mT
-    columns = [gradient.reshape(samples, -1) for gradient in gradients]
-    return [torch.dot((gram @ g).reshape(-1), g.reshape(-1)).clamp(min=0) for g in columns]
+    return [in_gram(gram, gradient.reshape(len(rows), -1)) for gradient in gradients]
+
+
+def gram_pays(inputs: Tensor, gradient: Tensor, tasks: int) -> bool:
+    """Whether a layer is measured by Gram matrices: not in half precision, where they would lose too much."""
+    samples = inputs.numel() // inputs.shape[-1]
+    precise = gradient.dtype in (torch.float32, torch.float64)
+    return precise and gram_is_less(samples, inputs.shape[-1], gradient.shape[-1], tasks)
+
+
+def in_gram(gram: Tensor, gradient: Tensor) -> Tensor:
+    """sum_nmo dL/dy_no K_nm dL/dy_mo."""
+    return torch.dot((gram @ gradient).reshape(-1), gradient.reshape(-1)).clamp(min=0)
 
 
 def gram_is_less(samples: int, inputs: int, outputs: int, tasks: int) -> bool:

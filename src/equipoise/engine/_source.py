@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,14 +41,23 @@ class Source(ABC):
         tasks: The names of the tasks, in the order of every tensor ``(T,)``.
         parameters_measured: W, by name; empty where gradients are taken at the features.
         training: Whether the model is in training mode. Outside of it nothing is measured.
+        subset: How many tasks a step measures, one subset after the other; None: all.
     """
 
     tasks: tuple[str, ...]
     parameters_measured: dict[str, Tensor]
     training: bool
+    taps: ClassVar[bool] = False
+    """Whether this source measures at the losses themselves; see `tap`."""
 
-    def __init__(self, tasks: Sequence[str]) -> None:
+    def __init__(self, tasks: Sequence[str], *, subset: int | None = None) -> None:
         self.tasks = task_names(tasks)
+        if subset is not None and not (isinstance(subset, int) and 1 <= subset <= len(self.tasks)):
+            raise ValueError(
+                f"subset must be an integer from 1 to the number of tasks, {len(self.tasks)}; found {subset!r}"
+            )
+        self.subset = subset
+        self._chosen: frozenset[int] | None = None
         self._id = next(_identities)
         self._measuring, self._gradients_wanted = False, True
         self._checked = False
@@ -70,7 +79,7 @@ class Source(ABC):
         """Whether a backward pass has been measured since the last reset."""
         return any(probe.grad is not None for probe in self._probes)
 
-    def measure(self, on: bool, *, gradients: bool = True) -> None:
+    def measure(self, on: bool, *, gradients: bool = True, turn: int | None = None) -> None:
         """Switch measuring on or off, from the next forward pass. A balancer does this; see its ``every``.
 
         Args:
@@ -79,8 +88,14 @@ class Source(ABC):
                 up. Otherwise only norms are promised, which cost less where every step is one backward pass; the first
                 step finds out. Where a later one is made of several after all, its norms are NaN, and from then on the
                 gradients are kept.
+            turn: Which subset of the tasks, where a step measures a subset only; None: all tasks. Compiled code always
+                measures all, as another choice would have it compiled anew.
         """
         self._measuring, self._gradients_wanted = on, gradients
+        self._chosen = None
+        if self.subset is not None and turn is not None:
+            first = turn * self.subset
+            self._chosen = frozenset(i % len(self.tasks) for i in range(first, first + self.subset))
         if on:
             self._place_probes()
 
@@ -127,6 +142,10 @@ class Source(ABC):
         if not self.parameters_measured:
             return squares.sqrt()
         return torch.where(passes <= 1, squares, torch.nan).sqrt()  # squares do not add up, as gradients do
+
+    def passes(self) -> Tensor:
+        """How many backward passes the measurement of every task is the sum of ``(T,)``; 0 where it was not its turn."""
+        return self._measurement()[:, -1].real
 
     def reduce(self, processes: Processes) -> None:
         """Combine what every process has measured to what one process would have on all their batches.
@@ -179,9 +198,17 @@ class Source(ABC):
         """The passage through which the tasks of a probe are measured in this forward pass."""
         if not torch.compiler.is_compiling():
             self._calls[probe] += 1
+        chosen = self._chosen_of(probe)
         if self._keeps_gradients:
-            return gradients_measured(statistic)
-        return squares_measured(one_by_one(statistic) if squares is None else squares)
+            return gradients_measured(statistic, chosen)
+        return squares_measured(one_by_one(statistic) if squares is None else squares, chosen)
+
+    def _chosen_of(self, probe: int) -> Collection[int] | None:
+        """Which rows of the probe are measured; None: all."""
+        if self._chosen is None or torch.compiler.is_compiling():
+            return None
+        first = sum(self._rows()[:probe])
+        return {i - first for i in self._chosen}
 
     def _must_keep_gradients(self) -> bool:
         """Whether they are wanted, or a step may be made of several passes."""
