@@ -18,13 +18,13 @@ from equipoise.engine._source import Source
 @contextmanager
 def examined(source: Source) -> Iterator[Examination]:
     """Measure the forward passes within as those of a first step; afterwards the source is as it was."""
-    before = source._measuring, source._checked
+    before = source._measuring, source._combination, source._checked
     source._checked, source._copies = False, []
     try:
         source.measure(True)
         yield Examination(source, source._copies)
     finally:
-        source._measuring, source._checked = before
+        source._measuring, source._combination, source._checked = before
         source._copies = None
 
 

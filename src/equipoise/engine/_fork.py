@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.engine._alias import named_alias
+from equipoise.engine._combination import Combination
 from equipoise.engine._features import split
 from equipoise.engine._node import ForkNode, summed
 from equipoise.engine._reach import check_reach
@@ -111,11 +112,18 @@ class Fork(nn.Module, Source):
         if self.shared_layer is None:
             self._place_probes(tensors[0].device)
         statistic, kept = self._statistic(given, tensors)
-        aliases = ForkNode.apply(summed(statistic), (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
+        if self._combination is not None:
+            aliases = self._combination.fan_out((self._id, 0), statistic, kept, tensors)
+        else:
+            aliases = ForkNode.apply(summed(statistic), (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
         if not (torch.compiler.is_compiling() or self._checked):
             aliases = [self._guarded(self.tasks[i // len(tensors)], alias) for i, alias in enumerate(aliases)]
         size = len(tensors)
         return {task: put(aliases[i * size : (i + 1) * size]) for i, task in enumerate(self.tasks)}
+
+    def combine(self, combination: Combination) -> None:
+        """Have the task gradients combined in this way, from the next forward pass to the next call of `measure`."""
+        self._measuring, self._combination = False, combination
 
     def check_reach(self, losses: Mapping[str, Tensor]) -> None:
         """Check that each of ``losses`` reaches the last shared layer, through its own alias only.
@@ -123,7 +131,7 @@ class Fork(nn.Module, Source):
         Raises:
             ValueError: One does not; the message names the task and what was found.
         """
-        by_rule = self._rule is not None
+        by_rule = self._rule is not None and not self._at_the_features()
         check_reach(losses, self.tasks, self._id, self.parameters_measured, by_rule=by_rule, reads="features[{}]")
         self._checked = True
 
@@ -141,11 +149,15 @@ class Fork(nn.Module, Source):
 
     def _statistic(self, given: Any, features: list[Tensor]) -> tuple[Any, list[Tensor]]:
         """How the statistic is computed, and what must be kept for it."""
-        if self.shared_layer is None:
+        if self.shared_layer is None or self._at_the_features():
             return squared_norm, []
         if self._rule is not None:
             return self._rule, [given]
         return self._from_the_graph(features), features
+
+    def _at_the_features(self) -> bool:
+        """Whether gradients are combined, as they are at the features."""
+        return self._combination is not None and not self._combination.at_layer
 
     def _shape(self) -> tuple[int, ...]:
         return tuple(self.parameters_measured["weight"].shape) if self._rule is not None else super()._shape()

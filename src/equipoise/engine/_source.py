@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise.engine._alias import named_alias
+from equipoise.engine._combination import Combination
 from equipoise.engine._exchange import Exchange, Processes
 from equipoise.engine._node import Statistic
 from equipoise.engine._reach import check_followed
@@ -38,6 +39,7 @@ class Source(ABC):
         self.tasks = task_names(tasks)
         self._id = next(_identities)
         self._measuring, self._gradients_wanted = False, True
+        self._combination: Combination | None = None
         self._checked = False
         self._copies: list[tuple[str, Tensor]] | None = None
         self._probes: list[Tensor] = []
@@ -47,6 +49,11 @@ class Source(ABC):
     def measuring(self) -> bool:
         """Whether the next forward pass is measured."""
         return self._measuring
+
+    @property
+    def fanning_out(self) -> bool:
+        """Whether the next forward pass hands out an alias for each task: to be measured, or to be combined."""
+        return self._measuring or self._combination is not None
 
     @property
     def measured(self) -> bool:
@@ -60,7 +67,7 @@ class Source(ABC):
             on: Whether the next forward pass is measured.
             gradients: Whether `task_gradients` will be asked for, and not the norms only.
         """
-        self._measuring, self._gradients_wanted = on, gradients
+        self._measuring, self._gradients_wanted, self._combination = on, gradients, None
         if on:
             self._place_probes()
 
@@ -131,7 +138,7 @@ class Source(ABC):
 
     def _measures(self) -> bool:
         """Whether the forward pass at hand is measured."""
-        return self._measuring and self.training and torch.is_grad_enabled() and not _exporting()
+        return self.fanning_out and self.training and torch.is_grad_enabled() and not _exporting()
 
     def _guarded(self, task: str, alias: Tensor) -> Tensor:
         """What the head of ``task`` is handed before the first step has been checked: it must not work in place on it."""
@@ -199,7 +206,7 @@ class Source(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is measured belongs to the step at hand, and does not travel."""
-        return {**self.__dict__, "_probes": []}
+        return {**self.__dict__, "_probes": [], "_combination": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the source with an identity of its own: a copy's graph is not the original's."""
