@@ -11,9 +11,12 @@ from equipoise.balancers import RLW as RLW
 from equipoise.balancers import SI as SI
 from equipoise.balancers import STCH as STCH
 from equipoise.balancers import UWSO as UWSO
+from equipoise.balancers import Aggregated as Aggregated
 from equipoise.balancers import Balancer as Balancer
 from equipoise.balancers import CoV as CoV
+from equipoise.balancers import EnCodec as EnCodec
 from equipoise.balancers import Equal as Equal
+from equipoise.balancers import GradDrop as GradDrop
 from equipoise.balancers import GradNorm as GradNorm
 from equipoise.balancers import GradNormClosedForm as GradNormClosedForm
 from equipoise.balancers import GradNormLogSpace as GradNormLogSpace

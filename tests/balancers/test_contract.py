@@ -7,6 +7,7 @@ import torch
 from networks import MLP, mse
 from reference import close
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchjd import aggregation
 from training import batches, train
 
 import equipoise as eq
@@ -47,10 +48,17 @@ BALANCERS = {
     "GradNorm, with patience": lambda tasks: eq.GradNorm(tasks, patience=1),
     "GradNormLogSpace": lambda tasks: eq.GradNormLogSpace(tasks),
     "GradNormClosedForm": lambda tasks: eq.GradNormClosedForm(tasks),
+    "Aggregated, weights from the Gramian": lambda fork: eq.Aggregated(fork, aggregation.GradVac()),
+    "Aggregated, weights from the matrix": lambda fork: eq.Aggregated(fork, aggregation.Random()),
+    "Aggregated, at the shared layer": lambda fork: eq.Aggregated(fork, aggregation.MGDA(), at="shared_layer"),
+    "Aggregated, a function": lambda fork: eq.Aggregated(fork, lambda matrix: matrix.sum(0)),
+    "EnCodec": lambda fork: eq.EnCodec(fork, shares={"a": 1.0, "b": 2.0, "c": 5.0}, decay=0.9),
+    "GradDrop": lambda fork: eq.GradDrop(fork),
 }
 PUBLISHED_WITHOUT_A_SUM = ("Uncertainty", "SI", "GLS", "IMTLL", "STCH", "DTP")
 SUM_IS_T = [name for name in BALANCERS if name not in PUBLISHED_WITHOUT_A_SUM]
-NEEDS_NO_GRADIENTS = [name for name in BALANCERS if not name.startswith("GradNorm")]
+NEEDS_GRADIENTS = ("GradNorm", "Aggregated", "EnCodec", "GradDrop")
+NEEDS_NO_GRADIENTS = [name for name in BALANCERS if not name.startswith(NEEDS_GRADIENTS)]
 
 
 @pytest.fixture(params=BALANCERS, name="name")

@@ -1,6 +1,7 @@
 """Methods as they are written on the command line."""
 
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ from equipoise.balancers import (
     SI,
     STCH,
     UWSO,
+    Aggregated,
     CoV,
+    EnCodec,
     Equal,
+    GradDrop,
     GradNorm,
     GradNormClosedForm,
     GradNormLogSpace,
@@ -103,6 +107,15 @@ def built(text):
         ("gradnorm(every=4)", GradNorm, 4),
         ("gradnorm_closed_form(decay=0.5)", GradNormClosedForm, 1),
         ("gradnorm_log_space(lr=0.1)", GradNormLogSpace, 1),
+        ("upgrad", Aggregated, None),
+        ("mgda(at='features')", Aggregated, None),
+        ("pcgrad(seed=3)", Aggregated, None),
+        ("cagrad(c=0.4)", Aggregated, None),
+        ("nash_mtl(max_norm=0.0)", Aggregated, None),
+        ("imtl_g", Aggregated, None),
+        ("aligned_mtl", Aggregated, None),
+        ("graddrop(seed=1)", GradDrop, None),
+        ("encodec(shares={'scale_1': 1, 'scale_10': 2}, decay=0.9)", EnCodec, None),
     ],
 )
 def test_every_method_is_built_with_its_settings(text, cls, every):
@@ -134,6 +147,15 @@ def test_every_known_method_is_tested():
         "gradnorm",
         "gradnorm_closed_form",
         "gradnorm_log_space",
+        "upgrad",
+        "mgda",
+        "pcgrad",
+        "cagrad",
+        "nash_mtl",
+        "imtl_g",
+        "aligned_mtl",
+        "graddrop",
+        "encodec",
     ]
     for factory, description in METHODS.values():
         assert callable(factory)
@@ -156,3 +178,18 @@ def test_static_weights_come_in_task_order_or_by_name(weights):
 def test_what_the_balancer_refuses_names_the_method(text, message):
     with pytest.raises(ValueError, match=message):
         built(text)
+
+
+@pytest.mark.parametrize(("text", "name"), [("upgrad", "UPGrad"), ("nash_mtl", "NashMTL"), ("pcgrad", "PCGrad")])
+def test_an_aggregator_works_at_the_shared_layer_unless_told_otherwise(text, name):
+    balancer = built(text)
+    assert balancer._foreign.name == name
+    assert balancer._at_layer
+    assert not built(f"{text}(at='features')")._at_layer
+
+
+def test_without_torchjd_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
+    with pytest.raises(ImportError, match=r"the package 'torchjd.*' is missing: pip install \"equipoise\[torchjd\]\""):
+        built("upgrad")

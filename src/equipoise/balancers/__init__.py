@@ -1,13 +1,16 @@
 """The balancers: one paper, one file."""
 
+from equipoise.balancers._aggregated import Aggregated as Aggregated
 from equipoise.balancers._balancer import Balancer as Balancer
 from equipoise.balancers._cov import CoV as CoV
 from equipoise.balancers._dtp import DTP as DTP
 from equipoise.balancers._dwa import DWA as DWA
+from equipoise.balancers._encodec import EnCodec as EnCodec
 from equipoise.balancers._equal import Equal as Equal
 from equipoise.balancers._equal import Static as Static
 from equipoise.balancers._famo import FAMO as FAMO
 from equipoise.balancers._gls import GLS as GLS
+from equipoise.balancers._graddrop import GradDrop as GradDrop
 from equipoise.balancers._gradnorm import GradNorm as GradNorm
 from equipoise.balancers._gradnorm_closed_form import GradNormClosedForm as GradNormClosedForm
 from equipoise.balancers._gradnorm_log_space import GradNormLogSpace as GradNormLogSpace

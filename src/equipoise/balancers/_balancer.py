@@ -370,7 +370,7 @@ class Balancer(nn.Module, ABC):
         """Look at what is new: a task's first loss, and whether it reaches the fork."""
         if torch.compiler.is_compiling():
             return
-        to_reach = self._unchecked if self._source is not None and self._source.measuring else set()
+        to_reach = self._unchecked if self._source is not None and self._source.fanning_out else set()
         if not (self._unseen or to_reach):
             return
         here = {task: loss for task, loss in self._by_task(losses).items() if loss is not None}

@@ -56,6 +56,11 @@ def check_vector(losses: Tensor, tasks: Sequence[str], device: torch.device) -> 
         )
 
 
+def is_idle(losses: Mapping[str, Tensor | None] | Tensor) -> bool:
+    """Whether there is no loss at all, as on a process without labels."""
+    return not isinstance(losses, Tensor) and all(loss is None for loss in losses.values())
+
+
 def stacked(losses: Mapping[str, Tensor | None], like: Tensor) -> Tensor:
     """The losses ``(T,)`` in the precision of ``like`` or better, zero for an absent task."""
     dtype = like.dtype

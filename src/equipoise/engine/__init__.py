@@ -3,6 +3,8 @@
 from equipoise.engine._attach import Attached as Attached
 from equipoise.engine._attach import attach as attach
 from equipoise.engine._columns import Columns as Columns
+from equipoise.engine._combination import Arrived as Arrived
+from equipoise.engine._combination import Combination as Combination
 from equipoise.engine._examination import Examination as Examination
 from equipoise.engine._examination import examined as examined
 from equipoise.engine._exchange import Processes as Processes

@@ -113,7 +113,7 @@ class Attached(Source):
         tensors, put = split(inputs)
         if not any(tensor.requires_grad for tensor in tensors):
             return inputs
-        passage = self._from_the_graph(tensors, probe=i)
+        passage = self._measured(self._from_the_graph(tensors), probe=i)
         aliases = ForkNode.apply(passage, (self._id, i), len(tensors), self._probes[i], *tensors, *tensors)
         if not self._checked:
             aliases = [self._guarded(self.tasks[i], alias) for alias in aliases]

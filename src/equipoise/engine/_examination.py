@@ -15,7 +15,16 @@ from equipoise.engine._reach import feature_edges
 from equipoise.engine._rules import flat
 from equipoise.engine._source import Source
 
-_STATE = ("_measuring", "_gradients_wanted", "_keeps_gradients", "_probes", "_calls", "_checked", "_copies")
+_STATE = (
+    "_measuring",
+    "_gradients_wanted",
+    "_keeps_gradients",
+    "_probes",
+    "_calls",
+    "_combination",
+    "_checked",
+    "_copies",
+)
 
 
 @contextmanager

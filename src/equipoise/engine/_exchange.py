@@ -85,13 +85,10 @@ class Exchange:
         self._stale = self._flight is not None
 
     def _open(self, group: Any) -> None:
-        members: dict[str, Any] = {}
-        if group is not None:  # the others need not come
-            members = {"ranks": distributed.get_process_group_ranks(group), "use_local_synchronization": True}
         self._members = distributed.group.WORLD, group
-        self._group = self._agreement = distributed.new_group(**members)
+        self._group = self._agreement = _own_group(group)
         if distributed.get_backend(self._group) != "gloo":  # on the host, so that no accelerator is waited for
-            self._agreement = distributed.new_group(backend="gloo", **members)
+            self._agreement = _own_group(group, backend="gloo")
         self._flight, self._early, self._stale = None, True, False
 
     def _anywhere(self, condition: bool) -> bool:
@@ -112,3 +109,52 @@ class Exchange:
     def __reduce__(self) -> tuple[type[Exchange], tuple[()]]:
         """A copy begins anew: process groups cannot be copied, and a copy on one process alone must wait for nobody."""
         return Exchange, ()
+
+
+class Meeting:
+    """The processes that combine something together in the middle of their backward passes.
+
+    Every one of them must come to every exchange, in the same order. The process group is its own, so that the wrappers' sends,
+    which are under way at that time, cannot get between. It is made by `open`, before the backward pass, as the processes must
+    make it together.
+    """
+
+    def __init__(self) -> None:
+        self._members: tuple[Any, Any] | None = None
+        self._group: Any = None
+        self.number = 1
+
+    def open(self, processes: Processes) -> None:
+        """Meet these processes from now on. Each of them must call it."""
+        self.number = processes.number
+        if self.number > 1 and self._members != (distributed.group.WORLD, processes.group):
+            self._members = distributed.group.WORLD, processes.group
+            self._group = _own_group(processes.group)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of what each of several processes holds."""
+        total = values.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=self._group)
+        return total
+
+    def columns(self, matrix: Tensor) -> tuple[Tensor, slice]:
+        """The matrices of several processes side by side, and which columns are this process's own."""
+        rank = distributed.get_rank(self._group)
+        widths = [int(width) for width in self._gathered(torch.tensor([matrix.shape[1]], device=matrix.device))]
+        padded = matrix.new_zeros(max(widths), matrix.shape[0])
+        padded[: matrix.shape[1]] = matrix.mT
+        parts = [part[:width] for part, width in zip(self._gathered(padded), widths, strict=True)]
+        start = sum(widths[:rank])
+        return torch.cat(parts).mT, slice(start, start + widths[rank])
+
+    def _gathered(self, values: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(values) for _ in range(self.number)]
+        distributed.all_gather(parts, values, group=self._group)
+        return parts
+
+
+def _own_group(group: Any, **settings: Any) -> Any:
+    """A new process group of the processes of ``group``; None: of all."""
+    if group is not None:  # the others need not come
+        settings |= {"ranks": distributed.get_process_group_ranks(group), "use_local_synchronization": True}
+    return distributed.new_group(**settings)

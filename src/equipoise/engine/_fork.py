@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.engine._alias import named_alias
+from equipoise.engine._combination import Combination
 from equipoise.engine._features import split
 from equipoise.engine._node import ForkNode, Passage
-from equipoise.engine._passages import squares_measured
+from equipoise.engine._passages import Statistic, squares_measured
 from equipoise.engine._reach import check_reach
 from equipoise.engine._rules import at_the_features, direct
 from equipoise.engine._source import Source, chosen, named_parameters
@@ -119,12 +120,19 @@ class Fork(nn.Module, Source):
             )
         if self.shared_layer is None:
             self._place_probes(tensors[0].device)
-        passage, kept = self._passage(given, tensors)
-        aliases = ForkNode.apply(passage, (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
+        if self._combination is not None:
+            aliases = self._combination.fan_out((self._id, 0), *self._statistic(given, tensors), tensors)
+        else:
+            passage, kept = self._passage(given, tensors)
+            aliases = ForkNode.apply(passage, (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
         if not (torch.compiler.is_compiling() or self._checked):
             aliases = [self._guarded(self.tasks[i // len(tensors)], alias) for i, alias in enumerate(aliases)]
         size = len(tensors)
         return {task: put(aliases[i * size : (i + 1) * size]) for i, task in enumerate(self.tasks)}
+
+    def combine(self, combination: Combination) -> None:
+        """Have the task gradients combined in this way, from the next forward pass to the next call of `measure`."""
+        self._measuring, self._combination = False, combination
 
     def check_reach(self, losses: Mapping[str, Tensor]) -> None:
         """Check that each of ``losses`` reaches the last shared layer, through its own alias only.
@@ -132,7 +140,7 @@ class Fork(nn.Module, Source):
         Raises:
             ValueError: One does not; the message names the task and what was found.
         """
-        by_rule = self._rule is not None
+        by_rule = self._rule is not None and not self._at_the_features()
         check_reach(losses, self.tasks, self._id, self.parameters_measured, by_rule=by_rule, reads="features[{}]")
         self._checked = True
 
@@ -154,7 +162,19 @@ class Fork(nn.Module, Source):
             return squares_measured(at_the_features, self._chosen_of(0)), []
         if self._rule is not None:
             return self._measured(*self._rule), [given]
+        return self._measured(self._from_the_graph(features)), features
+
+    def _statistic(self, given: Any, features: list[Tensor]) -> tuple[Statistic | None, list[Tensor]]:
+        """How the gradients at W are had where gradients are combined; None: they are combined at the features."""
+        if self._at_the_features():
+            return None, []
+        if self._rule is not None:
+            return self._rule.statistic, [given]
         return self._from_the_graph(features), features
+
+    def _at_the_features(self) -> bool:
+        """Whether gradients are combined, as they are at the features."""
+        return self._combination is not None and not self._combination.at_layer
 
     def _gradient_shape(self) -> tuple[int, ...]:
         return tuple(self.parameters_measured["weight"].shape) if self._rule is not None else super()._gradient_shape()

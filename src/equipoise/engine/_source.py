@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from equipoise.engine._alias import named_alias
+from equipoise.engine._combination import Combination
 from equipoise.engine._exchange import Exchange, Processes
 from equipoise.engine._node import Passage
 from equipoise.engine._passages import (
@@ -60,6 +61,7 @@ class Source(ABC):
         self._chosen: frozenset[int] | None = None
         self._id = next(_identities)
         self._measuring, self._gradients_wanted = False, True
+        self._combination: Combination | None = None
         self._checked = False
         self._copies: list[tuple[str, Tensor]] | None = None
         self._probes: list[Tensor] = []
@@ -73,6 +75,11 @@ class Source(ABC):
     def measuring(self) -> bool:
         """Whether the next forward pass is measured."""
         return self._measuring
+
+    @property
+    def fanning_out(self) -> bool:
+        """Whether the next forward pass hands out an alias for each task: to be measured, or to be combined."""
+        return self._measuring or self._combination is not None
 
     @property
     def measured(self) -> bool:
@@ -91,7 +98,7 @@ class Source(ABC):
             turn: Which subset of the tasks, where a step measures a subset only; None: all tasks. Compiled code always
                 measures all, as another choice would have it compiled anew.
         """
-        self._measuring, self._gradients_wanted = on, gradients
+        self._measuring, self._gradients_wanted, self._combination = on, gradients, None
         self._chosen = None
         if self.subset is not None and turn is not None:
             first = turn * self.subset
@@ -184,7 +191,7 @@ class Source(ABC):
 
     def _measures(self) -> bool:
         """Whether the forward pass at hand is measured."""
-        return self._measuring and self.training and torch.is_grad_enabled() and not _exporting()
+        return self.fanning_out and self.training and torch.is_grad_enabled() and not _exporting()
 
     def _guarded(self, task: str, alias: Tensor) -> Tensor:
         """What the head of ``task`` is handed before the first step has been checked: it must not work in place on it."""
@@ -222,8 +229,8 @@ class Source(ABC):
         passes = max([0, *self._calls.values(), *self._arrivals.values()])
         self._one_pass = self._one_pass and passes <= 1
 
-    def _from_the_graph(self, features: Sequence[Tensor], *, probe: int = 0) -> Passage:
-        """The passage in which autograd takes the gradients from the graph below the features."""
+    def _from_the_graph(self, features: Sequence[Tensor]) -> Statistic:
+        """The gradients that autograd takes from the graph below the features."""
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "the last shared layer is measured from the original graph here, which a compiled region does not have: "
@@ -233,7 +240,7 @@ class Source(ABC):
         parameters = self.parameters_measured
         if not self._checked:
             check_followed(features, parameters)
-        return self._measured(general(list(parameters.values())), probe=probe)
+        return general(list(parameters.values()))
 
     def _gradient_shape(self) -> tuple[int, ...]:
         """Shape of the gradient of one task."""
@@ -286,7 +293,7 @@ class Source(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is measured belongs to the step at hand, and does not travel."""
-        return {**self.__dict__, "_probes": []}
+        return {**self.__dict__, "_probes": [], "_combination": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the source with an identity of its own: a copy's graph is not the original's."""

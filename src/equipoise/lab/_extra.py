@@ -1,4 +1,4 @@
-"""Packages of the extra ``lab`` that are imported when they are needed."""
+"""Packages of an extra that are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import importlib
 from typing import Any
 
 
-def require(module: str) -> Any:
-    """Import a module of the extra ``lab``.
+def require(module: str, *, extra: str = "lab") -> Any:
+    """Import a module of an extra.
 
     Raises:
         ImportError: It is not installed; the message says how to install it.
@@ -15,4 +15,4 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f'the package {error.name!r} is missing: pip install "equipoise[lab]"') from error
+        raise ImportError(f'the package {error.name!r} is missing: pip install "equipoise[{extra}]"') from error

@@ -19,7 +19,9 @@ from equipoise.balancers import (
     UWSO,
     Balancer,
     CoV,
+    EnCodec,
     Equal,
+    GradDrop,
     GradNorm,
     GradNormClosedForm,
     GradNormLogSpace,
@@ -32,6 +34,7 @@ from equipoise.balancers import (
     Uncertainty,
 )
 from equipoise.engine import Fork
+from equipoise.lab._aggregators import aligned_mtl, cagrad, imtl_g, mgda, nash_mtl, pcgrad, upgrad
 from equipoise.lab._problem import Problem
 from equipoise.lab._settings import read_settings, unknown
 
@@ -73,6 +76,15 @@ METHODS: dict[str, tuple[Callable[..., Balancer], str]] = {
     "gradnorm": (GradNorm, "gradient normalization (Chen et al. 2018)"),
     "gradnorm_closed_form": (GradNormClosedForm, "GradNorm's steady state, taken at once: no learning rate"),
     "gradnorm_log_space": (GradNormLogSpace, "GradNorm that moves the weights by factors"),
+    "upgrad": (upgrad, "task gradients projected so that none conflicts, by TorchJD (Quinton and Rey 2024)"),
+    "mgda": (mgda, "the smallest convex combination of the task gradients, by TorchJD (Désidéri 2012)"),
+    "pcgrad": (pcgrad, "gradient surgery, by TorchJD (Yu et al. 2020)"),
+    "cagrad": (cagrad, "conflict-averse gradient descent, by TorchJD (Liu et al. 2021)"),
+    "nash_mtl": (nash_mtl, "the Nash bargaining solution, by TorchJD (Navon et al. 2022)"),
+    "imtl_g": (imtl_g, "IMTL-G: equal projections on all task gradients, by TorchJD (Liu et al. 2021)"),
+    "aligned_mtl": (aligned_mtl, "aligned principal components, by TorchJD (Senushkin et al. 2023)"),
+    "graddrop": (GradDrop, "gradient sign dropout at the features (Chen et al. 2020)"),
+    "encodec": (EnCodec, "given shares of the gradient at the features (Défossez et al. 2022)"),
 }
 """What builds the balancer of each method, and a line about it."""
 
@@ -163,7 +175,7 @@ def build(method: Method, fork: Fork, problem: Problem, *, log_every: int) -> Ba
     given: dict[str, Any] = {}
     if "kinds" in parameters:
         given["kinds"] = {task.name: task.kind for task in problem.tasks}
-    if parameters["every"].default is None:
+    if "every" in parameters and parameters["every"].default is None:
         given["every"] = log_every
     try:
         return factory(fork, **given, **method.settings)
