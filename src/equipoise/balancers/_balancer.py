@@ -11,7 +11,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from equipoise.balancers._given import check_count, losses_by_task, positive_by_task, stacked
+from equipoise.balancers._given import (
+    check_count,
+    is_empty,
+    losses_by_task,
+    marked_empty,
+    positive_by_task,
+    shares_by_task,
+    stacked,
+)
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
 from equipoise.balancers._present import shown
 from equipoise.engine import Processes, Source, task_names
@@ -142,12 +150,16 @@ class Balancer(nn.Module, ABC):
     def process_group(self, group: Any) -> None:
         self._processes = Processes(group)
 
-    def forward(self, losses: Mapping[str, Tensor | None]) -> Tensor:
-        """The total loss, ``sum_i w_i L_i``.
+    def forward(self, losses: Mapping[str, Tensor | None], shares: Mapping[str, float] | None = None) -> Tensor:
+        """The total loss, ``sum_i w_i L_i``; with ``shares``, ``sum_i share_i w_i L_i``.
 
         Args:
             losses: The unweighted loss of every task by name, each a scalar. ``None`` says that this batch has no labels
-                for the task: it keeps its weight and its state.
+                for the task: it keeps its weight and its state. So it does where the loss is the total of another balancer
+                that had no loss at all.
+            shares: Where a loss is the mean over labelled samples, of which the micro-batches and processes of a step hold
+                different numbers: by task name, the number here over the mean number of all of them. The step then sees the
+                losses and gradients of one batch with all samples. 0, or nothing, for a task without loss. ``None``: alike.
 
         Returns:
             A scalar. Call ``backward()`` on it, or on a multiple of it (a loss scale, one over the number of
@@ -155,33 +167,45 @@ class Balancer(nn.Module, ABC):
 
         Raises:
             TypeError: A loss is not a tensor.
-            ValueError: A task is unknown or missing, a loss is not a scalar or lies on another device than the weights; or,
-                where a task is seen for the first time, its loss is not finite or does not reach the fork as it must.
+            ValueError: A task is unknown or missing, a loss is not a scalar or lies on another device than the weights, the
+                share of a task with a loss is not positive and finite; or, where a task is seen for the first time, its loss
+                is not finite or does not reach the fork as it must.
         """
-        given = losses_by_task(losses, self.tasks, self.weights.device)
-        values = stacked(given, self.weights)
-        present = self._mask(tuple(loss is not None for loss in given.values()))
-        idle = all(loss is None for loss in given.values())  # a process without labels takes part all the same
+        handed_in = losses_by_task(losses, self.tasks, self.weights.device)
+        given = {task: None if is_empty(loss) else loss for task, loss in handed_in.items()}
+        values = stacked(handed_in, self.weights)
+        here = tuple(loss is not None for loss in given.values())
+        present = self._mask(here)
+        share = None if shares is None else shares_by_task(shares, given, values)
+        idle = not any(here)  # a process without labels takes part all the same
         if not ((values.requires_grad or idle) and torch.is_grad_enabled() and self._in_training()):
             with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
                 weights = self._weights_for(values.detach(), present)
-            return (weights * values).sum()
+            total = (weights * _part(values, share)).sum()
+            return marked_empty(total) if idle else total
         self._check_values(given, values.detach())
         if self._source is not None and (tapped := self._source.tap(given)) is not given:
-            values = stacked(tapped, self.weights)
+            values = stacked(handed_in | {t: loss for t, loss in tapped.items() if loss is not None}, self.weights)
         # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
         # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
         weights = self._weights_for(values.detach(), present)
         note = torch.stack(
-            [values.detach(), present.to(values.dtype), weights.to(values.dtype), torch.ones_like(values)]
+            [
+                _part(values.detach(), share),
+                _part(present.to(values.dtype), share),
+                weights.to(values.dtype),
+                torch.ones_like(values),
+            ]
         )
-        return (weights * values).sum() + (self._probe * note).sum()
+        total = (weights * _part(values, share)).sum() + (self._probe * note).sum()
+        return marked_empty(total) if idle else total
 
     @torch.no_grad()
     def step(self, *, skip: bool = False) -> None:
         """Move the weights, from what the backward passes since the last step have left.
 
-        A step in which a loss or a norm is not finite changes nothing and is counted in ``skipped_steps``.
+        A step in which a loss or a norm is not finite changes nothing and is counted in ``skipped_steps``. One without any
+        loss, on whatever process, changes nothing either.
 
         Args:
             skip: Have this step change nothing and counted as well. For a loss scaler that has found an overflow where no
@@ -200,10 +224,11 @@ class Balancer(nn.Module, ABC):
         step = self._read(self._processes.mean(note))
         state, log = self._move(step) if self._moves else ({}, {})
         usable = self._usable(step) & (not skip)
+        moving = usable & step.present.any()
         initial = {"initial_losses": step.initial_losses, "initial_seen": self._seen_after(step.present)}
         for name, new in (initial | state).items():
             buffer = self.get_buffer(name)
-            buffer.copy_(torch.where(usable, new, buffer))
+            buffer.copy_(torch.where(moving, new, buffer))
         self.skipped_steps += ~usable
         self._log |= log
         self._steps += 1
@@ -311,7 +336,7 @@ class Balancer(nn.Module, ABC):
         finite = torch.isfinite(step.losses)
         if step.task_norms is not None:
             finite = finite & torch.isfinite(step.task_norms)
-        return (finite | ~step.present).all() & step.present.any()
+        return (finite | ~step.present).all()
 
     def _check_first(self, task: str, loss: float) -> None:
         """Refuse, by name, a loss that this method cannot start from."""
@@ -354,11 +379,12 @@ class Balancer(nn.Module, ABC):
         norms, gradients = None, None
         if self._source is not None and self._source.measuring:
             self._source.reduce(self._processes)
-            norms = self._source.gradient_norms().to(losses.dtype) / (scale * weights)
-            if self._wants_gradients:
-                gradients = self._source.task_gradients().flatten(1).to(losses.dtype) / (scale * weights)[:, None]
+            if self._source.measured or present.any():  # read on the host only where nothing was measured
+                norms = self._source.gradient_norms().to(losses.dtype) / (scale * weights)
+                if self._wants_gradients:
+                    gradients = self._source.task_gradients().flatten(1).to(losses.dtype) / (scale * weights)[:, None]
             self._source.reset()
-            self._log["gradient_norms"] = shown(weights * norms, present)
+            self._log["gradient_norms"] = shown(losses if norms is None else weights * norms, present)
         return Step(losses, weights, present, initial, rates, norms, gradients)
 
     def _seen_after(self, present: Tensor) -> Tensor:
@@ -398,3 +424,8 @@ class Balancer(nn.Module, ABC):
         super()._apply(fn, recurse)
         self._probe = self._new_probe()
         return self
+
+
+def _part(values: Tensor, share: Tensor | None) -> Tensor:
+    """What a part of the step's samples contributes."""
+    return values if share is None else share * values
