@@ -20,6 +20,7 @@ from equipoise.balancers import GradDrop as GradDrop
 from equipoise.balancers import GradNorm as GradNorm
 from equipoise.balancers import GradNormClosedForm as GradNormClosedForm
 from equipoise.balancers import GradNormLogSpace as GradNormLogSpace
+from equipoise.balancers import Hierarchy as Hierarchy
 from equipoise.balancers import InverseInitialLoss as InverseInitialLoss
 from equipoise.balancers import InverseLossVariance as InverseLossVariance
 from equipoise.balancers import InverseTargetVariance as InverseTargetVariance
@@ -27,6 +28,7 @@ from equipoise.balancers import ReLoBRaLo as ReLoBRaLo
 from equipoise.balancers import SoftAdapt as SoftAdapt
 from equipoise.balancers import Static as Static
 from equipoise.balancers import Uncertainty as Uncertainty
+from equipoise.balancers import masked_mean as masked_mean
 from equipoise.diagnosis import CheckReport as CheckReport
 from equipoise.diagnosis import check as check
 from equipoise.engine import Columns as Columns

@@ -232,10 +232,9 @@ def test_a_step_without_labels_changes_nothing(method):
     network.zero_grad()
     balancer(dict.fromkeys(TASKS)).backward()
     balancer.step()
-    assert balancer.log()["skipped_steps"] == 1
     for key, value in balancer.state_dict().items():
         if isinstance(value, torch.Tensor):
-            close(value, before[key] + (key == "skipped_steps"), equal_nan=True)
+            close(value, before[key], equal_nan=True)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])

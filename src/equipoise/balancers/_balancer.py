@@ -11,7 +11,16 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from equipoise.balancers._given import check_count, check_vector, losses_by_task, positive_by_task, stacked
+from equipoise.balancers._given import (
+    check_count,
+    check_vector,
+    is_empty,
+    losses_by_task,
+    marked_empty,
+    positive_by_task,
+    shares_by_task,
+    stacked,
+)
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
 from equipoise.balancers._present import shown
 from equipoise.engine import Processes, Source, task_names
@@ -176,13 +185,19 @@ class Balancer(nn.Module, ABC):
         self._processes = Processes(group)
         self._switch()
 
-    def forward(self, losses: Mapping[str, Tensor | None] | Tensor) -> Tensor:
-        """The total loss, ``sum_i w_i L_i``.
+    def forward(
+        self, losses: Mapping[str, Tensor | None] | Tensor, shares: Mapping[str, float] | None = None
+    ) -> Tensor:
+        """The total loss, ``sum_i w_i L_i``; with ``shares``, ``sum_i share_i w_i L_i``.
 
         Args:
             losses: The unweighted loss of every task by name, each a scalar. ``None`` says that this batch has no labels
-                for the task: it keeps its weight and its state. Where hundreds of tasks all have labels, a tensor ``(T,)``
-                in task order saves taking it apart.
+                for the task: it keeps its weight and its state. So it does where the loss is the total of another balancer
+                that had no loss at all. Where hundreds of tasks all have labels, a tensor ``(T,)`` in task order saves
+                taking it apart.
+            shares: Where a loss is the mean over labelled samples, of which the micro-batches and processes of a step hold
+                different numbers: by task name, the number here over the mean number of all of them. The step then sees the
+                losses and gradients of one batch with all samples. 0, or nothing, for a task without loss. ``None``: alike.
 
         Returns:
             A scalar. Call ``backward()`` on it, or on a multiple of it (a loss scale, one over the number of
@@ -190,40 +205,54 @@ class Balancer(nn.Module, ABC):
 
         Raises:
             TypeError: A loss is not a tensor.
-            ValueError: A task is unknown or missing, a loss is not a scalar or lies on another device than the weights; or,
-                where a task is seen for the first time, its loss is not finite or does not reach the fork as it must.
+            ValueError: A task is unknown or missing, a loss is not a scalar or lies on another device than the weights, the
+                share of a task with a loss is not positive and finite; or, where a task is seen for the first time, its loss
+                is not finite or does not reach the fork as it must.
         """
         if isinstance(losses, Tensor):
             check_vector(losses, self.tasks, self.weights.device)
+            given: Mapping[str, Tensor | None] | Tensor = losses
             values = losses.to(torch.promote_types(losses.dtype, self.weights.dtype))
             here = (True,) * len(self.tasks)
         else:
             losses = losses_by_task(losses, self.tasks, self.weights.device)
+            given = {task: None if is_empty(loss) else loss for task, loss in losses.items()}
             values = stacked(losses, self.weights)
-            here = tuple(loss is not None for loss in losses.values())
+            here = tuple(loss is not None for loss in given.values())
         present, idle = self._mask(here), not any(here)  # a process without labels takes part all the same
+        share = None if shares is None else shares_by_task(shares, self._by_task(given), values)
         if not ((values.requires_grad or idle) and torch.is_grad_enabled() and self._in_training()):
             with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
                 weights = self._weights_for(values.detach(), present)
-            return (weights * values).sum()
-        if not self._notes:
-            return torch.dot(self.weights.to(values.dtype), values)
-        self._check_values(losses, values.detach())
+            total = (weights * _part(values, share)).sum()
+            return marked_empty(total) if idle else total
+        if not (self._notes or idle):
+            return torch.dot(self.weights.to(values.dtype), _part(values, share))
+        self._check_values(given, values.detach())
         if self._source is not None and self._source.taps:
-            values = stacked(self._source.tap(self._by_task(losses)), self.weights)
+            tapped = self._source.tap(self._by_task(given))
+            each = dict(self._by_task(losses)) | {task: loss for task, loss in tapped.items() if loss is not None}
+            values = stacked(each, self.weights)
         # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
         # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
         weights = self._weights_for(values.detach(), present)
         note = torch.stack(
-            [values.detach(), present.to(values.dtype), weights.to(values.dtype), torch.ones_like(values)]
+            [
+                _part(values.detach(), share),
+                _part(present.to(values.dtype), share),
+                weights.to(values.dtype),
+                torch.ones_like(values),
+            ]
         )
-        return cast(Tensor, _Total.apply(values, self._probe, note))
+        total = cast(Tensor, _Total.apply(_part(values, share), self._probe, note))
+        return marked_empty(total) if idle else total
 
     @torch.no_grad()
     def step(self, *, skip: bool = False) -> None:
         """Move the weights, from what the backward passes since the last step have left.
 
-        A step in which a loss or a norm is not finite changes nothing and is counted in ``skipped_steps``.
+        A step in which a loss or a norm is not finite changes nothing and is counted in ``skipped_steps``. One without any
+        loss, on whatever process, changes nothing either.
 
         Args:
             skip: Have this step change nothing and counted as well. For a loss scaler that has found an overflow where no
@@ -236,6 +265,7 @@ class Balancer(nn.Module, ABC):
         """
         if not self._notes:
             self._log.pop("weights", None)  # they are those of the buffer, then as now
+            self._probe.grad = None
             self._finish()
             return
         note = self._probe.grad
@@ -249,8 +279,9 @@ class Balancer(nn.Module, ABC):
         usable = self._usable(step) & (not skip)
         state |= initial
         if state:
+            moving = usable & step.present.any()
             buffers = [getattr(self, name) for name in state]
-            values = [torch.where(usable, *pair) for pair in zip(state.values(), buffers, strict=True)]
+            values = [torch.where(moving, *pair) for pair in zip(state.values(), buffers, strict=True)]
             torch._foreach_copy_(buffers, values)
         self.skipped_steps += ~usable
         self._log |= log
@@ -358,7 +389,7 @@ class Balancer(nn.Module, ABC):
         finite = torch.isfinite(step.losses)
         if step.task_norms is not None:
             finite = finite & torch.isfinite(step.task_norms)
-        return (finite | ~step.present).all() & step.present.any()
+        return (finite | ~step.present).all()
 
     def _check_first(self, task: str, loss: float) -> None:
         """Refuse, by name, a loss that this method cannot start from."""
@@ -408,15 +439,16 @@ class Balancer(nn.Module, ABC):
         norms, gradients = None, None
         if self._source is not None and self._source.measuring:
             self._source.reduce(self._processes)
-            norms = self._source.gradient_norms().to(losses.dtype) / (scale * weights)
-            if self._source.subset is not None:
-                fresh = self._source.passes() > 0
-                norms = torch.where(fresh, norms, self.held_norms)
-                present = present & (fresh | ~self.held_norms.isnan())
-            if self._wants_gradients:
-                gradients = self._source.task_gradients().flatten(1).to(losses.dtype) / (scale * weights)[:, None]
+            if self._source.measured or present.any():  # read on the host only where nothing was measured
+                norms = self._source.gradient_norms().to(losses.dtype) / (scale * weights)
+                if self._source.subset is not None:
+                    fresh = self._source.passes() > 0
+                    norms = torch.where(fresh, norms, self.held_norms)
+                    present = present & (fresh | ~self.held_norms.isnan())
+                if self._wants_gradients:
+                    gradients = self._source.task_gradients().flatten(1).to(losses.dtype) / (scale * weights)[:, None]
             self._source.reset()
-            self._log["gradient_norms"] = shown(weights * norms, present)
+            self._log["gradient_norms"] = shown(losses if norms is None else weights * norms, present)
         return Step(losses, weights, present, initial, rates, norms, gradients), kept
 
     def _move(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -464,3 +496,8 @@ class Balancer(nn.Module, ABC):
         super()._apply(fn, recurse)
         self._probe = self._new_probe()
         return self
+
+
+def _part(values: Tensor, share: Tensor | None) -> Tensor:
+    """What a part of the step's samples contributes."""
+    return values if share is None else share * values

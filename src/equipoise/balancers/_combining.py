@@ -59,14 +59,16 @@ class CombiningBalancer(Balancer, ABC):
         self._combination = self._new_combination()
         self._switch()
 
-    def forward(self, losses: Mapping[str, Tensor | None] | Tensor) -> Tensor:
+    def forward(
+        self, losses: Mapping[str, Tensor | None] | Tensor, shares: Mapping[str, float] | None = None
+    ) -> Tensor:
         """The total loss, the plain sum of ``losses``. See `Balancer.forward`."""
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 f"{type(self).__name__} combines gradients in the backward pass, which a compiled function does not have: "
                 "compile the model, and call the balancer outside of what is compiled"
             )
-        total = super().forward(losses)
+        total = super().forward(losses, shares)
         if not (total.requires_grad and torch.is_grad_enabled() and self._in_training()):
             return total
         self._here.meeting.open(self._processes)

@@ -70,6 +70,45 @@ def stacked(losses: Mapping[str, Tensor | None], like: Tensor) -> Tensor:
     return torch.stack([zero if loss is None else loss.to(dtype) for loss in losses.values()])
 
 
+def marked_empty(total: Tensor) -> Tensor:
+    """Mark a total that no loss is in, so that a balancer above takes the group of its tasks for absent.
+
+    It cannot be None: where processes share out a batch, the group may have labels on another of them, and this one has to
+    take part in the step.
+    """
+    total.equipoise_empty = True  # type: ignore[attr-defined]
+    return total
+
+
+def is_empty(loss: Tensor | None) -> bool:
+    """Whether this is a total that no loss is in."""
+    return getattr(loss, "equipoise_empty", False)
+
+
+def shares_by_task(shares: Mapping[str, float], given: Mapping[str, Tensor | None], like: Tensor) -> Tensor:
+    """The shares in task order ``(T,)``, checked; 1 for a task without loss.
+
+    Raises:
+        ValueError: A task is unknown, one with a loss has no share that is positive and finite, or one without has another
+            share than 0.
+    """
+    check_known("shares", shares, tuple(given))
+    numbers = dict.fromkeys(given, 1.0)
+    for task, loss in given.items():
+        share = shares.get(task, 0.0)
+        if loss is None:
+            if share != 0:
+                raise ValueError(f"shares: task {task!r} has no loss, so its share must be 0; found {share}")
+        elif not 0 < share < float("inf"):
+            raise ValueError(
+                f"shares: task {task!r} has a loss, so its share must be positive and finite; found {share}"
+            )
+        else:
+            numbers[task] = share
+    # From the host without waiting for the device.
+    return torch.tensor([*numbers.values()], dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 def positive_by_task(name: str, values: Mapping[str, float], tasks: Sequence[str]) -> list[float]:
     """Positive numbers given by task name, in task order.
 

@@ -89,9 +89,11 @@ class GradDrop(CombiningBalancer, SeededBalancer):
             given = given.new_tensor(self._checked(leaks))
         self.register_buffer("leaks", given, persistent=False)
 
-    def forward(self, losses: Mapping[str, Tensor | None] | Tensor) -> Tensor:
+    def forward(
+        self, losses: Mapping[str, Tensor | None] | Tensor, shares: Mapping[str, float] | None = None
+    ) -> Tensor:
         """The total loss, the plain sum of ``losses``. See `Balancer.forward`."""
-        total = super().forward(losses)
+        total = super().forward(losses, shares)
         if self._here.meeting.number > 1 and is_idle(losses):
             raise ValueError(
                 "GradDrop: over several processes each must have labels for one task at least, as all draw for the same "

@@ -57,18 +57,21 @@ class GradNormClosedForm(GradNormFamily):
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
         priors: How important a task is, by name: its weight is multiplied by it before the scaling. ``None``: all alike.
         patience: Take a task that is stuck out of the update, as in `GradNorm`. ``None``: do not look.
+        in_turns: The tasks come in turns, one or a few to a step: balance all that were seen so far, the absent ones by their
+            running means. ``False``: an absent task keeps its weight, and those present are balanced among each other, so
+            that a task that is alone keeps its weight as well.
 
     Raises:
         TypeError: ``fork`` is none of these.
-        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive, or,
-            where alpha > 0, a loss that is negative.
+        ValueError: A setting is out of its range, or ``patience`` is given with ``in_turns``; later, by task name, a first
+            loss that is not finite and positive, or, where alpha > 0, a loss that is negative.
 
     Units:
         None: a factor in front of one loss divides its weight by that factor, from the first step on.
 
     Log:
-        ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`. With ``patience``, ``stuck``: which tasks
-        were taken out.
+        ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`, the last two among the tasks present.
+        With ``patience``, ``stuck``: which tasks were taken out.
 
     Differs from the paper:
         The paper moves the weights step by step along the gradient of :math:`\sum_i | G_i - \bar G r_i^\alpha |`. At its
@@ -76,7 +79,8 @@ class GradNormClosedForm(GradNormFamily):
         (always for alpha = 0 and alpha = 1); elsewhere the paper's rule, which cannot meet all its targets, rests beside.
 
         A task whose gradient, or with alpha > 0 whose loss, is exactly zero has no such weight: it is left out of the step
-        like an absent one. Absent tasks keep their weight, and the others the sum that they had together.
+        like an absent one. Absent tasks keep their weight, and the others the sum that they had together; the paper knows no
+        absent tasks. With ``in_turns`` the running means of all tasks are compared, whenever they were last seen.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -109,6 +113,7 @@ class GradNormClosedForm(GradNormFamily):
         initial_steps: int = 1,
         priors: Mapping[str, float] | None = None,
         patience: int | None = None,
+        in_turns: bool = False,
     ) -> None:
         super().__init__(
             fork,
@@ -122,7 +127,11 @@ class GradNormClosedForm(GradNormFamily):
         )
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1); found {decay}")
-        self._decay = decay
+        if in_turns and patience is not None:
+            raise ValueError(
+                f"patience compares the tasks that are present, so it does not go with in_turns; found patience={patience}"
+            )
+        self._decay, self._in_turns = decay, in_turns
         self.register_buffer("pull_mean", torch.zeros_like(self.weights))
         self.register_buffer("pull_count", torch.zeros_like(self.weights, dtype=torch.int64))
 
@@ -136,8 +145,9 @@ class GradNormClosedForm(GradNormFamily):
         mean = torch.where(moving, decayed, self.pull_mean)
         count = self.pull_count + moving
         smooth = mean / (1 - self._decay ** count.clamp(min=1))
+        balanced = count > 0 if self._in_turns else moving
         state = {
-            "weights": closed_form_weights(smooth, self.priors, moving, weights),
+            "weights": closed_form_weights(smooth, self.priors, balanced, weights),
             "pull_mean": mean,
             "pull_count": count,
         }

@@ -10,6 +10,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from equipoise.lab._groups import Groups
+
 
 @dataclass(frozen=True)
 class Task:
@@ -77,6 +79,15 @@ class Problem(ABC):
     @abstractmethod
     def tasks(self) -> tuple[Task, ...]:
         """The tasks, in the order of every table."""
+
+    @property
+    def groups(self) -> Groups:
+        """Which tasks belong together: their names by the name of a group, or the groups that it is made of.
+
+        Tables and the report then say how each group fares, beside its tasks. The network has one fork all the same, and
+        methods see the tasks, not the groups. None by default.
+        """
+        return {}
 
     @abstractmethod
     def splits(self) -> Splits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Series = Mapping[str, Sequence[float]]
@@ -87,6 +87,7 @@ class Record:
         skipped_steps: Steps that the balancer left out because something was not finite.
         floor_hits, cap_hits: Steps at which a weight was held at the floor or the cap, by task.
         environment: Versions, machine class, thread count, commit and date.
+        groups: The tasks of every group by its path, as `tasks_by_group` gives them; empty for a problem without groups.
     """
 
     spec: RunSpec
@@ -101,3 +102,4 @@ class Record:
     floor_hits: Mapping[str, int]
     cap_hits: Mapping[str, int]
     environment: Mapping[str, Any]
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -109,12 +109,14 @@ class Comparison:
         tasks: The tasks, in order.
         runs: The runs of each method by seed. The reference method comes first.
         reference: Label of the method that the others are compared with.
+        groups: The tasks of every group by its path.
     """
 
     spec: RunSpec
     tasks: tuple[TaskInfo, ...]
     runs: Mapping[str, Mapping[int, Record]]
     reference: str
+    groups: Mapping[str, tuple[str, ...]]
 
     @property
     def records(self) -> list[Record]:
@@ -161,13 +163,19 @@ def _comparison(records: Sequence[Record], reference: str) -> Comparison:
             raise ValueError(f"{record.spec.problem}: two records of {label} with seed {seed}, wanted one.")
         if tuple(record.tasks) != tuple(first.tasks):
             raise ValueError(f"{record.spec.problem}: {label} with seed {seed} has other tasks than the first record.")
+        if _groups(record) != _groups(first):
+            raise ValueError(f"{record.spec.problem}: {label} with seed {seed} has other groups than the first record.")
         if tuple(record.evaluated_at) != tuple(first.evaluated_at):
             raise ValueError(f"{record.spec.problem}: {label} with seed {seed} was evaluated at other steps.")
         runs[label][seed] = record
     names = {method_label(record.spec): record.spec.method for record in records}
     chosen = next((label for label, name in names.items() if reference in (label, name)), method_label(first.spec))
     ordered = {label: dict(sorted(runs[label].items())) for label in sorted(runs, key=lambda label: label != chosen)}
-    return Comparison(first.spec, tuple(first.tasks), ordered, chosen)
+    return Comparison(first.spec, tuple(first.tasks), ordered, chosen, _groups(first))
+
+
+def _groups(record: Record) -> dict[str, tuple[str, ...]]:
+    return {path: tuple(tasks) for path, tasks in record.groups.items()}
 
 
 Verdict = Literal["better", "worse"]
@@ -218,8 +226,8 @@ def summarise(comparison: Comparison) -> list[Row]:
     """The rows of the comparison's table: first every task's test metric, then what they amount to.
 
     The summary rows are the mean of the metrics (where all tasks share one), the task-normalised test loss, the mean
-    relative change ``delta_m`` and the worst task's relative change (both in %, positive is worse, against the
-    *reference method*, for there is no single-task run), and the milliseconds per training step.
+    relative change ``delta_m``, of all tasks and of each group's, and the worst task's relative change (in %, positive is
+    worse, against the *reference method*, for there is no single-task run), and the milliseconds per training step.
 
     References:
         Navon et al. 2022, "Multi-Task Learning as a Bargaining Game", the definition of ``delta_m``.
@@ -230,9 +238,11 @@ def summarise(comparison: Comparison) -> list[Row]:
         rows.append(_measured_row(comparison, "mean of the tasks", tasks[0], _mean_metric, is_task=False))
     loss = TaskInfo("task-normalised test loss", "", "mean L/L(0)", False)
     rows.append(_measured_row(comparison, loss.name, loss, lambda record: _at(record, normalised_loss), is_task=False))
-    means, worsts = zip(*(_change_cells(comparison, method) for method in comparison.runs), strict=True)
+    worsts, means, *by_group = zip(*(_change_cells(comparison, method) for method in comparison.runs), strict=True)
     unit = f"% against {comparison.reference}"
     rows.append(Row("delta_m, mean change of the tasks", unit, False, False, means))
+    for path, cells in zip(comparison.groups, by_group, strict=True):
+        rows.append(Row(f"delta_m of the group {path}", unit, False, False, cells))
     rows.append(Row("change of the worst task", unit, False, False, worsts))
     times = tuple(
         Cell(estimate([1000 * record.train_seconds / record.spec.steps for record in runs.values()]), None, None)
@@ -296,13 +306,17 @@ def _relative_changes(comparison: Comparison, method: str) -> dict[str, list[flo
     return changes
 
 
-def _change_cells(comparison: Comparison, method: str) -> tuple[Cell, Cell]:
-    """The mean change of the tasks, and the change of the task whose mean change is worst."""
+def _change_cells(comparison: Comparison, method: str) -> tuple[Cell, ...]:
+    """The change of the task whose mean change is worst, then the mean change of the tasks: of all, and of each group."""
     if method == comparison.reference:
-        return Cell(_UNDEFINED, None, None), Cell(_UNDEFINED, None, None)
+        return (Cell(_UNDEFINED, None, None),) * (2 + len(comparison.groups))
     changes = _relative_changes(comparison, method)
     diverged = _diverged(comparison.runs[method])
-    mean = estimate([statistics.fmean(per_seed) for per_seed in zip(*changes.values(), strict=True)])
+    means = []
+    for tasks in (tuple(changes), *comparison.groups.values()):
+        per_seed = zip(*(changes[task] for task in tasks), strict=True)
+        mean = estimate([statistics.fmean(values) for values in per_seed])
+        means.append(Cell(mean, mean, _verdict(mean, higher_is_better=False), diverged))
     estimates = {task: estimate(values) for task, values in changes.items()}
     if any(math.isnan(change.mean) for change in estimates.values()):
         worst, name = _UNDEFINED, ""
@@ -310,7 +324,4 @@ def _change_cells(comparison: Comparison, method: str) -> tuple[Cell, Cell]:
         name = max(estimates, key=lambda task: estimates[task].mean)
         worst = estimates[name]
     # No verdict on the worst task: it is the worst of several, chosen after looking.
-    return (
-        Cell(mean, mean, _verdict(mean, higher_is_better=False), diverged),
-        Cell(worst, worst, None, diverged, name),
-    )
+    return (Cell(worst, worst, None, diverged, name), *means)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from equipoise.lab._evaluation import Evaluations, taken
 from equipoise.lab._fingerprint import code_digest, environment
+from equipoise.lab._groups import tasks_by_group
 from equipoise.lab._methods import Method, build
 from equipoise.lab._network import Network
 from equipoise.lab._problem import Problem, Split, Splits, Task
@@ -44,7 +45,8 @@ def specify(
         precision: Fabric's precision, for instance ``"32-true"``.
 
     Raises:
-        ValueError: A setting of the problem does not fit its annotation, or seed or steps are out of range.
+        ValueError: A setting of the problem does not fit its annotation, its groups do not fit its tasks, or seed or steps are
+            out of range.
     """
     steps = problem.steps if steps is None else steps
     if steps < 1:
@@ -53,6 +55,7 @@ def specify(
         raise ValueError(f"seed: wanted a number from 0 to 2**32 - 1, found {seed}")
     if device == "auto":
         raise ValueError("device: name one, such as 'cpu' or 'cuda', for a run is known by it")
+    _groups(problem)
     source = source_of(problem)
     return RunSpec(
         problem=Path(source).stem,
@@ -146,7 +149,12 @@ def _run(problem: Problem, method: Method, spec: RunSpec, threads: int, on_step:
         floor_hits=_counts(last, "floor_hits", problem.tasks),
         cap_hits=_counts(last, "cap_hits", problem.tasks),
         environment=environment(fabric.device, threads),
+        groups=_groups(problem),
     )
+
+
+def _groups(problem: Problem) -> dict[str, tuple[str, ...]]:
+    return tasks_by_group(problem.groups, [task.name for task in problem.tasks])
 
 
 def _batches(split: Split, size: int, seed: int) -> Iterator[Split]:

@@ -1,0 +1,196 @@
+"""A tree of tasks: balancers of groups under a balancer of the groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import cast, final
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.balancers._balancer import Balancer
+from equipoise.balancers._given import check_known, losses_by_task
+from equipoise.engine import task_names
+
+
+@final
+class Hierarchy(nn.Module):
+    r"""A balancer of balancers, to any depth: one object for a whole tree of tasks.
+
+    .. math:: L = \sum_g w_g \sum_{i \in g} w_{g,i} L_{g,i}
+
+    The loss of a group, as the balancer above it sees it, is the total of the group's own balancer. Every balancer measures
+    at its own fork: that of the root where the network splits into groups, that of a group where the group's branch splits
+    into its tasks. What the branches have between the two is theirs. A task that is in no group stands beside the groups.
+
+    Args:
+        root: The balancer whose tasks are the groups, and the tasks that are in none.
+        groups: The balancer of each group by the group's name; a `Hierarchy` for a group that is made of groups.
+
+    Attributes:
+        tasks: The leaves of the tree, depth first: the tasks that have a loss of their own.
+
+    Raises:
+        TypeError: ``root`` is not a balancer, or a group is neither a balancer nor a `Hierarchy`.
+        ValueError: A group is no task of ``root``, or is named ``"root"``; or two leaves, or a leaf and a group,
+            have one name.
+
+    Shape:
+        T leaves; ``weights`` and the log's ``losses`` and ``weights`` are ``(T,)``, in the order of ``tasks``.
+
+    Log:
+        ``losses`` and ``weights`` of the leaves, the weights those that the losses had in the total: products along the path.
+        Then the log of every balancer under its path: ``"root/gradient_norms"``, ``"stress/weights"``. What a balancer logs
+        under its path is seen from its own fork: the weights of a group's tasks within the group.
+
+    Differs from the paper:
+        GradNorm has one fork. Here each rule runs as published, on the groups as on the tasks of each group. A group's loss
+        is a weighted sum whose weights move, and so are its training rate and its gradient; with weights that sum to their
+        number, as GradNorm's do, it moves little.
+
+    Example:
+        >>> from equipoise import Equal, Static
+        >>> tree = Hierarchy(Equal(("energy", "forces")), {"forces": Static(("x", "y"), {"x": 3.0, "y": 1.0})})
+        >>> tree.tasks
+        ('energy', 'x', 'y')
+        >>> tree.weights
+        tensor([1.0000, 1.5000, 0.5000])
+        >>> tree({"energy": torch.tensor(1.0), "x": torch.tensor(2.0), "y": None})
+        tensor(4.)
+    """
+
+    tasks: tuple[str, ...]
+    root: Balancer
+
+    def __init__(self, root: Balancer, groups: Mapping[str, Balancer | Hierarchy]) -> None:
+        super().__init__()
+        if not isinstance(root, Balancer):
+            raise TypeError(f"root must be a balancer; found {type(root).__name__}")
+        check_known("groups", groups, root.tasks)
+        for name, group in groups.items():
+            if not isinstance(group, Balancer | Hierarchy):
+                raise TypeError(f"groups: {name!r} must be a balancer or a Hierarchy; found {type(group).__name__}")
+            if name == "root":
+                raise ValueError(
+                    "groups: 'root' is what the log calls the balancer above the groups; found a group of this name"
+                )
+        self.root = root
+        self._names = tuple(task for task in root.tasks if task in groups)
+        self.branches = nn.ModuleList(groups[name] for name in self._names)  # by number: a name may hold a dot
+        below = self.groups
+        leaves = [below[task].tasks if task in below else (task,) for task in root.tasks]
+        self.tasks = tuple(leaf for some in leaves for leaf in some)
+        task_names([*self.tasks, *self._names])  # so that an error names one of them
+
+    @property
+    def groups(self) -> dict[str, Balancer | Hierarchy]:
+        """The groups right below the root, by name."""
+        return dict(zip(self._names, cast("list[Balancer | Hierarchy]", list(self.branches)), strict=True))
+
+    @property
+    def balancers(self) -> dict[str, Balancer]:
+        """Every balancer of the tree by its path: ``"root"``, ``"stress"``, ``"stress/root"`` where that is a tree itself."""
+        found = {"root": self.root}
+        for name, group in self.groups.items():
+            if isinstance(group, Hierarchy):
+                found |= {f"{name}/{path}": balancer for path, balancer in group.balancers.items()}
+            else:
+                found[name] = group
+        return found
+
+    @property
+    def weights(self) -> Tensor:
+        """The weights of the leaves in the total ``(T,)``: products along the path."""
+        return self._products(self.root.weights, {name: group.weights for name, group in self.groups.items()})
+
+    def forward(self, losses: Mapping[str, Tensor | None], shares: Mapping[str, float] | None = None) -> Tensor:
+        """The total loss.
+
+        A group that has no loss at all is absent for the balancer above it, which then keeps the group's weight.
+
+        Args:
+            losses: The unweighted loss of every leaf by name, each a scalar; ``None`` for one without labels.
+            shares: By the name of a leaf, as a balancer takes them, for every leaf that has a label anywhere in the step: 0
+                where it has none here.
+
+        Returns:
+            A scalar, to call ``backward()`` on as on that of any balancer.
+
+        Raises:
+            TypeError: A loss is not a tensor.
+            ValueError: What a balancer of the tree refuses, by the name of the leaf or the group.
+        """
+        given = losses_by_task(losses, self.tasks, self.root.weights.device)
+        check_known("shares", shares or (), self.tasks)
+        below: dict[str, Tensor | None] = {}
+        counted = None if shares is None else dict(shares)
+        groups = self.groups
+        for task in self.root.tasks:
+            group = groups.get(task)
+            if group is None:
+                below[task] = given[task]
+                continue
+            own = None if counted is None else {leaf: counted.pop(leaf) for leaf in group.tasks if leaf in counted}
+            below[task] = total = group({leaf: given[leaf] for leaf in group.tasks}, own)
+            if own and counted is not None and (share := fmean(own.values())):
+                # The total has the shares in it. Divided by their mean, and with that for its own share, it weighs what it
+                # did; and as the shares of a task have the mean 1 over the parts of a step, so has theirs.
+                below[task], counted[task] = total / share, share
+        return self.root(below, counted)  # type: ignore[no-any-return]
+
+    def step(self, *, skip: bool = False) -> None:
+        """Step every balancer of the tree, each from what it has measured; all processes must, as all do in one order.
+
+        A loss or norm that is not finite leaves those balancers where they are that see it: its own, and those above.
+
+        Args:
+            skip: Have this step change nothing, and every balancer count it; see `Balancer.step`.
+
+        Raises:
+            RuntimeError: No backward pass has gone through the total loss since the last step.
+        """
+        for balancer in self.balancers.values():
+            balancer.step(skip=skip)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the backward passes since the last step."""
+        for balancer in self.balancers.values():
+            balancer.zero_grad(set_to_none)
+
+    def freeze(self) -> None:
+        """Hold the weights of the whole tree until `unfreeze`; single balancers of it can be frozen by themselves."""
+        for balancer in self.balancers.values():
+            balancer.freeze()
+
+    def unfreeze(self) -> None:
+        """Let the methods go on where `freeze` stopped them."""
+        for balancer in self.balancers.values():
+            balancer.unfreeze()
+
+    def averaged(self) -> dict[str, float]:
+        """By leaf, the product along its path of the weights averaged over training; see `Balancer.averaged`."""
+        found: dict[str, float] = {}
+        groups = self.groups
+        for task, weight in self.root.averaged().items():
+            group = groups.get(task)
+            found |= {task: weight} if group is None else {leaf: weight * w for leaf, w in group.averaged().items()}
+        return found
+
+    def log(self) -> dict[str, Tensor]:
+        """What the last step saw and did, as tensors that are not synchronised until they are read; see the class."""
+        root, groups = self.root.log(), {name: group.log() for name, group in self.groups.items()}
+        found = {"weights": self._products(root["weights"], {name: log["weights"] for name, log in groups.items()})}
+        if "losses" in root:
+            found["losses"] = self._leaves(root["losses"], {name: log["losses"] for name, log in groups.items()})
+        for name, log in {"root": root, **groups}.items():
+            found |= {f"{name}/{quantity}": value for quantity, value in log.items()}
+        return found
+
+    def _leaves(self, root: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+        """What is known of every leaf ``(T,)``: in its group, or at the root."""
+        return torch.cat([groups[t] if t in groups else root[i : i + 1] for i, t in enumerate(self.root.tasks)])
+
+    def _products(self, root: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
+        own = dict(zip(self.root.tasks, root, strict=True))
+        return self._leaves(root, {name: own[name] * weights for name, weights in groups.items()})

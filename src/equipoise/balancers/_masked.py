@@ -1,0 +1,63 @@
+"""Losses of samples of which some have no label."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor | None:
+    r"""The mean of ``values`` over the samples that have a label; ``None`` where none has.
+
+    .. math:: L_i = \frac{1}{n_i} \sum_{b \in \mathrm{labelled}} \ell_{i,b}
+
+    Divided by the number of labelled samples :math:`n_i`, not by the size of the batch, with which the loss would rise and
+    fall with the share of samples that have a label: and the training rates and gradient norms with it.
+
+    Whether there is a label has to be known on the host. Where the mask is on an accelerator, the call waits for it; hand in
+    a mask on the CPU, as the data loader has it, and nothing waits.
+
+    Args:
+        values: The loss of every sample, without reduction.
+        mask: Which samples have a label, bool.
+
+    Returns:
+        A scalar, in single precision at least; or ``None``, to be handed in to a balancer as it is. Micro-batches and
+        processes with different numbers of labels: see ``shares`` of `Balancer.forward`.
+
+    Raises:
+        TypeError: The mask is not bool.
+        ValueError: The mask has not the shape of ``values``, or of its first dimensions. On the CPU, where it can be seen
+            without waiting, also: the loss of a sample without label is not finite, so that its gradient would be NaN, as
+            zero times infinity is. A label that is missing must be a number when the loss is computed.
+
+    Shape:
+        ``values`` is ``(B, *)``; ``mask`` is ``(B,)``, or more of the dimensions of ``values``, from the first on.
+
+    Units:
+        Those of ``values``.
+
+    Example:
+        >>> errors = torch.tensor([1.0, 3.0, 100.0])
+        >>> masked_mean(errors, torch.tensor([True, True, False]))
+        tensor(2.)
+        >>> masked_mean(errors, torch.tensor([False, False, False])) is None
+        True
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, True where there is a label; found {mask.dtype}")
+    if mask.shape != values.shape[: mask.dim()]:
+        raise ValueError(
+            f"mask must have the shape of values, {tuple(values.shape)}, or of its first dimensions; found {tuple(mask.shape)}"
+        )
+    labelled = int(mask.sum())
+    if not labelled:
+        return None
+    there = mask.to(values.device, non_blocking=True).reshape(*mask.shape, *(1,) * (values.dim() - mask.dim()))
+    if values.device.type == "cpu" and not (values.detach().isfinite() | there).all():
+        raise ValueError(
+            "values: the loss of a sample without label must be finite all the same, or its gradient is NaN; found one that is "
+            "not. Put a number in the place of the missing label before the loss: torch.where(mask, labels, 0.0)"
+        )
+    total = torch.where(there, values, 0.0).sum(dtype=torch.promote_types(values.dtype, torch.float32))
+    return total / (labelled * (values.numel() // mask.numel()))
