@@ -21,10 +21,13 @@ from equipoise.balancers import GradNorm as GradNorm
 from equipoise.balancers import GradNormClosedForm as GradNormClosedForm
 from equipoise.balancers import GradNormLogSpace as GradNormLogSpace
 from equipoise.balancers import Hierarchy as Hierarchy
+from equipoise.balancers import InverseGradientNorm as InverseGradientNorm
 from equipoise.balancers import InverseInitialLoss as InverseInitialLoss
 from equipoise.balancers import InverseLossVariance as InverseLossVariance
 from equipoise.balancers import InverseTargetVariance as InverseTargetVariance
+from equipoise.balancers import LRAnnealing as LRAnnealing
 from equipoise.balancers import ReLoBRaLo as ReLoBRaLo
+from equipoise.balancers import Scalarized as Scalarized
 from equipoise.balancers import SoftAdapt as SoftAdapt
 from equipoise.balancers import Static as Static
 from equipoise.balancers import Uncertainty as Uncertainty

@@ -2,12 +2,14 @@
 
 import copy
 
+import processes
 import pytest
 import torch
 from networks import MLP, mse
 from reference import close
+from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchjd import aggregation
+from torchjd import aggregation, scalarization
 from training import batches, train
 
 import equipoise as eq
@@ -48,6 +50,10 @@ BALANCERS = {
     "GradNorm, with patience": lambda tasks: eq.GradNorm(tasks, patience=1),
     "GradNormLogSpace": lambda tasks: eq.GradNormLogSpace(tasks),
     "GradNormClosedForm": lambda tasks: eq.GradNormClosedForm(tasks),
+    "InverseGradientNorm": lambda tasks: eq.InverseGradientNorm(tasks, every=1),
+    "LRAnnealing": lambda tasks: eq.LRAnnealing(tasks, residual="a"),
+    "Scalarized, STCH": lambda tasks: eq.Scalarized(tasks, scalarization.STCH(100.0)),
+    "Scalarized, UW": lambda tasks: eq.Scalarized(tasks, scalarization.UW(3)),
     "Aggregated, weights from the Gramian": lambda fork: eq.Aggregated(fork, aggregation.GradVac()),
     "Aggregated, weights from the matrix": lambda fork: eq.Aggregated(fork, aggregation.Random()),
     "Aggregated, at the shared layer": lambda fork: eq.Aggregated(fork, aggregation.MGDA(), at="shared_layer"),
@@ -55,10 +61,11 @@ BALANCERS = {
     "EnCodec": lambda fork: eq.EnCodec(fork, shares={"a": 1.0, "b": 2.0, "c": 5.0}, decay=0.9),
     "GradDrop": lambda fork: eq.GradDrop(fork),
 }
-PUBLISHED_WITHOUT_A_SUM = ("Uncertainty", "SI", "GLS", "IMTLL", "STCH", "DTP")
-SUM_IS_T = [name for name in BALANCERS if name not in PUBLISHED_WITHOUT_A_SUM]
-NEEDS_GRADIENTS = ("GradNorm", "Aggregated", "EnCodec", "GradDrop")
-NEEDS_NO_GRADIENTS = [name for name in BALANCERS if not name.startswith(NEEDS_GRADIENTS)]
+SUM_IS_NOT_T = ("Uncertainty", "SI", "GLS", "IMTLL", "STCH", "DTP", "InverseGradientNorm", "LRAnnealing", "Scalarized")
+SUM_IS_T = [name for name in BALANCERS if name.split(", ")[0] not in SUM_IS_NOT_T or "normalised" in name]
+NEEDS_NORMS = ("GradNorm", "GradNormLogSpace", "GradNormClosedForm", "InverseGradientNorm", "LRAnnealing")
+NEEDS_A_FORK = (*NEEDS_NORMS, "Aggregated", "EnCodec", "GradDrop")
+NEEDS_NO_GRADIENTS = [name for name in BALANCERS if name.split(", ")[0] not in NEEDS_A_FORK]
 
 
 @pytest.fixture(params=BALANCERS, name="name")
@@ -298,3 +305,88 @@ def test_the_log_has_what_is_promised(name):
     assert {"losses", "weights", "training_rates", "skipped_steps"} <= log.keys()
     measured = name.startswith("GradNorm")
     assert ({"gradient_norms", "targets"} <= log.keys()) == measured
+
+
+def test_there_is_one_backward_pass(name):
+    """Whatever is measured or weighed, the gradient at the output of every layer is computed once a step."""
+    network, balancer = build(name)
+    counts = {}
+
+    def counted(module, inputs, output):
+        output.register_hook(lambda gradient: counts.update({module: counts.get(module, 0) + 1}))
+
+    layers = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    for layer in layers:
+        layer.register_forward_hook(counted)
+    for x, y in batches(4, TASKS):
+        counts.clear()
+        balancer(mse(network(x), y)).backward()
+        balancer.step()
+        assert counts == dict.fromkeys(layers, 1)
+
+
+# Dynamo looks at the .grad of tensors that are no leaves, and makes an instance of every autograd.Function that it traces.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_with_the_model_it_does_the_same(name):
+    """The network, the losses and the balancer in one compiled function."""
+    found = []
+    for compiled in (True, False):
+        network, balancer = build(name)
+
+        def total(x, y, network=network, balancer=balancer):
+            return balancer(mse(network(x), y))
+
+        torch.compiler.reset()
+        total = torch.compile(total, backend="aot_eager") if compiled else total
+        for x, y in batches(3, TASKS, units=[1, 10, 100]):
+            network.zero_grad()
+            total(x, y).backward()
+            for parameter in network.parameters():
+                parameter.data -= 1e-4 * parameter.grad
+            balancer.step()
+        found.append([balancer.weights, *(p.detach() for p in network.parameters())])
+        assert balancer.skipped_steps == 0
+    for ours, plain in zip(*found, strict=True):
+        close(ours, plain)
+
+
+def on_a_share(name, rank=0, world=1):
+    """The weights of six steps on this process's share of every batch."""
+    network, balancer = build(name)
+    rows = []
+    for x, y in batches(6, TASKS, units=[1.0, 5.0, 30.0]):
+        share = slice(rank, None, world)
+        network.zero_grad()
+        balancer(mse(network(x[share]), {task: v[share] for task, v in y.items()})).backward()
+        for parameter in network.parameters():
+            if world > 1:
+                distributed.all_reduce(parameter.grad)
+            parameter.data -= 1e-3 * parameter.grad / world
+        balancer.step()
+        rows.append(balancer.log()["weights"])
+    return torch.stack([*rows, balancer.weights])
+
+
+def all_on_a_share(rank, world):
+    processes.connect()
+    BALANCERS.update(WITH_MEMORY)
+    return {name: on_a_share(name, rank, world) for name in BALANCERS}
+
+
+WITH_MEMORY = {
+    "Scalarized, DWA": lambda tasks: eq.Scalarized(tasks, scalarization.DWA()),
+    "Scalarized, FAMO": lambda tasks: eq.Scalarized(tasks, scalarization.FAMO(3)),
+    "Scalarized, Random": lambda tasks: eq.Scalarized(tasks, scalarization.Random()),
+}
+"""What refuses absent tasks, or does not know the tasks by name."""
+
+
+def test_two_processes_are_identical_and_equal_to_one_with_both_batches(monkeypatch):
+    first, second = processes.run(all_on_a_share, 2)
+    for name, build_one in WITH_MEMORY.items():
+        monkeypatch.setitem(BALANCERS, name, build_one)
+    assert first.keys() == BALANCERS.keys()
+    for name in BALANCERS:
+        assert torch.equal(first[name], second[name]), name
+        close(first[name], on_a_share(name), msg=lambda text, name=name: f"{name}: {text}")

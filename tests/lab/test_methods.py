@@ -23,9 +23,11 @@ from equipoise.balancers import (
     GradNorm,
     GradNormClosedForm,
     GradNormLogSpace,
+    InverseGradientNorm,
     InverseInitialLoss,
     InverseLossVariance,
     InverseTargetVariance,
+    LRAnnealing,
     ReLoBRaLo,
     SoftAdapt,
     Static,
@@ -62,6 +64,7 @@ def test_settings_equal_to_the_default_are_no_settings():
         ("gradnorm(alpa=1)", "unknown setting of method 'gradnorm' 'alpa': did you mean 'alpha'.*Known: alpha, every"),
         ("equal(every=2)", "unknown setting of method 'equal' 'every': Known: none"),
         ("uncertainty(kinds='regression')", "unknown setting of method 'uncertainty' 'kinds'"),
+        ("lr_annealing", "method 'lr_annealing' needs the setting 'residual'"),
         ("gradnorm(alpha='big')", "setting 'alpha' of method 'gradnorm': wanted float, found 'big'"),
         ("gradnorm(every=1.5)", "setting 'every' of method 'gradnorm': wanted int, found 1.5"),
         ("gradnorm(alpha=x)", "setting 'alpha' of method 'gradnorm': wanted a number.*found 'x'"),
@@ -92,7 +95,7 @@ def built(text):
         ("uncertainty(lr=0.1)", Uncertainty, 7),
         ("si", SI, 7),
         ("dwa(epoch_steps=5)", DWA, 7),
-        ("rlw(seed=3)", RLW, 7),
+        ("rlw", RLW, 7),
         ("gls", GLS, 7),
         ("inverse_target_variance(variances={'scale_1': 1, 'scale_10': 100})", InverseTargetVariance, 7),
         ("inverse_loss_variance(decay=0.9)", InverseLossVariance, 7),
@@ -109,13 +112,15 @@ def built(text):
         ("gradnorm_log_space(lr=0.1)", GradNormLogSpace, 1),
         ("upgrad", Aggregated, None),
         ("mgda(at='features')", Aggregated, None),
-        ("pcgrad(seed=3)", Aggregated, None),
+        ("pcgrad", Aggregated, None),
         ("cagrad(c=0.4)", Aggregated, None),
         ("nash_mtl(max_norm=0.0)", Aggregated, None),
         ("imtl_g", Aggregated, None),
         ("aligned_mtl", Aggregated, None),
-        ("graddrop(seed=1)", GradDrop, None),
+        ("graddrop", GradDrop, None),
         ("encodec(shares={'scale_1': 1, 'scale_10': 2}, decay=0.9)", EnCodec, None),
+        ("inverse_gradient_norm(momentum=0.5)", InverseGradientNorm, 1000),
+        ("lr_annealing(residual='scale_1')", LRAnnealing, 1),
     ],
 )
 def test_every_method_is_built_with_its_settings(text, cls, every):
@@ -156,10 +161,26 @@ def test_every_known_method_is_tested():
         "aligned_mtl",
         "graddrop",
         "encodec",
+        "inverse_gradient_norm",
+        "lr_annealing",
     ]
     for factory, description in METHODS.values():
         assert callable(factory)
         assert inspect.cleandoc(description)
+
+
+def test_random_numbers_are_those_of_the_run():
+    """Runs with different seeds differ in them too, and no setting can say otherwise."""
+    problem = load_problem(TINY)
+    for name in ("rlw", "relobralo"):
+        draws = [
+            build(Method(name), Network(problem).fork, problem, log_every=7, seed=seed)._generator.get_state()
+            for seed in (0, 1, 1)
+        ]
+        assert not draws[0].equal(draws[1])
+        assert draws[1].equal(draws[2])
+        with pytest.raises(ValueError, match=f"unknown setting of method {name!r} 'seed'"):
+            Method(name, {"seed": 3})
 
 
 @pytest.mark.parametrize("weights", ["(1, 3)", "{'scale_10': 3, 'scale_1': 1}"])

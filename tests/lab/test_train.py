@@ -46,6 +46,12 @@ def test_another_seed_gives_another_record():
     assert one.curves.losses != other.curves.losses
 
 
+def test_a_method_that_draws_random_numbers_draws_others_with_another_seed():
+    first, second = (done(Method("rlw"), seed=seed, learning_rate=0.0) for seed in (0, 1))
+    assert first.curves.weights["scale_1"] != second.curves.weights["scale_1"]
+    assert first.curves.weights == done(Method("rlw"), seed=0, learning_rate=0.0).curves.weights
+
+
 def test_all_methods_start_from_the_same_parameters():
     records = [done(method) for method in METHODS]
     for record in records:

@@ -16,12 +16,15 @@ from equipoise.balancers._gradnorm_closed_form import GradNormClosedForm as Grad
 from equipoise.balancers._gradnorm_log_space import GradNormLogSpace as GradNormLogSpace
 from equipoise.balancers._hierarchy import Hierarchy as Hierarchy
 from equipoise.balancers._imtl_l import IMTLL as IMTLL
+from equipoise.balancers._inverse_gradient_norm import InverseGradientNorm as InverseGradientNorm
 from equipoise.balancers._inverse_initial_loss import InverseInitialLoss as InverseInitialLoss
 from equipoise.balancers._inverse_variance import InverseLossVariance as InverseLossVariance
 from equipoise.balancers._inverse_variance import InverseTargetVariance as InverseTargetVariance
+from equipoise.balancers._lr_annealing import LRAnnealing as LRAnnealing
 from equipoise.balancers._masked import masked_mean as masked_mean
 from equipoise.balancers._relobralo import ReLoBRaLo as ReLoBRaLo
 from equipoise.balancers._rlw import RLW as RLW
+from equipoise.balancers._scalarized import Scalarized as Scalarized
 from equipoise.balancers._si import SI as SI
 from equipoise.balancers._softadapt import SoftAdapt as SoftAdapt
 from equipoise.balancers._stch import STCH as STCH

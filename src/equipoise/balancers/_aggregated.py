@@ -28,6 +28,10 @@ class Aggregated(CombiningBalancer, SeededBalancer):
     aggregator is asked for the weights of its sum, from the gradients at the weight W of the last shared layer, and they are
     applied at the features: the gradient of W is then what the aggregator makes of the gradients at W.
 
+    When to use:
+        Tasks pull the trunk in directions that conflict, and a rule against that is wanted: UPGrad has every task gain, MGDA
+        the one that is worst off. Where gradients differ in size alone, weights on the losses cost less.
+
     Args:
         fork: Where the network splits into tasks: a `Fork`.
         aggregator: A callable, matrix ``(T, n)`` -> vector ``(n,)``. Of TorchJD's, those that are weighted sums are asked for

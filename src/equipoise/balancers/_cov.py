@@ -32,9 +32,13 @@ class CoV(PositiveLossBalancer):
     with the means and the standard deviation over all steps so far. A loss that has settled weighs less, and the unit of a
     loss does not matter.
 
+    When to use:
+        Many loss terms of one output, where those that have settled shall give way to those that still move.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: A loss is not positive; the message names the task. On an accelerator only a task's first loss is looked
@@ -50,8 +54,8 @@ class CoV(PositiveLossBalancer):
         tensor([1., 1.])
 
     References:
-        Groenendijk, Karaoglu, Gevers, Mensink 2021, Multi-loss weighting with coefficient of variations, section 3, and the
-        authors' code, ``losses/covweighting_loss.py``.
+        Groenendijk, Karaoglu, Gevers, Mensink 2021, Multi-loss weighting with coefficient of variations, section 3 (equation
+        number not verified), and the authors' code, ``losses/covweighting_loss.py``.
     """
 
     mean_losses: Tensor
@@ -59,8 +63,8 @@ class CoV(PositiveLossBalancer):
     squares: Tensor
     counts: Tensor
 
-    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None) -> None:
-        super().__init__(tasks, every=every)
+    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None, start: int = 0) -> None:
+        super().__init__(tasks, every=every, start=start)
         for name in ("mean_losses", "mean_ratios", "squares"):
             self.register_buffer(name, torch.zeros_like(self.weights))
         self.register_buffer("counts", torch.zeros_like(self.weights, dtype=torch.int64))

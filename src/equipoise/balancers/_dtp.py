@@ -30,12 +30,16 @@ class DTP(Balancer):
     with a performance indicator :math:`\kappa_i` in [0, 1], larger for better, that `observe` takes. Until a task's first
     indicator it has the weight 1.
 
+    When to use:
+        Every task has a measure of success in [0, 1], and the worst shall be trained most, whatever its loss says.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         alpha: How much a new indicator says, in (0, 1].
         gamma: How much the tasks that do well are set back.
         floor: :math:`\bar\kappa_i` counts as no less than this and no more than 1 minus this.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: ``alpha`` does not lie in (0, 1], ``gamma`` is negative or not finite, or ``floor`` does not lie between 0
@@ -55,7 +59,7 @@ class DTP(Balancer):
 
     References:
         Guo, Haque, Huang, Yeung, Fei-Fei 2018, Dynamic task prioritization for multitask learning, the task-level
-        prioritization.
+        prioritization (equation number not verified).
     """
 
     indicators: Tensor
@@ -69,8 +73,9 @@ class DTP(Balancer):
         gamma: float = 2.0,
         floor: float = 1e-3,
         every: int | None = None,
+        start: int = 0,
     ) -> None:
-        super().__init__(tasks, every=every)
+        super().__init__(tasks, every=every, start=start)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1]; found {alpha}")
         if not (gamma >= 0 and isfinite(gamma)):

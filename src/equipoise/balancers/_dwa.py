@@ -28,11 +28,16 @@ class DWA(Balancer):
 
     where :math:`L_i(e)` is the mean loss of epoch e. :math:`\sum_i w_i = T`; a task that falls more slowly weighs more.
 
+    When to use:
+        Losses of a similar size that fall at different speeds, with epochs long enough for means that say something. It
+        does nothing about losses of different size.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         epoch_steps: How many steps make an epoch, for instance ``len(loader)``.
         temperature: :math:`\tau`; the larger, the more equal the weights.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: ``epoch_steps`` is not a positive integer, or ``temperature`` not positive.
@@ -62,14 +67,15 @@ class DWA(Balancer):
         epoch_steps: int,
         temperature: float = 2.0,
         every: int | None = None,
+        start: int = 0,
     ) -> None:
-        super().__init__(tasks, every=every)
+        super().__init__(tasks, every=every, start=start)
         check_count("epoch_steps", epoch_steps)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive; found {temperature}")
         self._epoch_steps, self._temperature = epoch_steps, temperature
-        for name, start in vars(EpochMeans.none_yet(self.weights)).items():
-            self.register_buffer(name, start)
+        for name, value in vars(EpochMeans.none_yet(self.weights)).items():
+            self.register_buffer(name, value)
 
     def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         so_far = EpochMeans(self.sums, self.counts, self.last_epoch, self.epoch_before)

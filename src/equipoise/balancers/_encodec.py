@@ -43,6 +43,10 @@ class EnCodec(CombiningBalancer):
     where the average :math:`\langle \cdot \rangle_\beta` runs exponentially over the steps, this one included, corrected for
     its start at zero. :math:`\lVert g_i \rVert` is the mean over the batch of the norm of one sample's gradient.
 
+    When to use:
+        Several losses on one output (a codec, a generator with a discriminator), each of which shall count as given, whatever
+        its scale and however that drifts.
+
     Args:
         fork: Where the losses part: ``Fork(None, tasks)`` at the output, or any other `Fork`, at whose features it works.
         shares: :math:`\lambda_i` by task name. ``None``: all alike.

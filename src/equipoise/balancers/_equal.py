@@ -16,6 +16,9 @@ from equipoise.engine import Source
 class Equal(Balancer):
     """Every weight is 1.
 
+    When to use:
+        First, and as what everything else is compared with. Losses of one kind and one size leave little to balance.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
@@ -40,6 +43,9 @@ class Static(Balancer):
 
     The scaling keeps the network's effective learning rate that of equal weights; only the ratios of the given weights
     matter.
+
+    When to use:
+        You know what the tasks are worth, or train again with the mean weights of a run: ``balancer.averaged()``.
 
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.

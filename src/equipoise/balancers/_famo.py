@@ -46,11 +46,15 @@ class FAMO(CurrentLossBalancer):
     forward pass: hand them in with `observe` to have that. Without, the losses of the next batch take their place, which
     costs nothing, carries the noise of the batches, and moves the weights one step later.
 
+    When to use:
+        Many tasks, where gradients of each would cost too much, and all shall come down at the same relative rate.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         lr: Adam's learning rate for the logits.
         gamma: The decay of the logits towards equal weights.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: ``lr`` is not positive and finite, or ``gamma`` negative or not finite; or a loss is not positive, and the
@@ -83,9 +87,15 @@ class FAMO(CurrentLossBalancer):
     comparable: Tensor
 
     def __init__(
-        self, tasks: Source | Sequence[str], *, lr: float = 0.025, gamma: float = 0.01, every: int | None = None
+        self,
+        tasks: Source | Sequence[str],
+        *,
+        lr: float = 0.025,
+        gamma: float = 0.01,
+        every: int | None = None,
+        start: int = 0,
     ) -> None:
-        super().__init__(tasks, every=every)
+        super().__init__(tasks, every=every, start=start)
         check_adam(lr)
         if not (gamma >= 0 and isfinite(gamma)):
             raise ValueError(f"gamma must be at least 0 and finite; found {gamma}")

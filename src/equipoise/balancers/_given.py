@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from equipoise.engine import Source
+
 
 def losses_by_task(losses: object, tasks: Sequence[str], device: torch.device) -> dict[str, Tensor | None]:
     """The losses in task order, checked for everything that needs no look at their values.
@@ -133,6 +135,16 @@ def check_known(name: str, given: Iterable[str], tasks: Sequence[str]) -> None:
     unknown = [task for task in given if task not in tasks]
     if unknown:
         raise ValueError(f"{name}: unknown task {unknown[0]!r}; the tasks are {', '.join(map(repr, tasks))}")
+
+
+def check_source(method: str, fork: object) -> None:
+    """Refuse names where gradients are to be measured.
+
+    Raises:
+        TypeError: ``fork`` measures nothing; the message names the method.
+    """
+    if not isinstance(fork, Source):
+        raise TypeError(f"{method} needs a Fork, or what attach or PerLoss give; found {type(fork).__name__}")
 
 
 def check_count(name: str, value: int) -> None:

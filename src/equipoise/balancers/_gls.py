@@ -28,9 +28,14 @@ class GLS(CurrentLossBalancer):
 
     Every task contributes :math:`w_i L_i = L / T`, whatever the unit of its loss.
 
+    When to use:
+        Positive losses in different units, without a setting to tune. The effective learning rate falls with the
+        losses.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: A loss is not positive; the message names the task. On an accelerator only a task's first loss is looked
@@ -49,11 +54,11 @@ class GLS(CurrentLossBalancer):
 
     References:
         Chennupati, Sistu, Yogamani, Rawashdeh 2019, MultiNet++: Multi-stream feature aggregation and geometric loss
-        strategy for multi-task learning, section 3.
+        strategy for multi-task learning, section 3 (equation number not verified).
     """
 
-    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None) -> None:
-        super().__init__(tasks, every=every)
+    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None, start: int = 0) -> None:
+        super().__init__(tasks, every=every, start=start)
 
     def _weights_of(self, losses: Tensor, present: Tensor) -> Tensor:
         return gls_weights(losses, present)

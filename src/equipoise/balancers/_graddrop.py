@@ -42,6 +42,9 @@ class GradDrop(CombiningBalancer, SeededBalancer):
     TorchJD's ``GradDrop``, which `Aggregated` takes, draws for every number that is aggregated, whatever the batch and the
     activations are: the method for gradients at parameters.
 
+    When to use:
+        Many tasks that disagree in the sign of their gradients, and some noise in training is welcome.
+
     Args:
         fork: Where the network splits into tasks: a `Fork`, at whose features it works.
         leaks: :math:`\ell_i` by task name, between 0 and 1: the part of the task's gradient that always goes on. ``None``: 0

@@ -76,6 +76,11 @@ class GradNorm(GradNormFamily):
     :math:`\partial L_\mathrm{grad} / \partial w_i`, then renormalises so that :math:`\sum_i w_i = T`. The network sees none
     of it: it trains on :math:`\sum_i w_i L_i` with the weights from before the step.
 
+    When to use:
+        Tasks share a trunk, their gradients at it differ in norm, and some learn more slowly than others. The weights move by
+        at most ``lr`` a step; where they have to differ by more than about a hundredfold, take `GradNormLogSpace` or
+        `GradNormClosedForm`.
+
     Args:
         fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.

@@ -45,6 +45,10 @@ class GradNormClosedForm(GradNormFamily):
     geometric mean, in which a factor in front of a loss is the same factor in its weight. Weights are positive by
     construction and of any ratio; there is no floor.
 
+    When to use:
+        As `GradNorm`, without a learning rate to choose, or where the norms change faster than its weights can follow.
+        First choice for terms that differ by orders of magnitude.
+
     Args:
         fork: Where the network splits into tasks.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise.balancers._balancer import Balancer, Step
-from equipoise.balancers._given import check_known, positive_by_task
+from equipoise.balancers._given import check_known, check_source, positive_by_task
 from equipoise.balancers._gradnorm_stuck import Plateau, plateau_after, stuck_tasks
 from equipoise.balancers._initial_losses import check_initial_loss
 from equipoise.balancers._present import mean_over
@@ -53,10 +53,7 @@ class GradNormFamily(Balancer, ABC):
         priors: Mapping[str, float] | None,
         patience: int | None,
     ) -> None:
-        if not isinstance(fork, Source):
-            raise TypeError(
-                f"{type(self).__name__} needs a Fork, or what attach or PerLoss give; found {type(fork).__name__}"
-            )
+        check_source(type(self).__name__, fork)
         self._needs_every_loss = patience is not None
         super().__init__(fork, every=every, initial_losses=initial_losses, initial_steps=initial_steps, start=start)
         if not (alpha >= 0 and isfinite(alpha)):

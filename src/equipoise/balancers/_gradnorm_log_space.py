@@ -44,6 +44,9 @@ class GradNormLogSpace(GradNormFamily):
     with :math:`\Delta_i` Adam's step. A weight is positive whatever the step, and its relative change is what the learning
     rate bounds: weights that have to differ by orders of magnitude get there, and chatter there by the same share.
 
+    When to use:
+        As `GradNorm`, where weights have to differ by orders of magnitude.
+
     Args:
         fork: Where the network splits into tasks.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.

@@ -30,10 +30,14 @@ class IMTLL(Balancer):
     s is trained by Adam; its gradient is known in closed form, so that no optimiser of the caller's has to hold it. At rest,
     :math:`w_i = e^{s_i} = 1 / L_i`.
 
+    When to use:
+        As `SI`, where the weights shall follow slowly, through noise, instead of at once.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         lr: Adam's learning rate for s.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: ``lr`` is not positive and finite.
@@ -48,13 +52,16 @@ class IMTLL(Balancer):
         tensor([1., 1.])
 
     References:
-        Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang 2021, Towards impartial multi-task learning, the loss balance IMTL-L.
+        Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang 2021, Towards impartial multi-task learning, the loss balance
+        IMTL-L (equation number not verified).
     """
 
     scales: Tensor
 
-    def __init__(self, tasks: Source | Sequence[str], *, lr: float = 0.025, every: int | None = None) -> None:
-        super().__init__(tasks, every=every)
+    def __init__(
+        self, tasks: Source | Sequence[str], *, lr: float = 0.025, every: int | None = None, start: int = 0
+    ) -> None:
+        super().__init__(tasks, every=every, start=start)
         check_adam(lr)
         self._lr = lr
         self.register_buffer("scales", torch.zeros_like(self.weights))

@@ -24,6 +24,10 @@ def inverse_initial_loss_weights(initial_losses: Tensor) -> Tensor:
 class InverseInitialLoss(Balancer):
     r"""Constant weights :math:`w_i \propto 1 / L_i(0)`, scaled so that :math:`\sum_i w_i = T`.
 
+    When to use:
+        Losses differ in size because their units do, and ``L_i(0)`` is a fair measure of the unit. Costs nothing and
+        cannot go astray: try it before anything that adapts.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         initial_losses: ``L_i(0)`` by task name, for instance log C for the cross entropy of C classes. ``None``: measured.

@@ -25,6 +25,9 @@ class InverseTargetVariance(Balancer):
 
     For squared errors this is the same as training on targets of unit variance, whatever their units.
 
+    When to use:
+        Regressions with squared errors whose targets were not standardised, and cannot be.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         variances: The variance of every task's targets, by name.
@@ -64,10 +67,15 @@ class InverseLossVariance(Balancer):
     with the step :math:`a = \max(1 - \mathrm{decay}, 1 / n)` at a task's n-th loss: over its first losses, and with a decay
     of 1 over all, they are the plain mean and variance.
 
+    When to use:
+        Losses that scatter differently over the batches. A loss that still falls counts as scattered and is held back:
+        not for tasks that start at different times.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         decay: How much of the running values remains at each step, in (0, 1].
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: ``decay`` does not lie in (0, 1].
@@ -91,8 +99,10 @@ class InverseLossVariance(Balancer):
     variances: Tensor
     counts: Tensor
 
-    def __init__(self, tasks: Source | Sequence[str], *, decay: float = 0.99, every: int | None = None) -> None:
-        super().__init__(tasks, every=every)
+    def __init__(
+        self, tasks: Source | Sequence[str], *, decay: float = 0.99, every: int | None = None, start: int = 0
+    ) -> None:
+        super().__init__(tasks, every=every, start=start)
         if not 0 < decay <= 1:
             raise ValueError(f"decay must lie in (0, 1]; found {decay}")
         self._decay = decay

@@ -34,6 +34,9 @@ class ReLoBRaLo(SeededBalancer, CurrentLossBalancer):
 
     with :math:`\sum_i w_i = T`. A task that makes less progress than the others gains weight, whatever the unit of its loss.
 
+    When to use:
+        Terms of a physics-informed network, when gradient norms at each step cost too much.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         alpha: How much of the history remains at each step, in [0, 1].
@@ -41,6 +44,7 @@ class ReLoBRaLo(SeededBalancer, CurrentLossBalancer):
         temperature: :math:`\tau`; the larger, the more equal the weights.
         seed: Where the generator of the random numbers starts. They are the same on every process.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: ``alpha`` or ``rho`` does not lie in [0, 1], ``temperature`` is not positive and finite, or ``seed`` no
@@ -57,7 +61,8 @@ class ReLoBRaLo(SeededBalancer, CurrentLossBalancer):
         tensor([1., 1.])
 
     References:
-        Bischof, Kraus 2021, Multi-objective loss balancing for physics-informed deep learning, the section on ReLoBRaLo.
+        Bischof, Kraus 2021, Multi-objective loss balancing for physics-informed deep learning, the section on ReLoBRaLo
+        (equation number not verified).
     """
 
     last_losses: Tensor
@@ -73,8 +78,9 @@ class ReLoBRaLo(SeededBalancer, CurrentLossBalancer):
         temperature: float = 0.1,
         seed: int = 0,
         every: int | None = None,
+        start: int = 0,
     ) -> None:
-        super().__init__(tasks, every=every)
+        super().__init__(tasks, every=every, start=start)
         for name, value in (("alpha", alpha), ("rho", rho)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1]; found {value}")

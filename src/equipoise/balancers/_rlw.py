@@ -26,6 +26,9 @@ class RLW(SeededBalancer):
     The baseline that a method has to beat. The random numbers come from a generator of the balancer's own: the same on
     every process, saved in ``state_dict``, and untouched by whatever else draws random numbers.
 
+    When to use:
+        As a control: a method that adapts should beat weights that know nothing.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         seed: Where the generator starts.
@@ -45,7 +48,7 @@ class RLW(SeededBalancer):
 
     References:
         Lin, Ye, Zhang, Tsang 2022, Reasonable effectiveness of random weighting: a litmus test for multi-task learning,
-        with the normal distribution.
+        with the normal distribution (equation number not verified).
     """
 
     def __init__(self, tasks: Source | Sequence[str], *, seed: int = 0, every: int | None = None) -> None:

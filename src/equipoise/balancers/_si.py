@@ -20,9 +20,14 @@ def si_weights(losses: Tensor) -> Tensor:
 class SI(CurrentLossBalancer):
     r"""Weights :math:`w_i = 1 / L_i`, with the gradient of :math:`\sum_i \log L_i`: the unit of a loss does not matter.
 
+    When to use:
+        Positive losses over many orders of magnitude, of which each shall fall by the same factor. Not for losses that
+        come near zero: their weights explode.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: A loss is not positive; the message names the task. On an accelerator only a task's first loss is looked
@@ -41,11 +46,12 @@ class SI(CurrentLossBalancer):
         tensor([2.0000, 0.2500])
 
     References:
-        Navon et al. 2022, Multi-task learning as a bargaining game, section 5: the scale-invariant baseline.
+        Navon et al. 2022, Multi-task learning as a bargaining game, section 5: the scale-invariant baseline
+        (equation number not verified).
     """
 
-    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None) -> None:
-        super().__init__(tasks, every=every)
+    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None, start: int = 0) -> None:
+        super().__init__(tasks, every=every, start=start)
 
     def _weights_of(self, losses: Tensor, present: Tensor) -> Tensor:
         return si_weights(losses)

@@ -36,6 +36,10 @@ class SoftAdapt(PositiveLossBalancer):
     Normalised, the slopes are divided by the sum of their absolute values. Loss-weighted,
     :math:`w_i \propto L_i(e) \exp(\beta s_i)`. The two can be combined.
 
+    When to use:
+        Few terms of one objective, where those that rise or stall shall gain weight at once. Slopes of noisy batches
+        are noise: give it ``epoch_steps``.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         beta: How much the slopes say; negative to favour the task that falls most.
@@ -44,6 +48,7 @@ class SoftAdapt(PositiveLossBalancer):
             the losses.
         loss_weighted: Whether the losses themselves are a factor.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: ``beta`` is not finite, or ``epoch_steps`` not a positive integer; or a loss is not positive, and the
@@ -62,7 +67,7 @@ class SoftAdapt(PositiveLossBalancer):
 
     References:
         Heydari, Thompson, Mehmood 2019, SoftAdapt: Techniques for adaptive loss weighting of neural networks with multi-part
-        loss functions, section 3.1.
+        loss functions, section 3.1 (equation number not verified).
     """
 
     sums: Tensor
@@ -79,15 +84,16 @@ class SoftAdapt(PositiveLossBalancer):
         normalize: bool = True,
         loss_weighted: bool = False,
         every: int | None = None,
+        start: int = 0,
     ) -> None:
-        super().__init__(tasks, every=every)
+        super().__init__(tasks, every=every, start=start)
         if not isfinite(beta):
             raise ValueError(f"beta must be finite; found {beta}")
         check_count("epoch_steps", epoch_steps)
         self._beta, self._epoch_steps = beta, epoch_steps
         self._normalize, self._loss_weighted = normalize, loss_weighted
-        for name, start in vars(EpochMeans.none_yet(self.weights)).items():
-            self.register_buffer(name, start)
+        for name, value in vars(EpochMeans.none_yet(self.weights)).items():
+            self.register_buffer(name, value)
 
     def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         so_far = EpochMeans(self.sums, self.counts, self.last_epoch, self.epoch_before)

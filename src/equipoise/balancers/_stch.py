@@ -31,12 +31,16 @@ class STCH(CurrentLossBalancer):
     which is the gradient of :math:`T \mu \log \sum_i \exp(\log(L_i / L_i(0)) / \mu)`. Until :math:`L_i(0)` is measured, the
     task takes part as if it stood there; where that is so for all, :math:`w_i = 1 / L_i`.
 
+    When to use:
+        The worst task matters most: a small ``mu`` trains on the task that has come least far.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         mu: How smooth the maximum is: the smaller, the more the worst task alone counts.
         initial_losses: ``L_i(0)`` by task name, the size that losses are compared with. ``None``: measured.
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: ``mu`` is not positive and finite, or an initial loss or ``initial_steps`` not positive; or a loss is not
@@ -58,8 +62,8 @@ class STCH(CurrentLossBalancer):
         tensor([0.5000, 0.5000])
 
     References:
-        Lin, Zhang, Yang, Liu, Wang, Zhang 2024, Smooth Tchebycheff scalarization for multi-objective optimization, section 3,
-        and the authors' multi-task code, ``STCH_MTL/LibMTL/weighting/STCH.py``.
+        Lin, Zhang, Yang, Liu, Wang, Zhang 2024, Smooth Tchebycheff scalarization for multi-objective optimization, section 3
+        (equation number not verified), and the authors' multi-task code, ``STCH_MTL/LibMTL/weighting/STCH.py``.
     """
 
     def __init__(
@@ -70,8 +74,9 @@ class STCH(CurrentLossBalancer):
         initial_losses: Mapping[str, float] | None = None,
         initial_steps: int = 1,
         every: int | None = None,
+        start: int = 0,
     ) -> None:
-        super().__init__(tasks, every=every, initial_losses=initial_losses, initial_steps=initial_steps)
+        super().__init__(tasks, every=every, start=start, initial_losses=initial_losses, initial_steps=initial_steps)
         if not (mu > 0 and isfinite(mu)):
             raise ValueError(f"mu must be positive and finite; found {mu}")
         self._mu = mu

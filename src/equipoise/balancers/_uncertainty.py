@@ -36,12 +36,17 @@ class Uncertainty(Balancer):
     What is learned is :math:`s_i = \log\sigma_i^2`, by Adam; its gradient is known in closed form, so that no optimiser of
     the caller's has to hold it. At rest, :math:`w_i = 1 / (2 L_i)` for both kinds.
 
+    When to use:
+        Likelihoods whose noise differs between tasks. Weights grow as losses fall, so that it raises the effective
+        learning rate of a task that is learnt well, and can overfit it.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         kinds: ``"regression"`` or ``"classification"``, for each task by name or once for all.
         lr: Adam's learning rate for s.
         normalize: Scale the weights so that they sum to T and change no effective learning rate. Not part of the method.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: A task is unknown or missing in ``kinds``, or its kind is neither of the two; the message names it.
@@ -70,8 +75,9 @@ class Uncertainty(Balancer):
         lr: float = 0.025,
         normalize: bool = False,
         every: int | None = None,
+        start: int = 0,
     ) -> None:
-        super().__init__(tasks, every=every)
+        super().__init__(tasks, every=every, start=start)
         kinds = dict.fromkeys(self.tasks, kinds) if isinstance(kinds, str) else kinds
         self._check_kinds(kinds)
         check_adam(lr)

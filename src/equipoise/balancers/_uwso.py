@@ -25,11 +25,16 @@ class UWSO(CurrentLossBalancer):
     The weights at which uncertainty weighting is at rest are inverse losses; this is a softened form of them that needs no
     training. The losses enter as constants.
 
+    When to use:
+        Losses of a similar size, with a search over the temperature: without one it may well put all weight on the
+        smallest loss.
+
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         temperature: :math:`\tau`, in the unit of an inverse loss: it has to be tuned to the losses. The larger, the more
             equal the weights.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        start: The number of steps before the weights begin to move.
 
     Raises:
         ValueError: ``temperature`` is not positive and finite; or a loss is not positive, and the message names the task. On
@@ -52,8 +57,10 @@ class UWSO(CurrentLossBalancer):
         multi-task learning, equation 4.
     """
 
-    def __init__(self, tasks: Source | Sequence[str], *, temperature: float = 1.0, every: int | None = None) -> None:
-        super().__init__(tasks, every=every)
+    def __init__(
+        self, tasks: Source | Sequence[str], *, temperature: float = 1.0, every: int | None = None, start: int = 0
+    ) -> None:
+        super().__init__(tasks, every=every, start=start)
         if not (temperature > 0 and isfinite(temperature)):
             raise ValueError(f"temperature must be positive and finite; found {temperature}")
         self._temperature = temperature

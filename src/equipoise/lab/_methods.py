@@ -25,9 +25,11 @@ from equipoise.balancers import (
     GradNorm,
     GradNormClosedForm,
     GradNormLogSpace,
+    InverseGradientNorm,
     InverseInitialLoss,
     InverseLossVariance,
     InverseTargetVariance,
+    LRAnnealing,
     ReLoBRaLo,
     SoftAdapt,
     Static,
@@ -85,6 +87,14 @@ METHODS: dict[str, tuple[Callable[..., Balancer], str]] = {
     "aligned_mtl": (aligned_mtl, "aligned principal components, by TorchJD (Senushkin et al. 2023)"),
     "graddrop": (GradDrop, "gradient sign dropout at the features (Chen et al. 2020)"),
     "encodec": (EnCodec, "given shares of the gradient at the features (Défossez et al. 2022)"),
+    "inverse_gradient_norm": (
+        InverseGradientNorm,
+        'the "grad norm" of physics-informed networks (Wang et al. 2023)',
+    ),
+    "lr_annealing": (
+        LRAnnealing,
+        "weights against the largest gradient of lr_annealing(residual='a') (Wang et al. 2021)",
+    ),
 }
 """What builds the balancer of each method, and a line about it."""
 
@@ -158,7 +168,7 @@ def parse_methods(text: str) -> list[Method]:
     return methods
 
 
-def build(method: Method, fork: Fork, problem: Problem, *, log_every: int) -> Balancer:
+def build(method: Method, fork: Fork, problem: Problem, *, log_every: int, seed: int = 0) -> Balancer:
     """Build the method's balancer.
 
     Args:
@@ -166,6 +176,7 @@ def build(method: Method, fork: Fork, problem: Problem, *, log_every: int) -> Ba
         fork: The fork of the problem's network.
         problem: Tells the kinds of the tasks to a method that asks for them.
         log_every: A method that needs no gradient norms measures them at each ``log_every``-th step, for the log.
+        seed: That of the run, for a method that draws random numbers.
 
     Raises:
         ValueError: The balancer refuses a setting; the message names the method.
@@ -175,6 +186,8 @@ def build(method: Method, fork: Fork, problem: Problem, *, log_every: int) -> Ba
     given: dict[str, Any] = {}
     if "kinds" in parameters:
         given["kinds"] = {task.name: task.kind for task in problem.tasks}
+    if "seed" in parameters:
+        given["seed"] = seed
     if "every" in parameters and parameters["every"].default is None:
         given["every"] = log_every
     try:
@@ -187,7 +200,7 @@ def parameters_of(name: str) -> dict[str, inspect.Parameter]:
     """The settings of a method: all parameters of its balancer but those that `build` supplies."""
     factory, _ = METHODS[name]
     _, *rest = inspect.signature(factory).parameters.values()
-    return {p.name: p for p in rest if p.name != "kinds" and (p.name != "every" or p.default is not None)}
+    return {p.name: p for p in rest if p.name not in ("kinds", "seed") and (p.name != "every" or p.default is not None)}
 
 
 def _hints(name: str) -> dict[str, Any]:

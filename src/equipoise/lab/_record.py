@@ -19,7 +19,8 @@ class RunSpec:
         problem_settings: Every field of the problem.
         method: The method's name.
         method_settings: The method's settings that differ from its defaults.
-        seed: Seed of initialisation and data order: the same for all methods, so that runs are paired.
+        seed: Seed of initialisation and data order, the same for all methods, so that runs are paired; and of the random
+            numbers of a method that draws some.
         steps: Optimiser steps.
         evaluate_every: Steps between two evaluations on the splits.
         device: Fabric's accelerator, for instance ``"cpu"``.

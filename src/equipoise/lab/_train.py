@@ -103,7 +103,7 @@ def _run(problem: Problem, method: Method, spec: RunSpec, threads: int, on_step:
     network = Network(problem)
     model, optimizer = fabric.setup(network, _optimizer(problem, network))
     log_every = math.ceil(spec.steps / _LOGS)
-    balancer = build(method, network.fork, problem, log_every=log_every)
+    balancer = build(method, network.fork, problem, log_every=log_every, seed=spec.seed)
 
     tasks = tuple(_info(task) for task in problem.tasks)
     splits = _moved(_checked(problem.splits(), problem), fabric.device)

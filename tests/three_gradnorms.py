@@ -1,0 +1,97 @@
+"""The page about what is called GradNorm: its figures come from the runs below, never typed.
+
+``python tests/three_gradnorms.py`` writes them into the page; a test compares.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import equipoise as eq
+
+PAGE = Path(__file__).parents[1] / "docs" / "three_gradnorms.md"
+BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->"
+TASKS = ("small", "large")
+STEPS, LAST = 400, 50
+
+RULES = {
+    "weights of 1": (eq.Equal, {"every": 1}),
+    "weights of 1, gradients clipped to norm 0.1": (eq.Equal, {"every": 1}),
+    "`eq.GradNorm(alpha=0)`": (eq.GradNorm, {"alpha": 0.0}),
+    "`eq.GradNorm(alpha=1.5)`": (eq.GradNorm, {"alpha": 1.5}),
+    "`eq.GradNormClosedForm(alpha=0)`": (eq.GradNormClosedForm, {"alpha": 0.0}),
+    "`eq.InverseGradientNorm()`, as published": (eq.InverseGradientNorm, {}),
+    "`eq.InverseGradientNorm(every=1)`": (eq.InverseGradientNorm, {"every": 1}),
+    '`eq.LRAnnealing(residual="large")`': (eq.LRAnnealing, {"residual": "large"}),
+}
+
+
+def outcome(label: str) -> tuple[list[float], float]:
+    """The mean weights of the last steps, and the geometric mean of the ratio of the weighted norms, large over small."""
+    build, settings = RULES[label]
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(6, 16), nn.Tanh())
+    fork = eq.Fork(nn.Linear(16, 16), TASKS)
+    heads = nn.ModuleDict({task: nn.Sequential(nn.Tanh(), nn.Linear(16, 1)) for task in TASKS})
+    network = nn.ModuleList([trunk, fork, heads])
+    balancer = build(fork, **settings)
+    watch = eq.PerLoss(fork.shared_layer.weight, TASKS)  # the norms of every step, also of those that are not measured
+    watcher = eq.Equal(watch, every=1)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    weights, ratios = [], []
+    for step in range(STEPS):
+        x = torch.randn(64, 6)
+        features = fork(trunk(x))
+        targets = {"small": x[:, :1].sin(), "large": 10 * x[:, 1:2].cos()}
+        losses = {task: nn.functional.mse_loss(heads[task](features[task]), targets[task]) for task in TASKS}
+        if step >= STEPS - LAST:
+            watcher(losses).backward(retain_graph=True)
+            watcher.step()
+            balancer.zero_grad()
+            norms = balancer.weights * watcher.log()["gradient_norms"]
+            weights.append(balancer.weights.clone())
+            ratios.append((norms[1] / norms[0]).log())
+        optimizer.zero_grad()
+        balancer(losses).backward()
+        if "clipped" in label:
+            nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+        optimizer.step()
+        balancer.step()
+    return torch.stack(weights).mean(0).tolist(), torch.stack(ratios).mean().exp().item()
+
+
+def figures() -> str:
+    """The table of the page."""
+    lines = [
+        f"After {STEPS} steps; means over the last {LAST}.",
+        "",
+        "| rule | weight of small | weight of large | weighted gradient norm at W, large over small |",
+        "|:--|--:|--:|--:|",
+    ]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    for label in RULES:
+        (small, large), ratio = outcome(label)
+        lines.append(f"| {label} | {small:.2g} | {large:.2g} | {ratio:.2g} |")
+    torch.set_default_dtype(before)
+    return "\n".join(lines) + "\n"
+
+
+def parts() -> tuple[str, str, str]:
+    """The page before, in and after the figures."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    table, after = rest.split(END)
+    return before + BEGIN, table, END + after
+
+
+def main() -> None:
+    """Write the figures anew."""
+    before, _, after = parts()
+    PAGE.write_text(before + figures() + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
