@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 TASKS = ("a", "b", "c")
 COST = {
     "losses": "none",
-    "gradient norms at W": "T gradients at W, within the one backward pass",
+    "gradient norms at W": "norms of T gradients at W, within the one backward pass",
     "task gradients inside the fork": "T gradients at the features or at W, combined within the one backward pass",
     "task gradients at W": "T gradients at W, within the one backward pass, kept until the step",
 }

@@ -60,7 +60,7 @@ class Aggregated(CombiningBalancer, SeededBalancer):
     Log:
         ``gradient_norms``, those of what the aggregator saw, and ``aggregation_weights``, where they exist.
 
-    Differs from the papers:
+    Differs from the paper:
         Where micro-batches make one step, each is aggregated by itself. With ``at="features"`` the matrix holds gradients at
         the features, not at the shared parameters, which is a common approximation. Over several processes the aggregator gets
         the Gramian, or the matrix, of the whole batch; the matrix at the features is gathered on each of them. Where a task
@@ -82,7 +82,7 @@ class Aggregated(CombiningBalancer, SeededBalancer):
 
     References:
         Quinton and Rey 2024, Jacobian descent for multi-objective optimization, and TorchJD's documentation for each
-        aggregator.
+        aggregator (equation number not verified).
     """
 
     def __init__(

@@ -87,7 +87,7 @@ class EnCodec(CombiningBalancer):
 
     References:
         Défossez, Copet, Synnaeve, Adi 2022, High fidelity neural audio compression, the part on the balancer, and the authors'
-        ``balancer.py``.
+        ``balancer.py`` (equation number not verified).
     """
 
     norm_sums: Tensor

@@ -79,7 +79,8 @@ class GradDrop(CombiningBalancer, SeededBalancer):
 
     References:
         Chen, Ngiam, Huang, Luong, Kretzschmar, Chai, Anguelov 2020, Just pick a sign: optimizing deep multitask models with
-        gradient sign dropout, Equation 1 and Algorithm 1, and the authors' ``graddrop.py``.
+        gradient sign dropout, the positive sign purity and the masks (equation number not verified), and the authors'
+        ``graddrop.py``.
     """
 
     leaks: Tensor
