@@ -1,10 +1,10 @@
-# Both commands set up all that they need: a virtual environment beside the code, with the versions in constraints.txt.
+# Every command sets up all that it needs: a virtual environment beside the code, with the versions in constraints.txt.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 # yeast lies inside a package that needs Python 3.11
 demo: $(VENV)/installed
@@ -18,6 +18,12 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# for hours, on a machine with nothing else to do
+bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,bench]"
+	$(BIN)/equipoise bench -o results/cost
+	$(BIN)/python tests/cost.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed"; exit 1; }

@@ -8,7 +8,7 @@ from pathlib import Path
 import equipoise
 
 PACKAGE = Path(equipoise.__file__).parent
-LAYERS = ["engine", "balancers", "diagnosis", "lab", "cli"]
+LAYERS = ["engine", "balancers", "diagnosis", "lab", "bench", "cli"]
 
 
 def imported_layers(path):

@@ -1,8 +1,8 @@
-"""The command line: ``equipoise compare``, ``equipoise report`` and ``equipoise list``."""
+"""The command line: ``equipoise compare``, ``equipoise report``, ``equipoise list`` and ``equipoise bench``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from inspect import Parameter, getdoc
@@ -16,6 +16,12 @@ try:
     from rich.table import Table
     from rich.text import Text
 
+    from equipoise.bench._methods import FLOOR
+    from equipoise.bench._methods import METHODS as BENCH_METHODS
+    from equipoise.bench._record import save as save_costs
+    from equipoise.bench._run import measure
+    from equipoise.bench._table import to_rich as costs_to_rich
+    from equipoise.bench.workloads import workloads as bench_workloads
     from equipoise.lab._compare import ComparisonError, Event
     from equipoise.lab._compare import compare as run_comparison
     from equipoise.lab._methods import METHODS, parameters_of, parse_methods
@@ -139,6 +145,52 @@ def list_known() -> None:
     console.print(_listing(_described_methods()))
 
 
+@app.command()
+def bench(
+    workloads: Annotated[str | None, typer.Option(help="Workloads, such as 'mlp_3,segnet'; all if omitted.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Methods, such as 'plain,gradnorm'; all if omitted.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often every method is timed.")] = 15,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the records.")] = Path("runs/cost"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="PyTorch's threads; its own choice if omitted, 1 under DDP.")
+    ] = None,
+    limit: Annotated[
+        float, typer.Option(min=0.001, help="Seconds per step from which on a method is not measured.")
+    ] = 5.0,
+) -> None:
+    """Measure what balancing costs: time and memory of a training step, beside a plain one and other packages."""
+    failed = False
+    with _plain_errors(output, again="the same command measures all workloads anew"):
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"--device: wanted cpu or cuda, found {device!r}")
+        known = bench_workloads(device)
+        names, chosen = _chosen("workload", workloads, known), _chosen("method", methods, BENCH_METHODS)
+        for missing in dict.fromkeys(filter(None, (BENCH_METHODS[method].missing for method in chosen))):
+            typer.echo(f"equipoise: {missing}; what needs it is left out", err=True)
+        for name in names:
+            try:
+                record = measure(
+                    name,
+                    known[name],
+                    [FLOOR, *chosen],
+                    device=device,
+                    rounds=rounds,
+                    threads=threads,
+                    limit=limit,
+                    say=lambda line: typer.echo(line, err=True),
+                )
+            except RuntimeError as error:  # the other workloads are measured all the same
+                typer.echo(f"equipoise: {error}", err=True)
+                failed = True
+                continue
+            path = save_costs(record, output)
+            _console().print(costs_to_rich(record))
+            typer.echo(f"record: {path}")
+    if failed:
+        raise typer.Exit(1)
+
+
 class _Progress:
     """What happens in a comparison, on standard error: bars on a terminal, elsewhere a line for each run that ends.
 
@@ -228,6 +280,19 @@ def _described_parameter(parameter: Parameter) -> str:
     return parameter.name if parameter.default is Parameter.empty else f"{parameter.name}={parameter.default!r}"
 
 
+def _chosen(what: str, words: str | None, known: Collection[str]) -> list[str]:
+    """Names out of ``known``, separated by commas; all if there are no words.
+
+    Raises:
+        ValueError: One is not known.
+    """
+    names = list(known) if words is None else [word.strip() for word in words.split(",")]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}; wanted some of {', '.join(known)}")
+    return names
+
+
 def _read_settings(words: list[str]) -> dict[str, str]:
     """``KEY=VALUE`` words by key.
 
@@ -244,14 +309,12 @@ def _read_settings(words: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _plain_errors(runs: Path) -> Iterator[None]:
+def _plain_errors(runs: Path, again: str = "the same command goes on from there") -> Iterator[None]:
     """Say in one line what the user can mend, and what an interrupt leaves behind."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(
-            f"equipoise: stopped. Finished runs are kept in {runs}; the same command goes on from there.", err=True
-        )
+        typer.echo(f"equipoise: stopped. Finished runs are kept in {runs}; {again}.", err=True)
         raise typer.Exit(130) from None
     except ComparisonError as error:
         typer.echo(f"equipoise: {error}", err=True)

@@ -173,4 +173,4 @@ def test_what_is_between_two_measurements_leaves_no_trace():
         total.backward()
         balancer.step()
     assert names[4] == ("ForkNodeBackward", "_TotalBackward")
-    assert names[1:4] == names[5:] == [("AddmmBackward0", "DotBackward0")] * 3
+    assert names[2:4] + names[5:] == [("AddmmBackward0", "DotBackward0")] * 5  # the first hands out names besides

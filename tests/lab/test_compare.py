@@ -93,7 +93,7 @@ def test_the_digest_covers_all_source_that_computes_a_run(tmp_path, monkeypatch)
     before = code_digest("toy")
     assert code_digest("yeast") == before
     assert code_digest(str(TINY)) != before
-    for name in ("lab/_report.py", "lab/_table.py", "lab/_statistics.py", "cli.py"):
+    for name in ("lab/_report.py", "lab/_table.py", "lab/_statistics.py", "bench/_run.py", "cli.py"):
         (package / name).write_text("changed")
         assert code_digest("toy") == before
     for name in ("__init__.py", "engine/_fork.py", "balancers/_gradnorm.py", "lab/_train.py", "lab/problems/_toy.py"):

@@ -22,7 +22,7 @@ from equipoise.balancers._given import (
     stacked,
 )
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
-from equipoise.balancers._present import shown
+from equipoise.balancers._present import is_free_to_read, shown
 from equipoise.engine import Processes, Source, task_names
 
 
@@ -280,8 +280,9 @@ class Balancer(nn.Module, ABC):
         state |= initial
         if state:
             moving = usable & step.present.any()
-            buffers = [getattr(self, name) for name in state]
-            values = [torch.where(moving, *pair) for pair in zip(state.values(), buffers, strict=True)]
+            buffers, values = [getattr(self, name) for name in state], [*state.values()]
+            if not (is_free_to_read(moving) and moving):
+                values = [torch.where(moving, *pair) for pair in zip(values, buffers, strict=True)]
             torch._foreach_copy_(buffers, values)
         self.skipped_steps += ~usable
         self._log |= log

@@ -20,9 +20,9 @@ def losses_by_task(losses: object, tasks: Sequence[str], device: torch.device) -
     if not isinstance(losses, Mapping):
         raise TypeError(f"losses must be a dict by task name; found {type(losses).__name__}")
     known = set(tasks)  # as a tuple it would be searched T times, in every step
-    unknown = [task for task in losses if task not in known]
-    if unknown:
-        raise ValueError(f"unknown task {unknown[0]!r}: the tasks are {', '.join(map(repr, tasks))}")
+    if not losses.keys() <= known:
+        unknown = next(task for task in losses if task not in known)
+        raise ValueError(f"unknown task {unknown!r}: the tasks are {', '.join(map(repr, tasks))}")
     for task in tasks:
         if task not in losses:
             raise ValueError(f"task {task!r}: its loss is missing; hand in None if this batch has no labels for it")
@@ -65,9 +65,12 @@ def is_idle(losses: Mapping[str, Tensor | None] | Tensor) -> bool:
 
 def stacked(losses: Mapping[str, Tensor | None], like: Tensor) -> Tensor:
     """The losses ``(T,)`` in the precision of ``like`` or better, zero for an absent task."""
+    here = [loss for loss in losses.values() if loss is not None]
+    if len(here) == len(losses) and all(loss.dtype == like.dtype for loss in here):
+        return torch.stack(here)
     dtype = like.dtype
-    for loss in losses.values():
-        dtype = dtype if loss is None else torch.promote_types(dtype, loss.dtype)
+    for loss in here:
+        dtype = torch.promote_types(dtype, loss.dtype)
     zero = torch.zeros((), dtype=dtype, device=like.device)
     return torch.stack([zero if loss is None else loss.to(dtype) for loss in losses.values()])
 

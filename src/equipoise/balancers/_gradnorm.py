@@ -11,7 +11,7 @@ from torch import Tensor
 from equipoise.balancers._adam import Moments, adam, check_adam
 from equipoise.balancers._balancer import Step
 from equipoise.balancers._gradnorm_family import GradNormFamily
-from equipoise.balancers._present import mean_over, shown
+from equipoise.balancers._present import is_free_to_read, mean_over, shown
 from equipoise.engine import Source
 
 
@@ -46,6 +46,10 @@ def renormalise(weights: Tensor, present: Tensor, total: Tensor, floor: float, c
     met, that is the paper's renormalisation :math:`w_i T / \sum_j w_j`. Absent tasks keep their weight.
     """
     positive = torch.where(present, weights, 1.0).clamp(min=floor)
+    if is_free_to_read(weights):
+        scaled = positive * (total / torch.where(present, positive, 0.0).sum())
+        if (~present | ((scaled >= floor) & (scaled <= cap))).all():
+            return torch.where(present, scaled, weights)
     # The sum over the tasks is piecewise linear in c: a task's share grows with slope w_i from c = floor / w_i on, up to
     # c = cap / w_i. Walk along these kinks to the one before the total.
     slopes = torch.where(present, positive, 0.0)

@@ -18,12 +18,13 @@ from equipoise.lab.problems import PROBLEMS
 
 _PACKAGE = Path(equipoise.__file__).parent
 _READ_RECORDS_ONLY = {"cli.py", "lab/_report.py", "lab/_table.py", "lab/_statistics.py"}
+_NO_PART_OF_RUNS = "bench/"
 
 
 def code_digest(source: str) -> str:
     """The digest of all source that computes a run: the library's, and the file of a user's problem.
 
-    Source that only reads records does not count.
+    Source that only reads records, or measures what a step costs, does not count.
 
     Args:
         source: A key of ``PROBLEMS`` or the path of a file.
@@ -40,7 +41,7 @@ def _library_digest() -> bytes:
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         name = path.relative_to(_PACKAGE).as_posix()
-        if name not in _READ_RECORDS_ONLY:
+        if name not in _READ_RECORDS_ONLY and not name.startswith(_NO_PART_OF_RUNS):
             content = path.read_bytes()
             digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.digest()

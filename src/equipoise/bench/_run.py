@@ -1,0 +1,109 @@
+"""Measures a workload: memory of each method in a process of its own, then time of all side by side in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from inspect import getdoc
+from os import cpu_count
+from typing import Any
+
+import torch
+
+from equipoise.bench._clock import steps_at_a_stretch
+from equipoise.bench._methods import FLOOR, METHODS
+from equipoise.bench._processes import LostError, in_processes
+from equipoise.bench._record import Cost, Record
+from equipoise.bench._trial import attempt, take_times
+from equipoise.bench.workloads import Workload
+from equipoise.lab._fingerprint import environment
+
+_PEERS = ("torchjd", "gradnorm-pytorch")
+_STEPS_AT_MOST = 60
+"""What a process that tries one method out takes at the very most, with a second for each besides: it starts and compiles."""
+
+
+def measure(
+    name: str,
+    workload: Workload,
+    methods: Sequence[str],
+    *,
+    device: str = "cpu",
+    rounds: int = 15,
+    threads: int | None = None,
+    limit: float = 5.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Record:
+    """Measure what methods cost on a workload.
+
+    Args:
+        name: The name of the workload.
+        workload: The workload.
+        methods: Keys of ``METHODS``; ``plain`` is added, as the others are divided by it.
+        device: ``"cpu"`` or ``"cuda"``.
+        rounds: How often every method is timed.
+        threads: PyTorch's threads; if omitted, PyTorch's own choice, and one in each of several processes.
+        limit: A method that takes more seconds per step is not measured; the record says so.
+        say: Told what is going on, in lines.
+
+    Returns:
+        The record. A method that could not be run, or took too long, is in its ``not_run`` with the reason.
+
+    Raises:
+        RuntimeError: The plain step could not be run, or the processes that time the methods were lost.
+        ValueError: A method is unknown.
+    """
+    if wrong := [method for method in methods if method not in METHODS]:
+        raise ValueError(f"unknown method {wrong[0]!r}; wanted some of {', '.join(METHODS)}")
+    number = 2 if workload.setup == "ddp" else 1
+    each = threads or (1 if number > 1 else torch.get_num_threads())
+    periods = {method: METHODS[method].period for method in METHODS if method in methods or method == FLOOR}
+    periods[FLOOR] = max(periods.values())  # timed over the same number of steps as what does its work now and then
+    patience = _STEPS_AT_MOST * (limit + 1)
+    steps: dict[str, int] = {}
+    peaks: dict[str, int] = {}
+    not_run: dict[str, str] = {}
+    for method, period in periods.items():
+        if reason := METHODS[method].refusal(workload):
+            not_run[method] = reason
+            continue
+        say(f"{name}: {method}")
+        try:
+            found = in_processes(attempt, number, each, workload, method, device, limit, seconds=patience)
+        except LostError as error:
+            found = str(error)
+        if isinstance(found, str):
+            not_run[method] = found
+        else:
+            seconds, peaks[method] = found
+            steps[method] = steps_at_a_stretch(seconds, period)
+    if FLOOR not in steps:
+        raise RuntimeError(f"workload {name!r}: the plain step could not be run: {not_run[FLOOR]}")
+    say(f"{name}: {rounds} rounds of {len(steps)} methods")
+    together = patience * len(steps) * rounds
+    try:
+        taken = in_processes(take_times, number, each, workload, steps, device, rounds, seconds=together)
+    except LostError as error:
+        raise RuntimeError(f"workload {name!r}: the methods could not be timed: {error}") from None
+    return Record(
+        workload=name,
+        line=" ".join((getdoc(type(workload)) or "").split("\n\n")[0].split()),
+        last_shared=workload.last_shared,
+        num_tasks=len(workload.tasks),
+        settings=asdict(workload),
+        device=device,
+        costs={method: Cost(steps[method], tuple(taken[method]), peaks[method]) for method in steps},
+        not_run=not_run,
+        environment=_environment(device, each),
+    )
+
+
+def _environment(device: str, threads: int) -> dict[str, Any]:
+    found = environment(torch.device(device), threads) | {"cores": cpu_count()}
+    for package in _PEERS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
