@@ -3,13 +3,24 @@
 import re
 
 import cost
+import pytest
 
 from equipoise.bench._methods import METHODS
 from equipoise.bench.workloads import workloads
 
 
-def test_its_table_is_generated():
-    assert cost.parts()[1] == cost.table()
+@pytest.mark.parametrize("name", cost.TABLES)
+def test_its_tables_are_generated(name):
+    assert cost.parts(name)[1] == cost.TABLES[name]()
+
+
+def test_it_was_measured_as_it_says():
+    """From a clean commit, and at least 15 rounds."""
+    for record in cost.records():
+        assert "dirty" not in record.environment["commit"]
+        assert all(len(found.seconds) >= 15 for found in record.costs.values())
+    assert [one.workload for one in cost.load(cost.MEASURED)] == list(cost.TIMED)
+    assert all("dirty" not in one.environment["commit"] for one in cost.load(cost.MEASURED))
 
 
 def test_its_figure_is_generated():

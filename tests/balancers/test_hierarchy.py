@@ -12,6 +12,7 @@ from training import batches, train
 
 import equipoise as eq
 from equipoise.balancers import _balancer
+from equipoise.lab._groups import tasks_by_group
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -67,6 +68,15 @@ def tensors(module):
 
 def same(first, second):
     return all(torch.equal(value.nan_to_num(7.0), second[key].nan_to_num(7.0)) for key, value in first.items())
+
+
+def test_the_tree_is_there_by_name_as_the_lab_takes_it():
+    _, tree = built()
+    assert tree.tree == {"fuel": FUEL, "stress": {"axial": ("axial",), "hoop": HOOP}}
+    by_group = tasks_by_group(tree.tree, tree.tasks)
+    assert by_group["stress"] == STRESS
+    assert by_group["stress/hoop"] == HOOP
+    assert "energy" not in by_group
 
 
 # The same by hand

@@ -7,6 +7,7 @@ from reference import close, task_gradients
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchjd import scalarization
 
 import equipoise as eq
 
@@ -22,6 +23,8 @@ BY_NAME = {
     "InverseTargetVariance": lambda tasks: eq.InverseTargetVariance(
         tasks, variances={t: 1.0 + i for i, t in enumerate(TASKS)}
     ),
+    "LRAnnealing": lambda tasks: eq.LRAnnealing(tasks, residual="t0"),
+    "Scalarized, UW": lambda tasks: eq.Scalarized(tasks, scalarization.UW(T)),
     "EnCodec": lambda tasks: eq.EnCodec(tasks),
     "DTP": lambda tasks: eq.DTP(tasks),
 }

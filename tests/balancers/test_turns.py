@@ -14,7 +14,7 @@ import equipoise as eq
 
 pytestmark = pytest.mark.usefixtures("double")
 
-OWN = {"InverseInitialLoss", "Uncertainty", "Uncertainty, normalised", "SI", "IMTLL", "STCH"}
+OWN = {"InverseInitialLoss", "Uncertainty", "Uncertainty, normalised", "SI", "IMTLL", "STCH", "Scalarized, UW"}
 """Methods whose weight of a task is made of that task's own losses."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import fmean
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,15 @@ class Hierarchy(nn.Module):
     def groups(self) -> dict[str, Balancer | Hierarchy]:
         """The groups right below the root, by name."""
         return dict(zip(self._names, cast("list[Balancer | Hierarchy]", list(self.branches)), strict=True))
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The groups by name, as a problem of the lab takes them: the tasks of each, or the groups that it is made of.
+
+        A task that stands beside the groups of a group is a group of its own there; one beside the groups of the root is in
+        none.
+        """
+        return {name: _names(group) for name, group in self.groups.items()}
 
     @property
     def balancers(self) -> dict[str, Balancer]:
@@ -194,3 +203,10 @@ class Hierarchy(nn.Module):
     def _products(self, root: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
         own = dict(zip(self.root.tasks, root, strict=True))
         return self._leaves(root, {name: own[name] * weights for name, weights in groups.items()})
+
+
+def _names(group: Balancer | Hierarchy) -> Any:
+    if not isinstance(group, Hierarchy):
+        return group.tasks
+    below = group.groups
+    return {task: _names(below[task]) if task in below else (task,) for task in group.root.tasks}

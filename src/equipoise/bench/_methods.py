@@ -71,6 +71,19 @@ def plain(case: Case) -> Callable[[], None]:
 
 def forked(case: Case, *, every: int = 1, subset: int | None = None) -> Callable[[], Tensor]:
     """GradNorm of this library, measured where the network splits into its tasks; the step returns the weights."""
+    model, balancer = balanced(case, every=every, subset=subset)
+
+    def step() -> Tensor:
+        balancer(case.balanced(model)).backward()
+        case.descend()
+        balancer.step()
+        return balancer.weights
+
+    return step
+
+
+def balanced(case: Case, *, every: int = 1, subset: int | None = None) -> tuple[nn.Module, GradNorm]:
+    """The network with a fork, or what stands for it, in the place of its last shared layer, and the balancer."""
     if subset is not None and subset >= len(case.tasks):
         raise CannotRunError(f"a subset of {subset} is for more tasks than {len(case.tasks)}")
     trunk, layer, heads = case.network.trunk, case.network.shared_layer, case.network.heads
@@ -81,16 +94,7 @@ def forked(case: Case, *, every: int = 1, subset: int | None = None) -> Callable
         heads = Named()
     else:
         source = Fork(layer, case.tasks, subset=subset)
-    model = case.prepared(Network(trunk, source, heads))
-    balancer = GradNorm(source, every=every)
-
-    def step() -> Tensor:
-        balancer(case.balanced(model)).backward()
-        case.descend()
-        balancer.step()
-        return balancer.weights
-
-    return step
+    return case.prepared(Network(trunk, source, heads)), GradNorm(source, every=every)
 
 
 def per_loss(case: Case) -> Callable[[], Tensor]:

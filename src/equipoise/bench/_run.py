@@ -20,7 +20,7 @@ from equipoise.bench.workloads import Workload
 from equipoise.lab._fingerprint import environment
 
 _PEERS = ("torchjd", "gradnorm-pytorch")
-_STEPS_AT_MOST = 60
+_STEPS_AT_MOST = 20
 """What a process that tries one method out takes at the very most, with a second for each besides: it starts and compiles."""
 
 

@@ -1,0 +1,44 @@
+"""Where the time goes: phases, multiplications, and the model made from them."""
+
+import pytest
+import torch
+from reference import close
+
+from equipoise.bench._model import Model, fitted, measured_extra
+from equipoise.bench._phases import PHASES, Phases, load, phases, save
+from equipoise.bench.workloads import MLP, Columns
+
+
+@pytest.mark.parametrize(
+    "workload", [MLP(num_tasks=3, width=8, batch_size=4), Columns(num_tasks=3, width=8, batch_size=4)]
+)
+def test_both_steps_are_timed_phase_by_phase_and_their_multiplications_counted(workload, tmp_path):
+    found = phases("small", workload, rounds=3, threads=1)
+    assert tuple(found.plain) == tuple(found.balanced) == PHASES
+    assert all(value >= 0 for value in [*found.plain.values(), *found.balanced.values()])
+    assert found.num_tasks == 3
+    # the Gram matrix of four samples of eight numbers, and its product with the gradient of each of three tasks
+    assert found.balanced_multiplications - found.plain_multiplications == 4 * 4 * 8 * (1 + 3)
+    save([found], tmp_path / "phases.json")
+    assert load(tmp_path / "phases.json") == [found]
+
+
+def test_the_threads_are_put_back():
+    before = torch.get_num_threads()
+    phases("small", MLP(num_tasks=2, width=4, batch_size=2), rounds=1, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+def made(num_tasks, multiplications, extra):
+    plain = dict.fromkeys(PHASES, 1.0)
+    return Phases("made", num_tasks, plain, plain | {"balancer": 1.0 + extra}, 1000, 1000 + multiplications, {})
+
+
+def test_a_model_is_found_again_from_what_it_foresees():
+    rate = 1000 / 5
+    found = [made(t, m, m / rate + 0.5 + 0.02 * t) for t, m in ((2, 100), (3, 700), (40, 0), (128, 3000))]
+    model = fitted(found, found[0])
+    close(torch.tensor([model.rate, model.per_step, model.per_task]), torch.tensor([rate, 0.5, 0.02]), rtol=1e-5)
+    for one in found:
+        close(torch.tensor(model.extra(one)), torch.tensor(measured_extra(one)), rtol=1e-5)
+    assert Model(10.0, 1.0, 0.1).extra(made(4, 20, 0.0)) == 2.0 + 1.0 + 0.4
