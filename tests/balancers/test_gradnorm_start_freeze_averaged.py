@@ -86,6 +86,14 @@ def test_the_average_is_that_of_the_weights_since_the_start(build):
     close(eq.Static(AB, balancer.averaged()).weights, mean)
 
 
+def test_steps_between_two_measurements_count_for_the_average():
+    network, balancer = network_and(eq.GradNorm, AB, every=4)
+    logs = train(network, balancer, batches(9, AB, units=[1.0, 3.0]))  # the last one is measured
+    mean = torch.stack([log["weights"] for log in logs]).mean(0)
+    close(torch.tensor(list(balancer.averaged().values())), mean)
+    assert len({tuple(log["weights"].tolist()) for log in logs}) == 3
+
+
 def test_frozen_absent_and_unusable_steps_do_not_count_for_the_average():
     network, balancer = network_and(eq.GradNorm, AB)
     data = list(batches(8, AB))

@@ -144,6 +144,7 @@ class Balancer(nn.Module, ABC):
         self._steps = 0
         self._start, self._frozen = start, False
         self._unseen = set(self.tasks)
+        self._unnoted = 0  # steps since the last one in which anything was looked at
         self._settled = False  # whether every task is known to have its L_i(0)
         self._unchecked = set(self.tasks)  # belongs to the graph, which a program that starts again builds anew
         self._log: dict[str, Tensor] = {}
@@ -266,6 +267,7 @@ class Balancer(nn.Module, ABC):
         if not self._notes:
             self._log.pop("weights", None)  # they are those of the buffer, then as now
             self._probe.grad = None
+            self._unnoted += self._moves
             self._finish()
             return
         note = self._probe.grad
@@ -287,6 +289,7 @@ class Balancer(nn.Module, ABC):
         self.skipped_steps += ~usable
         self._log |= log
         self._probe.grad = None
+        self._unnoted = 0
         self._finish()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -345,6 +348,7 @@ class Balancer(nn.Module, ABC):
             "steps": self._steps,
             "unseen": sorted(self._unseen),
             "settled": self._settled,
+            "unnoted": self._unnoted,
             "frozen": self._frozen,
         }
 
@@ -353,6 +357,7 @@ class Balancer(nn.Module, ABC):
         self._steps = state["steps"]
         self._unseen = set(state["unseen"])
         self._settled = state["settled"]
+        self._unnoted = state["unnoted"]
         self._frozen = state["frozen"]
         self._switch()
 
@@ -455,8 +460,9 @@ class Balancer(nn.Module, ABC):
     def _move(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`_update`, and the mean of the weights so far."""
         state, log = self._update(step)
-        count = self.mean_count + step.present
-        change = (step.weights - self.mean_weights) * step.present / count.clamp(min=1)
+        alike = step.present * (1 + self._unnoted)  # the steps with these weights, this one included
+        count = self.mean_count + alike
+        change = (step.weights - self.mean_weights) * alike / count.clamp(min=1)
         mean = {"mean_weights": self.mean_weights + change, "mean_count": count}
         if step.task_norms is not None and self._source is not None and self._source.subset is not None:
             mean["held_norms"] = step.task_norms

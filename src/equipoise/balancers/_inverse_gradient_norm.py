@@ -76,6 +76,8 @@ class InverseGradientNorm(Balancer):
         to 2.15, and the authors' code, ``jaxpi/models.py``.
     """
 
+    _needs_every_loss = False
+
     def __init__(self, fork: Source, *, momentum: float = 0.9, every: int = 1000, start: int = 0) -> None:
         check_source(type(self).__name__, fork)
         super().__init__(fork, every=every, start=start)

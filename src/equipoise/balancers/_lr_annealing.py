@@ -82,6 +82,7 @@ class LRAnnealing(Balancer):
     """
 
     _wants_gradients = True
+    _needs_every_loss = False
 
     def __init__(self, fork: Source, *, residual: str, alpha: float = 0.1, every: int = 1, start: int = 0) -> None:
         check_source(type(self).__name__, fork)

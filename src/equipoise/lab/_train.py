@@ -123,7 +123,7 @@ def _run(problem: Problem, method: Method, spec: RunSpec, threads: int, on_step:
             optimizer.step()
             balancer.step()
             if step % log_every == 0:
-                logs[step] = balancer.log()
+                logs[step] = balancer.log() | {"losses": torch.stack([*losses.values()]).detach()}
             on_step(step + 1)
         seconds += _now(fabric.device) - began
     evaluations.take(spec.steps)
