@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +26,12 @@ Squares = Callable[[Sequence[Tensor], Sequence[Gradients]], list[Tensor]]
 
 def gradients_measured(measure: Statistic, chosen: Collection[int] | None = None) -> Passage:
     """The passage that gives the probe the gradient at W of every task; zeros where none arrives or it is not ``chosen``."""
-    return partial(_gradients_measured, measure=measure, chosen=chosen)
+    return partial(_passed, measure=measure, chosen=chosen, rows=_gradient_rows)
 
 
 def squares_measured(measure: Squares, chosen: Collection[int] | None = None) -> Passage:
     """The passage that gives the probe the squared norm of every task; zeros where none arrives or it is not ``chosen``."""
-    return partial(_squares_measured, measure=measure, chosen=chosen)
+    return partial(_passed, measure=measure, chosen=chosen, rows=_measured_squares)
 
 
 def one_by_one(statistic: Statistic) -> Squares:
@@ -38,44 +39,37 @@ def one_by_one(statistic: Statistic) -> Squares:
     return partial(_one_by_one, statistic=statistic)
 
 
-def _gradients_measured(
+def _passed(
     kept: Sequence[Tensor],
     tasks: Sequence[Gradients],
     row: Tensor,
     *,
-    measure: Statistic,
+    measure: Any,
     chosen: Collection[int] | None,
+    rows: Callable[..., Tensor],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    trunk, numbers = added_up(tasks), _to_measure(tasks, chosen)
+    trunk = added_up(tasks)
+    numbers = [i for i, task in enumerate(tasks) if not absent(task) and (chosen is None or i in chosen)]
     if not numbers:
         return None, trunk
     with torch.no_grad():
-        rows = row.new_zeros(len(tasks), len(row))
-        for i in numbers:
-            rows[i, :-1] = measure(kept, tasks[i]).reshape(-1)
-            rows[i, -1] = 1
-    return rows, trunk
+        return rows(measure, kept, tasks, numbers, row), trunk
 
 
-def _squares_measured(
-    kept: Sequence[Tensor],
-    tasks: Sequence[Gradients],
-    row: Tensor,
-    *,
-    measure: Squares,
-    chosen: Collection[int] | None,
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    trunk, numbers = added_up(tasks), _to_measure(tasks, chosen)
-    if not numbers:
-        return None, trunk
-    with torch.no_grad():
-        return square_rows(
-            dict(zip(numbers, measure(kept, [tasks[i] for i in numbers]), strict=True)), len(tasks), row
-        ), trunk
+def _gradient_rows(
+    measure: Statistic, kept: Sequence[Tensor], tasks: Sequence[Gradients], numbers: Sequence[int], row: Tensor
+) -> Tensor:
+    rows = row.new_zeros(len(tasks), len(row))
+    for i in numbers:
+        rows[i, :-1] = measure(kept, tasks[i]).reshape(-1)
+        rows[i, -1] = 1
+    return rows
 
 
-def _to_measure(tasks: Sequence[Gradients], chosen: Collection[int] | None) -> list[int]:
-    return [i for i, task in enumerate(tasks) if not absent(task) and (chosen is None or i in chosen)]
+def _measured_squares(
+    measure: Squares, kept: Sequence[Tensor], tasks: Sequence[Gradients], numbers: Sequence[int], row: Tensor
+) -> Tensor:
+    return square_rows(dict(zip(numbers, measure(kept, [tasks[i] for i in numbers]), strict=True)), len(tasks), row)
 
 
 def square_rows(squares: Mapping[int, Tensor], tasks: int, row: Tensor) -> Tensor:
