@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from equipoise.engine._passages import square_rows, squared_norm
 from equipoise.engine._reach import walk
-from equipoise.engine._rules import gram_pays, in_gram
+from equipoise.engine._rules import gram_pays
 from equipoise.engine._source import Source
 
 
@@ -205,16 +205,25 @@ def _measured(
     dtype = columns.dtype
     x, v = inputs.to(dtype).reshape(-1, inputs.shape[-1]), weight.to(dtype)
     slopes = None if slope is None else slope.to(dtype).reshape(len(x), -1)
-    at_features = (_at_features(columns[i], v[i], slopes) for i in numbers)
     if kept:
         rows = row.new_zeros(tasks, len(row))
-        for i, g in zip(numbers, at_features, strict=True):
-            rows[i, :-1] = (g.mT @ x).reshape(-1)
+        for i in numbers:
+            rows[i, :-1] = (_at_features(columns[i], v[i], slopes).mT @ x).reshape(-1)
             rows[i, -1] = 1
         return rows
-    gram = x @ x.mT if gram_pays(x, v, len(numbers)) else None
-    squares = [squared_norm(g.mT @ x) if gram is None else in_gram(gram, g) for g in at_features]
+    if gram_pays(x, v, len(numbers)):
+        gram = x @ x.mT
+        squares = [_in_gram(gram, columns[i], v[i], slopes) for i in numbers]
+    else:
+        squares = [squared_norm(_at_features(columns[i], v[i], slopes).mT @ x) for i in numbers]
     return square_rows(dict(zip(numbers, squares, strict=True)), tasks, row)
+
+
+def _in_gram(gram: Tensor, column: Tensor, weights: Tensor, slopes: Tensor | None) -> Tensor:
+    """sum_nm delta_n K_nm (sum_o M_no v_o^2 M_mo) delta_m, with K the Gram matrix of the inputs of W."""
+    squares = weights.square()
+    within = squares.sum() if slopes is None else (slopes * squares) @ slopes.mT
+    return torch.dot(column, (gram * within) @ column).clamp(min=0)
 
 
 def _at_features(column: Tensor, weights: Tensor, slopes: Tensor | None) -> Tensor:
