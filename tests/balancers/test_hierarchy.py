@@ -79,6 +79,12 @@ def test_the_tree_is_there_by_name_as_the_lab_takes_it():
     assert "energy" not in by_group
 
 
+def test_a_tree_is_checked_one_balancer_at_a_time():
+    network, tree = built()
+    with pytest.raises(TypeError, match="check takes one balancer at a time, .*; found Hierarchy"):
+        eq.check(network, tree, lambda batch: losses_of(network, *batch), data(1)[0])
+
+
 # The same by hand
 
 

@@ -53,7 +53,8 @@ def check(
         The report. ``print`` it, or look at ``report.ok`` and ``report.findings``.
 
     Raises:
-        TypeError: What ``losses_fn`` returns is nothing that the balancer takes.
+        TypeError: What ``losses_fn`` returns is nothing that the balancer takes; or ``balancer`` is none, as a `Hierarchy`,
+            whose balancers are checked one at a time.
         ValueError: As above; there is no loss; there is nothing that measures, or it has other tasks than the balancer; or the
             model is under ``fully_shard``, or in the first step of ``DistributedDataParallel`` with ``static_graph=True``.
 
@@ -77,6 +78,10 @@ def check(
         largest deviation from one autograd.grad per task: 0.0e+00
         ok
     """
+    if not isinstance(balancer, Balancer):
+        raise TypeError(
+            f"check takes one balancer at a time, with the losses that it is given; found {type(balancer).__name__}"
+        )
     source = _source(model, balancer)
     with undisturbed(model, balancer.weights.device) as autocast, examined(source) as examination:
         given = losses_by_task(losses_fn(batch), balancer.tasks, balancer.weights.device)
