@@ -74,8 +74,7 @@ def adam(
     count = moments.count + active
     steps = count.clamp(min=1)
     root = (square / (1 - decay_square**steps)).sqrt() + eps
-    moves = active & (square > 0)
-    change = torch.where(moves, -lr * (mean / (1 - decay**steps)) / torch.where(moves, root, 1.0), 0.0)
+    change = torch.where(active & (square > 0), -lr * (mean / (1 - decay**steps)) / root, 0.0)
     return change, Moments(mean, square, count)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Any, ClassVar, cast
 
@@ -24,6 +25,9 @@ from equipoise.balancers._given import (
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
 from equipoise.balancers._present import is_free_to_read, shown
 from equipoise.engine import Processes, Source, task_names
+
+Log = Mapping[str, Tensor | Callable[[], Tensor]]
+"""What a log shows, by name; what has to be computed for nothing else is computed when the log is read."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class Balancer(nn.Module, ABC):
         self._unnoted = 0  # steps since the last one in which anything was looked at
         self._settled = False  # whether every task is known to have its L_i(0)
         self._unchecked = set(self.tasks)  # belongs to the graph, which a program that starts again builds anew
-        self._log: dict[str, Tensor] = {}
+        self._log: dict[str, Tensor | Callable[[], Tensor]] = {}
         self._masks: dict[tuple[bool, ...], Tensor] = {}
 
         measured = list(source.parameters_measured.values()) if source is not None else []
@@ -278,7 +282,7 @@ class Balancer(nn.Module, ABC):
             )
         step, initial = self._read(self._processes.mean(note))
         state, log = self._move(step) if self._moves else ({}, {})
-        usable = self._usable(step) & (not skip)
+        usable = torch.zeros_like(self.skipped_steps, dtype=torch.bool) if skip else self._usable(step)
         state |= initial
         if state:
             moving = usable & step.present.any()
@@ -339,7 +343,8 @@ class Balancer(nn.Module, ABC):
             were not measured in the last step are those of the last step that measured them; before the first step only
             ``weights`` and ``skipped_steps`` are there. So are the losses of a step that nothing was made of; see ``every``.
         """
-        return {"weights": self.weights.clone(), **self._log, "skipped_steps": self.skipped_steps.clone()}
+        seen = {name: value() if callable(value) else value for name, value in self._log.items()}
+        return {"weights": self.weights.clone(), **seen, "skipped_steps": self.skipped_steps.clone()}
 
     def get_extra_state(self) -> dict[str, Any]:
         """The state that is not a tensor: task names, step count, tasks seen, whether it is frozen."""
@@ -375,7 +380,7 @@ class Balancer(nn.Module, ABC):
         return f"tasks={self.tasks}"
 
     @abstractmethod
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _update(self, step: Step) -> tuple[dict[str, Tensor], Log]:
         """The method: new values of buffers by name, and what the log shall say. Must not write to any buffer."""
 
     def _weigh(self, losses: Tensor, present: Tensor) -> Tensor:
@@ -392,10 +397,11 @@ class Balancer(nn.Module, ABC):
 
     def _usable(self, step: Step) -> Tensor:
         """Whether everything that the step is built on is finite, as a bool tensor ``()``."""
-        finite = torch.isfinite(step.losses)
-        if step.task_norms is not None:
-            finite = finite & torch.isfinite(step.task_norms)
-        return (finite | ~step.present).all()
+        return (torch.isfinite(torch.stack(self._must_be_finite(step))) | ~step.present).all()
+
+    def _must_be_finite(self, step: Step) -> list[Tensor]:
+        """What the step is built on, each ``(T,)``."""
+        return [step.losses] if step.task_norms is None else [step.losses, step.task_norms]
 
     def _check_first(self, task: str, loss: float) -> None:
         """Refuse, by name, a loss that this method cannot start from."""
@@ -438,32 +444,33 @@ class Balancer(nn.Module, ABC):
         rates = training_rates(*self._compared(losses, initial), present)
         weights = scaled_weights / scale
         self._log |= {
-            "losses": shown(losses, present),
+            "losses": partial(shown, losses, present),
             "weights": weights,
-            "training_rates": shown(rates, present),
+            "training_rates": partial(shown, rates, present),
         }
         norms, gradients = None, None
         if self._source is not None and self._source.measuring:
             self._source.reduce(self._processes)
             if self._source.measured or present.any():  # read on the host only where nothing was measured
-                norms = self._source.gradient_norms().to(losses.dtype) / (scale * weights)
+                norms = self._source.gradient_norms().to(losses.dtype) / scaled_weights
                 if self._source.subset is not None:
                     fresh = self._source.passes() > 0
                     norms = torch.where(fresh, norms, self.held_norms)
                     present = present & (fresh | ~self.held_norms.isnan())
                 if self._wants_gradients:
-                    gradients = self._source.task_gradients().flatten(1).to(losses.dtype) / (scale * weights)[:, None]
+                    gradients = self._source.task_gradients().flatten(1).to(losses.dtype) / scaled_weights[:, None]
             self._source.reset()
-            self._log["gradient_norms"] = shown(losses if norms is None else weights * norms, present)
+            weighted = losses if norms is None else weights * norms
+            self._log["gradient_norms"] = partial(shown, weighted, present)
         return Step(losses, weights, present, initial, rates, norms, gradients), kept
 
-    def _move(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _move(self, step: Step) -> tuple[dict[str, Tensor], Log]:
         """`_update`, and the mean of the weights so far."""
         state, log = self._update(step)
         alike = step.present * (1 + self._unnoted)  # the steps with these weights, this one included
         count = self.mean_count + alike
-        change = (step.weights - self.mean_weights) * alike / count.clamp(min=1)
-        mean = {"mean_weights": self.mean_weights + change, "mean_count": count}
+        share = (alike / count.clamp(min=1)).to(self.mean_weights.dtype)
+        mean = {"mean_weights": self.mean_weights.lerp(step.weights.to(share.dtype), share), "mean_count": count}
         if step.task_norms is not None and self._source is not None and self._source.subset is not None:
             mean["held_norms"] = step.task_norms
         return state | mean, log

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor
 
 from equipoise.balancers._adam import Moments, adam, check_adam
-from equipoise.balancers._balancer import Step
+from equipoise.balancers._balancer import Log, Step
 from equipoise.balancers._gradnorm_family import GradNormFamily
 from equipoise.balancers._present import is_free_to_read, mean_over, shown
 from equipoise.engine import Source
@@ -48,7 +49,7 @@ def renormalise(weights: Tensor, present: Tensor, total: Tensor, floor: float, c
     positive = torch.where(present, weights, 1.0).clamp(min=floor)
     if is_free_to_read(weights):
         scaled = positive * (total / torch.where(present, positive, 0.0).sum())
-        if (~present | ((scaled >= floor) & (scaled <= cap))).all():
+        if scaled.equal(scaled.clamp(floor, cap)):
             return torch.where(present, scaled, weights)
     # The sum over the tasks is piecewise linear in c: a task's share grows with slope w_i from c = floor / w_i on, up to
     # c = cap / w_i. Walk along these kinks to the one before the total.
@@ -200,13 +201,12 @@ class GradNorm(GradNormFamily):
         for name in ("floor_hits", "cap_hits"):
             self.register_buffer(name, torch.zeros_like(ones, dtype=torch.int64))
 
-    def _rule(
-        self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _rule(self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor) -> tuple[dict[str, Tensor], Log]:
         gradient_norms = step.weights * task_norms
         targets = gradnorm_targets(gradient_norms, step.training_rates, self.alpha, self.priors, active)
-        mean_norm = mean_over(task_norms, active)
-        unit = torch.where(self.unit > 0, self.unit, mean_norm)
+        unit = self.unit
+        if not (is_free_to_read(unit) and unit > 0):
+            unit = torch.where(unit > 0, unit, mean_over(task_norms, active))
         change, moments = adam(
             gradnorm_gradient(task_norms, gradient_norms, targets),
             Moments.of(self),
@@ -225,9 +225,9 @@ class GradNorm(GradNormFamily):
             "floor_hits": self.floor_hits + at_floor,
             "cap_hits": self.cap_hits + at_cap,
         }
-        log = {
-            "targets": shown(targets, step.present),
-            "gradnorm_loss": gradnorm_loss(gradient_norms, targets, active),
+        log: Log = {
+            "targets": partial(shown, targets, step.present),
+            "gradnorm_loss": partial(gradnorm_loss, gradient_norms, targets, active),
             "floor_hits": state["floor_hits"],
             "cap_hits": state["cap_hits"],
         }

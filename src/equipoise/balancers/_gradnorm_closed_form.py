@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Step
+from equipoise.balancers._balancer import Log, Step
 from equipoise.balancers._gradnorm import gradnorm_targets
 from equipoise.balancers._gradnorm_family import GradNormFamily
 from equipoise.balancers._present import shown
@@ -139,9 +140,7 @@ class GradNormClosedForm(GradNormFamily):
         self.register_buffer("pull_mean", torch.zeros_like(self.weights))
         self.register_buffer("pull_count", torch.zeros_like(self.weights, dtype=torch.int64))
 
-    def _rule(
-        self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _rule(self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor) -> tuple[dict[str, Tensor], Log]:
         losses, initial = self._compared(step.losses, step.initial_losses)
         pulls = log_pulls(task_norms, losses / initial, self.alpha)
         moving = active & pulls.isfinite()
@@ -156,4 +155,4 @@ class GradNormClosedForm(GradNormFamily):
             "pull_count": count,
         }
         targets = gradnorm_targets(step.weights * task_norms, step.training_rates, self.alpha, self.priors, active)
-        return state, {"targets": shown(targets, step.present)}
+        return state, {"targets": partial(shown, targets, step.present)}

@@ -10,7 +10,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Balancer, Step
+from equipoise.balancers._balancer import Balancer, Log, Step
 from equipoise.balancers._given import check_known, check_source, positive_by_task
 from equipoise.balancers._gradnorm_stuck import Plateau, plateau_after, stuck_tasks
 from equipoise.balancers._initial_losses import check_initial_loss
@@ -101,13 +101,13 @@ class GradNormFamily(Balancer, ABC):
         self.observed_last.copy_(torch.where(given, loss, self.observed_last))
 
     @abstractmethod
-    def _rule(
-        self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _rule(self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor) -> tuple[dict[str, Tensor], Log]:
         """`_update` for a step that was measured, from ``weights``; only those of the ``active`` tasks move."""
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        state, log, active, weights = {}, {}, step.present, self.weights
+    def _update(self, step: Step) -> tuple[dict[str, Tensor], Log]:
+        state: dict[str, Tensor] = {}
+        log: Log = {}
+        active, weights = step.present, self.weights
         if self._patience is not None:
             before = Plateau(*(self.get_buffer(f"plateau_{name}") for name in Plateau._fields))
             after = plateau_after(before, step, weights, self._patience)
@@ -120,7 +120,7 @@ class GradNormFamily(Balancer, ABC):
         if step.task_norms is None:
             return state, log
         moved, seen = self._rule(step, step.task_norms, active, weights)
-        return state | moved, log | seen
+        return state | moved, {**log, **seen}
 
     def _compared(self, losses: Tensor, initial_losses: Tensor) -> tuple[Tensor, Tensor]:
         observed = self.observed_first > 0
@@ -129,12 +129,11 @@ class GradNormFamily(Balancer, ABC):
             torch.where(observed, self.observed_first, initial_losses),
         )
 
-    def _usable(self, step: Step) -> Tensor:
-        usable = super()._usable(step)
+    def _must_be_finite(self, step: Step) -> list[Tensor]:
+        needed = super()._must_be_finite(step)
         if self.alpha > 0:
-            rates_mean_something = torch.isfinite(step.training_rates) & (step.losses >= 0)
-            usable = usable & (rates_mean_something | ~step.present).all()
-        return usable
+            needed += [step.training_rates, step.losses.sqrt()]  # a negative loss has no root
+        return needed
 
     def _check_first(self, task: str, loss: float) -> None:
         if self.alpha > 0 and not self._initial_given:

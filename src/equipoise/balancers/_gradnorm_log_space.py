@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor
 
 from equipoise.balancers._adam import Moments, adam, check_adam
-from equipoise.balancers._balancer import Step
+from equipoise.balancers._balancer import Log, Step
 from equipoise.balancers._gradnorm import gradnorm_loss, gradnorm_targets
 from equipoise.balancers._gradnorm_family import GradNormFamily
 from equipoise.balancers._present import mean_over, shown
@@ -120,9 +121,7 @@ class GradNormLogSpace(GradNormFamily):
         self.register_buffer("unit", self.weights.new_zeros(()))
         Moments.register(self, self.weights)
 
-    def _rule(
-        self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _rule(self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor) -> tuple[dict[str, Tensor], Log]:
         gradient_norms = step.weights * task_norms
         targets = gradnorm_targets(gradient_norms, step.training_rates, self.alpha, self.priors, active)
         mean_norm = mean_over(gradient_norms, active)
@@ -140,5 +139,8 @@ class GradNormLogSpace(GradNormFamily):
             "unit": unit,
             **moments.state(),
         }
-        log = {"targets": shown(targets, step.present), "gradnorm_loss": gradnorm_loss(gradient_norms, targets, active)}
+        log: Log = {
+            "targets": partial(shown, targets, step.present),
+            "gradnorm_loss": partial(gradnorm_loss, gradient_norms, targets, active),
+        }
         return state, log

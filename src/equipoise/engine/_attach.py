@@ -104,7 +104,7 @@ class Attached(Source):
         """
         reads = "what the head of task {} is given"
         check_reach(losses, self.tasks, self._id, self.parameters_measured, by_rule=False, reads=reads)
-        self._checked = True
+        self._checked |= losses.keys()
 
     def alias(self, i: int, inputs: Any) -> Any:
         """The inputs of head i, its own alias of each tensor that carries a gradient."""
@@ -114,7 +114,7 @@ class Attached(Source):
         if not any(tensor.requires_grad for tensor in tensors):
             return inputs
         passage = self._measured(self._from_the_graph(tensors), probe=i)
-        aliases = ForkNode.apply(passage, (self._id, i), len(tensors), self._probes[i], *tensors, *tensors)
+        aliases = ForkNode.apply(passage, (self._id, i), 1, len(tensors), self._probes[i], *tensors, *tensors)
         if not self._checked:
             aliases = [self._guarded(self.tasks[i], alias) for alias in aliases]
         return put(aliases)

@@ -105,7 +105,7 @@ class Columns(nn.Module, Source):
                 "have: compile the trunk below it instead"
             )
         self._calls[0] += 1
-        measure = partial(_measured, chosen=self._chosen_of(0), kept=self._keeps_gradients)
+        measure = partial(_measured, chosen=self._chosen, kept=self._keeps_gradients)
         tensors = inputs, features, active, self.output_layer.weight, outputs
         return cast(Tensor, _ColumnsNode.apply(measure, (self._id, 0), self._probes[0], *tensors))
 

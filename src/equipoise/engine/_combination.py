@@ -121,7 +121,7 @@ class Combination:
     ) -> Sequence[Tensor]:
         passage = partial(self._passage, measure=statistic)
         kept = [*kept, *features] if self._features else kept
-        return ForkNode.apply(passage, mark, len(kept), self._probe, *kept, *features)  # type: ignore[no-any-return]
+        return ForkNode.apply(passage, mark, self._probe.shape[0], len(kept), self._probe, *kept, *features)  # type: ignore[no-any-return]
 
     def _passage(
         self, kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor, *, measure: Statistic | None

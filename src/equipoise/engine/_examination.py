@@ -31,7 +31,7 @@ _STATE = (
 def examined(source: Source) -> Iterator[Examination]:
     """Measure the forward passes within as those of a first step; afterwards the source is as it was."""
     before = {name: getattr(source, name) for name in _STATE}
-    source._checked, source._copies, source._calls = False, [], Counter()
+    source._checked, source._copies, source._calls = set(), [], Counter()
     try:
         source.measure(True, gradients=True)
         yield Examination(source, source._copies)

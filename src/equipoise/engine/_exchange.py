@@ -97,7 +97,8 @@ class Exchange:
         return bool(flag)
 
     def _send(self, values: Tensor) -> None:
-        self._flight = values, distributed.all_reduce(values, group=self._group, async_op=True)
+        total = values.clone()  # more may accumulate while it is under way
+        self._flight = total, distributed.all_reduce(total, group=self._group, async_op=True)
 
     def _receive(self) -> Tensor:
         assert self._flight is not None

@@ -12,7 +12,7 @@ from equipoise.engine._alias import named_alias
 from equipoise.engine._combination import Combination
 from equipoise.engine._features import split
 from equipoise.engine._node import ForkNode, Passage
-from equipoise.engine._passages import Statistic, squares_measured
+from equipoise.engine._passages import Numbers, Statistic, squares_measured
 from equipoise.engine._reach import check_reach
 from equipoise.engine._rules import at_the_features, direct
 from equipoise.engine._source import Source, chosen, named_parameters
@@ -120,15 +120,20 @@ class Fork(nn.Module, Source):
             )
         if self.shared_layer is None:
             self._place_probes(tensors[0].device)
+        numbers, size = self._numbers(), len(tensors)
         if self._combination is not None:
             aliases = self._combination.fan_out((self._id, 0), *self._statistic(given, tensors), tensors)
         else:
-            passage, kept = self._passage(given, tensors)
-            aliases = ForkNode.apply(passage, (self._id, 0), len(kept), self._probes[0], *kept, *tensors)
+            passage, kept = self._passage(given, tensors, numbers)
+            aliases = ForkNode.apply(passage, (self._id, 0), len(numbers), len(kept), self._probes[0], *kept, *tensors)
         if not (torch.compiler.is_compiling() or self._checked):
-            aliases = [self._guarded(self.tasks[i // len(tensors)], alias) for i, alias in enumerate(aliases)]
-        size = len(tensors)
-        return {task: put(aliases[i * size : (i + 1) * size]) for i, task in enumerate(self.tasks)}
+            aliases = [self._guarded(self.tasks[i // size], alias) for i, alias in enumerate(aliases)]
+        each = [put(aliases[i : i + size]) for i in range(0, len(aliases), size)]
+        if len(each) == len(self.tasks):
+            return dict(zip(self.tasks, each, strict=True))
+        return dict.fromkeys(self.tasks, each[-1]) | {
+            self.tasks[i]: alias for i, alias in zip(numbers, each, strict=True) if i is not None
+        }
 
     def combine(self, combination: Combination) -> None:
         """Have the task gradients combined in this way, from the next forward pass to the next call of `measure`."""
@@ -142,7 +147,7 @@ class Fork(nn.Module, Source):
         """
         by_rule = self._rule is not None and not self._at_the_features()
         check_reach(losses, self.tasks, self._id, self.parameters_measured, by_rule=by_rule, reads="features[{}]")
-        self._checked = True
+        self._checked |= losses.keys()
 
     def extra_repr(self) -> str:
         """Name the tasks."""
@@ -156,13 +161,22 @@ class Fork(nn.Module, Source):
         tensors, put = split(features)
         return {task: put([named_alias(task, tensor) for tensor in tensors]) for task in self.tasks}
 
-    def _passage(self, given: Any, features: list[Tensor]) -> tuple[Passage, list[Tensor]]:
+    def _numbers(self) -> Numbers:
+        """The task that each alias is measured for. The tasks of another turn share one alias, once they are checked."""
+        every = range(len(self.tasks))
+        if self._chosen is None or torch.compiler.is_compiling():
+            return every
+        if len(self._checked) < len(self.tasks) or len(self._chosen) == len(self.tasks):
+            return [i if i in self._chosen else None for i in every]
+        return [*sorted(self._chosen), None]
+
+    def _passage(self, given: Any, features: list[Tensor], numbers: Numbers) -> tuple[Passage, list[Tensor]]:
         """How the tasks are measured, and what must be kept for it."""
         if self.shared_layer is None:
-            return squares_measured(at_the_features, self._chosen_of(0)), []
+            return squares_measured(at_the_features, numbers, len(self.tasks)), []
         if self._rule is not None:
-            return self._measured(*self._rule), [given]
-        return self._measured(self._from_the_graph(features)), features
+            return self._measured(*self._rule, numbers=numbers), [given]
+        return self._measured(self._from_the_graph(features), numbers=numbers), features
 
     def _statistic(self, given: Any, features: list[Tensor]) -> tuple[Statistic | None, list[Tensor]]:
         """How the gradients at W are had where gradients are combined; None: they are combined at the features."""

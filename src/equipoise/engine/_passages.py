@@ -8,7 +8,7 @@ the row tells how many passes it is the sum of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,14 +24,18 @@ Squares = Callable[[Sequence[Tensor], Sequence[Gradients]], list[Tensor]]
 """``(what was kept, gradients at the features task by task) -> squared norms of the gradients at W``."""
 
 
-def gradients_measured(measure: Statistic, chosen: Collection[int] | None = None) -> Passage:
-    """The passage that gives the probe the gradient at W of every task; zeros where none arrives or it is not ``chosen``."""
-    return partial(_passed, measure=measure, chosen=chosen, rows=_gradient_rows)
+Numbers = Sequence[int | None]
+"""The row of the probe that each alias is measured for; None for one that is not measured."""
 
 
-def squares_measured(measure: Squares, chosen: Collection[int] | None = None) -> Passage:
-    """The passage that gives the probe the squared norm of every task; zeros where none arrives or it is not ``chosen``."""
-    return partial(_passed, measure=measure, chosen=chosen, rows=_measured_squares)
+def gradients_measured(measure: Statistic, numbers: Numbers, tasks: int) -> Passage:
+    """The passage that gives the probe, a row for each of the ``tasks``, gradients at W; zeros where there is none."""
+    return partial(_passed, measure=measure, numbers=numbers, tasks=tasks, rows=_gradient_rows)
+
+
+def squares_measured(measure: Squares, numbers: Numbers, tasks: int) -> Passage:
+    """The passage that gives the probe, a row for each of the ``tasks``, squared norms; zeros where there is none."""
+    return partial(_passed, measure=measure, numbers=numbers, tasks=tasks, rows=_measured_squares)
 
 
 def one_by_one(statistic: Statistic) -> Squares:
@@ -41,35 +45,36 @@ def one_by_one(statistic: Statistic) -> Squares:
 
 def _passed(
     kept: Sequence[Tensor],
-    tasks: Sequence[Gradients],
+    aliases: Sequence[Gradients],
     row: Tensor,
     *,
     measure: Any,
-    chosen: Collection[int] | None,
+    numbers: Numbers,
+    tasks: int,
     rows: Callable[..., Tensor],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    trunk = added_up(tasks)
-    numbers = [i for i, task in enumerate(tasks) if not absent(task) and (chosen is None or i in chosen)]
-    if not numbers:
+    trunk = added_up(aliases)
+    arrived = {i: alias for i, alias in zip(numbers, aliases, strict=True) if i is not None and not absent(alias)}
+    if not arrived:
         return None, trunk
     with torch.no_grad():
-        return rows(measure, kept, tasks, numbers, row), trunk
+        return rows(measure, kept, arrived, tasks, row), trunk
 
 
 def _gradient_rows(
-    measure: Statistic, kept: Sequence[Tensor], tasks: Sequence[Gradients], numbers: Sequence[int], row: Tensor
+    measure: Statistic, kept: Sequence[Tensor], arrived: Mapping[int, Gradients], tasks: int, row: Tensor
 ) -> Tensor:
-    rows = row.new_zeros(len(tasks), len(row))
-    for i in numbers:
-        rows[i, :-1] = measure(kept, tasks[i]).reshape(-1)
+    rows = row.new_zeros(tasks, len(row))
+    for i, gradients in arrived.items():
+        rows[i, :-1] = measure(kept, gradients).reshape(-1)
         rows[i, -1] = 1
     return rows
 
 
 def _measured_squares(
-    measure: Squares, kept: Sequence[Tensor], tasks: Sequence[Gradients], numbers: Sequence[int], row: Tensor
+    measure: Squares, kept: Sequence[Tensor], arrived: Mapping[int, Gradients], tasks: int, row: Tensor
 ) -> Tensor:
-    return square_rows(dict(zip(numbers, measure(kept, [tasks[i] for i in numbers]), strict=True)), len(tasks), row)
+    return square_rows(dict(zip(arrived, measure(kept, [*arrived.values()]), strict=True)), tasks, row)
 
 
 def square_rows(squares: Mapping[int, Tensor], tasks: int, row: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class PerLoss(Source):
             loss = losses[task]
             if loss is not None and loss.requires_grad:
                 passage = self._measured(statistic, probe=i)
-                (aliases[task],) = ForkNode.apply(passage, (self._id, i), 1, self._probes[i], loss, loss)
+                (aliases[task],) = ForkNode.apply(passage, (self._id, i), 1, 1, self._probes[i], loss, loss)
         return aliases
 
     def check_reach(self, losses: Mapping[str, Tensor]) -> None:

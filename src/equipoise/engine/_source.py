@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from equipoise.engine._combination import Combination
 from equipoise.engine._exchange import Exchange, Processes
 from equipoise.engine._node import Passage
 from equipoise.engine._passages import (
+    Numbers,
     Squares,
     Statistic,
     gradients_measured,
@@ -62,7 +63,7 @@ class Source(ABC):
         self._id = next(_identities)
         self._measuring, self._gradients_wanted = False, True
         self._combination: Combination | None = None
-        self._checked = False
+        self._checked: set[str] = set()  # the tasks whose losses were seen to reach W
         self._copies: list[tuple[str, Tensor]] | None = None
         self._probes: list[Tensor] = []
         self._one_pass: bool | None = None  # whether every step was made of one backward pass; None: not known yet
@@ -148,7 +149,7 @@ class Source(ABC):
         squares, passes = measurement.unbind(1)
         if not self.parameters_measured:
             return squares.sqrt()
-        return torch.where(passes <= 1, squares, torch.nan).sqrt()  # squares do not add up, as gradients do
+        return squares.masked_fill(passes > 1, torch.nan).sqrt()  # squares do not add up, as gradients do
 
     def passes(self) -> Tensor:
         """How many backward passes the measurement of every task is the sum of ``(T,)``; 0 where it was not its turn."""
@@ -201,21 +202,16 @@ class Source(ABC):
         self._copies.append((task, copied))
         return copied
 
-    def _measured(self, statistic: Statistic, squares: Squares | None = None, *, probe: int = 0) -> Passage:
-        """The passage through which the tasks of a probe are measured in this forward pass."""
+    def _measured(
+        self, statistic: Statistic, squares: Squares | None = None, *, probe: int = 0, numbers: Numbers = (0,)
+    ) -> Passage:
+        """The passage through which a probe is measured in this forward pass, alias by alias."""
         if not torch.compiler.is_compiling():
             self._calls[probe] += 1
-        chosen = self._chosen_of(probe)
+        tasks = self._rows()[probe]
         if self._keeps_gradients:
-            return gradients_measured(statistic, chosen)
-        return squares_measured(one_by_one(statistic) if squares is None else squares, chosen)
-
-    def _chosen_of(self, probe: int) -> Collection[int] | None:
-        """Which rows of the probe are measured; None: all."""
-        if self._chosen is None or torch.compiler.is_compiling():
-            return None
-        first = sum(self._rows()[:probe])
-        return {i - first for i in self._chosen}
+            return gradients_measured(statistic, numbers, tasks)
+        return squares_measured(one_by_one(statistic) if squares is None else squares, numbers, tasks)
 
     def _must_keep_gradients(self) -> bool:
         """Whether they are wanted, or a step may be made of several passes."""
@@ -280,8 +276,9 @@ class Source(ABC):
             self._exchange.start(self._parts)
 
     def _parts(self) -> Tensor:
-        """What the probes hold, ``(T, *)``, as a tensor of its own; zeros where nothing arrived."""
-        return torch.cat([torch.zeros_like(p) if p.grad is None else p.grad for p in self._probes])
+        """What the probes hold, ``(T, *)``; zeros where nothing arrived."""
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._probes]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _measurement(self) -> Tensor:
         if not self.measured:
