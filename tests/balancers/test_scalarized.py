@@ -154,6 +154,12 @@ def test_a_state_from_before_the_first_step_is_one(name):
     assert state(scalarizer) == before
 
 
+def test_the_state_of_another_scalarizer_is_refused():
+    saved = eq.Scalarized(TASKS, tjd.UW(3)).state_dict()
+    with pytest.raises(ValueError, match="the saved state is that of UW; wanted that of IMTLL"):
+        eq.Scalarized(TASKS, tjd.IMTLL(3)).load_state_dict(saved)
+
+
 @pytest.mark.parametrize("name", WITHOUT_MEMORY)
 def test_absent_tasks_are_left_out(name):
     scalarizer = SCALARIZERS[name]()

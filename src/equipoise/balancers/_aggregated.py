@@ -177,7 +177,7 @@ class Aggregated(CombiningBalancer, SeededBalancer):
         """What the aggregator says; its state stays as it is while the balancer is frozen."""
         foreign = self._foreign
         ask = foreign.from_gramian or foreign.from_matrix or foreign.call
-        with drawing_from(self._generator, seen.device):
+        with drawing_from(int(torch.randint(2**62, (), generator=self._generator)), seen.device):
             found = ask(seen)
         if not self._moves:
             self._forget()

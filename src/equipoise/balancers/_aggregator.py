@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from equipoise.balancers._object_state import State, held, parts, restore, savable, state_of
 
 Aggregator = Callable[[Tensor], Tensor]
 """``matrix (T, n) -> vector (n,)``."""
-
-State = dict[str, dict[str, Any]]
-"""By module and attribute."""
 
 
 class ForeignAggregator:
@@ -34,7 +32,6 @@ class ForeignAggregator:
             )
         self.call = aggregator
         self.from_gramian, self.from_matrix = _weightings(aggregator)
-        self._modules = dict(aggregator.named_modules()) if isinstance(aggregator, nn.Module) else {}
 
     @property
     def name(self) -> str:
@@ -43,22 +40,15 @@ class ForeignAggregator:
 
     def state(self) -> State | None:
         """A copy of what it remembers; None where that cannot be saved, as a solver's problem."""
-        if self._lost():
-            return None
-        found: State = {}
-        for module, attribute, value in self._remembered():
-            found.setdefault(module, {})[attribute] = _copied(value)
-        return found
+        return None if self._lost() else state_of(self.call, _remembered)
 
     def restore(self, state: State) -> None:
         """Have it remember this."""
-        for module, values in state.items():
-            for attribute, value in values.items():
-                setattr(self._modules[module], attribute, _copied(value))
+        restore(self.call, state)
 
     def begin_anew(self) -> None:
         """Have it forget all, with a warning that says why."""
-        for module in self._modules.values():
+        for module in self.call.modules() if isinstance(self.call, nn.Module) else ():
             if callable(reset := getattr(module, "reset", None)):
                 reset()
         warnings.warn(
@@ -68,15 +58,16 @@ class ForeignAggregator:
         )
 
     def _lost(self) -> list[str]:
-        return [attribute for _, attribute, value in self._remembered() if not _savable(value)]
+        every = [item for part in parts(self.call).values() for item in _remembered(part).items()]
+        return [attribute for attribute, value in every if not savable(value)]
 
-    def _remembered(self) -> Iterator[tuple[str, str, Any]]:
-        for name, module in self._modules.items():
-            own = dict(module._buffers)
-            if hasattr(module, "reset"):
-                own |= {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
-            for attribute, value in own.items():
-                yield name, attribute, value
+
+def _remembered(part: object) -> dict[str, Any]:
+    """Never a parameter: who trains it saves it."""
+    if not isinstance(part, nn.Module):
+        return {}
+    own = held(part) if hasattr(part, "reset") else part._buffers
+    return {name: value for name, value in own.items() if name not in part._parameters}
 
 
 def _weightings(aggregator: Aggregator) -> tuple[Aggregator | None, Aggregator | None]:
@@ -89,16 +80,3 @@ def _weightings(aggregator: Aggregator) -> tuple[Aggregator | None, Aggregator |
         if isinstance(aggregator, WeightedAggregator):
             return None, aggregator.weighting
     return None, None
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _savable(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_savable, value))
-    return value is None or isinstance(value, (bool, int, float, str, Tensor, torch.dtype, torch.device))
-
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))

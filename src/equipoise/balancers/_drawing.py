@@ -1,4 +1,4 @@
-"""Code that draws random numbers from PyTorch's own generators, made to draw them from another."""
+"""Code that draws random numbers from PyTorch's own generators, made to draw numbers that are known."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 @contextmanager
-def drawing_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Within, what is drawn on the CPU and on ``device`` follows from ``generator`` alone; afterwards all is as it was."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    on_host = device.type == "cpu"
-    with torch.random.fork_rng([] if on_host else [device], device_type="cuda" if on_host else device.type):
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, what is drawn on the CPU and on ``device`` follows from ``seed`` alone; afterwards all is as it was."""
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+    devices = [] if accelerator is None else range(accelerator.device_count())
+    with torch.random.fork_rng(devices, device_type="cuda" if accelerator is None else device.type):
         torch.default_generator.manual_seed(seed)
-        if not on_host:
-            getattr(torch, device.type).manual_seed(seed)
+        if accelerator is not None:
+            accelerator.manual_seed_all(seed)
         yield

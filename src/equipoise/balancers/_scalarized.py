@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from random import Random
 from typing import Any, final
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from equipoise.balancers._adam import Moments, adam, check_adam
 from equipoise.balancers._balancer import Balancer, Step
+from equipoise.balancers._drawing import drawing_from
 from equipoise.balancers._given import losses_by_task, stacked
 from equipoise.balancers._object_state import map_tensors, mapped, restore, state_of
 from equipoise.balancers._over_processes import over_processes
@@ -148,7 +149,8 @@ class Scalarized(Balancer):
         ):  # the first update makes an optimiser, which must be there to be restored
             self._scalarizer(self.weights)
             self._scalarizer.update(self.weights)
-        restore(self._scalarizer, state["scalarizer"], self.weights.device)
+        restore(self._scalarizer, state["scalarizer"])
+        map_tensors(lambda tensor: tensor.to(self.weights.device), self._scalarizer)
 
     # torch.compiler.disable would import the compiler here and now.
     @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -257,17 +259,9 @@ class Scalarized(Balancer):
                 "can be left out; hand in every loss, or take eq.DWA or eq.FAMO, which keep one for each"
             )
 
-    @contextmanager
-    def _drawing(self) -> Iterator[None]:
+    def _drawing(self) -> AbstractContextManager[None]:
         """The random numbers of this step, which nobody else draws."""
-        number, device = Random(f"{self._seed} {self._steps}").getrandbits(32), self.weights.device
-        accelerator = None if device.type == "cpu" else torch.get_device_module(device)
-        devices = [] if accelerator is None else range(accelerator.device_count())
-        with torch.random.fork_rng(devices, device_type="cuda" if accelerator is None else device.type):
-            torch.default_generator.manual_seed(number)
-            if accelerator is not None:
-                accelerator.manual_seed_all(number)
-            yield
+        return drawing_from(Random(f"{self._seed} {self._steps}").getrandbits(32), self.weights.device)
 
     def _parameter(self, name: str) -> nn.Parameter:
         return dict(self._named_parameters())[name]
