@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from equipoise.balancers._given import (
     stacked,
 )
 from equipoise.balancers._initial_losses import initial_losses_after, training_rates
+from equipoise.balancers._noted import contributed, new_probe, noted_total, read
 from equipoise.balancers._present import is_free_to_read, shown
 from equipoise.engine import Processes, Source, task_names
 
@@ -54,30 +55,6 @@ class Step:
     training_rates: Tensor
     task_norms: Tensor | None
     task_gradients: Tensor | None = None
-
-
-class _Total(torch.autograd.Function):
-    """``(losses (T,), probe (4, T) of zeros, note (4, T)) -> sum_i w_i L_i``, with the weights in row 2 of the note.
-
-    It is that sum plus the sum over probe times note, in one node of the graph.
-    """
-
-    @staticmethod
-    def forward(values: Tensor, probe: Tensor, note: Tensor) -> Tensor:
-        """The weighted sum."""
-        return torch.dot(note[2], values)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep the note."""
-        ctx.save_for_backward(inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        """The weights for the losses, the note for the probe."""
-        (note,) = ctx.saved_tensors
-        scaled = gradient * note
-        return scaled[2], scaled, None
 
 
 class Balancer(nn.Module, ABC):
@@ -153,6 +130,7 @@ class Balancer(nn.Module, ABC):
         self._unchecked = set(self.tasks)  # belongs to the graph, which a program that starts again builds anew
         self._log: dict[str, Tensor | Callable[[], Tensor]] = {}
         self._masks: dict[tuple[bool, ...], Tensor] = {}
+        self._everyone = (True,) * len(self.tasks)
 
         measured = list(source.parameters_measured.values()) if source is not None else []
         dtype = (
@@ -173,7 +151,8 @@ class Balancer(nn.Module, ABC):
         self.register_buffer("initial_seen", torch.full_like(self.weights, seen, dtype=torch.int64))
         if source is not None and source.subset is not None:
             self.register_buffer("held_norms", torch.full_like(self.weights, float("nan")))
-        self._probe = self._new_probe()
+        self._probe = new_probe(self.weights)
+        self._moves, self._notes = True, True
         self._switch()
 
     @property
@@ -218,41 +197,29 @@ class Balancer(nn.Module, ABC):
             check_vector(losses, self.tasks, self.weights.device)
             given: Mapping[str, Tensor | None] | Tensor = losses
             values = losses.to(torch.promote_types(losses.dtype, self.weights.dtype))
-            here = (True,) * len(self.tasks)
+            here = self._everyone
         else:
             losses = losses_by_task(losses, self.tasks, self.weights.device)
             given = {task: None if is_empty(loss) else loss for task, loss in losses.items()}
             values = stacked(losses, self.weights)
             here = tuple(loss is not None for loss in given.values())
-        present, idle = self._mask(here), not any(here)  # a process without labels takes part all the same
+        idle = not any(here)  # a process without labels takes part all the same
         share = None if shares is None else shares_by_task(shares, self._by_task(given), values)
         if not ((values.requires_grad or idle) and torch.is_grad_enabled() and self._in_training()):
             with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
-                weights = self._weights_for(values.detach(), present)
-            total = (weights * _part(values, share)).sum()
-            return marked_empty(total) if idle else total
-        if not (self._notes or idle):
-            return torch.dot(self.weights.to(values.dtype), _part(values, share))
-        self._check_values(given, values.detach())
-        if self._source is not None and self._source.taps:
-            tapped = self._source.tap(self._by_task(given))
-            each = dict(self._by_task(losses)) | {task: loss for task, loss in tapped.items() if loss is not None}
-            values = stacked(each, self.weights)
-        # What the step needs to know leaves the graph as the gradient of a leaf that is zero: whatever multiplies the total
-        # loss on its way (a loss scale, one over the number of micro-batches) multiplies these numbers as well.
-        weights = self._weights_for(values.detach(), present)
-        note = torch.stack(
-            [
-                _part(values.detach(), share),
-                _part(present.to(values.dtype), share),
-                weights.to(values.dtype),
-                torch.ones_like(values),
-            ]
-        )
-        total = cast(Tensor, _Total.apply(_part(values, share), self._probe, note))
+                weights = self._weights_for(values.detach(), self._mask(here))
+            total = (weights * contributed(values, share)).sum()
+        elif not (self._notes or idle):
+            total = torch.dot(self.weights.to(values.dtype), contributed(values, share))
+        else:
+            self._check_values(given, values.detach())
+            if self._source is not None and self._source.taps:
+                values = self._tapped(losses, given)
+            present = self._mask(here)
+            weights = self._weights_for(values.detach(), present)
+            total = noted_total(values, weights, present, share, self._mask(self._everyone), self._probe)
         return marked_empty(total) if idle else total
 
-    @torch.no_grad()
     def step(self, *, skip: bool = False) -> None:
         """Move the weights, from what the backward passes since the last step have left.
 
@@ -268,12 +235,16 @@ class Balancer(nn.Module, ABC):
             RuntimeError: No backward pass has gone through the total loss since the last step. Not where nothing was to be
                 looked at.
         """
-        if not self._notes:
+        if self._notes:
+            self._noted_step(skip)
+        else:
             self._log.pop("weights", None)  # they are those of the buffer, then as now
-            self._probe.grad = None
             self._unnoted += self._moves
-            self._finish()
-            return
+        self._probe.grad = None
+        self._finish()
+
+    @torch.no_grad()
+    def _noted_step(self, skip: bool) -> None:
         note = self._probe.grad
         if note is None:
             raise RuntimeError(
@@ -292,9 +263,7 @@ class Balancer(nn.Module, ABC):
             torch._foreach_copy_(buffers, values)
         self.skipped_steps += ~usable
         self._log |= log
-        self._probe.grad = None
         self._unnoted = 0
-        self._finish()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step, as an optimiser's ``zero_grad`` does.
@@ -406,6 +375,15 @@ class Balancer(nn.Module, ABC):
     def _check_first(self, task: str, loss: float) -> None:
         """Refuse, by name, a loss that this method cannot start from."""
 
+    def _tapped(
+        self, losses: Mapping[str, Tensor | None] | Tensor, given: Mapping[str, Tensor | None] | Tensor
+    ) -> Tensor:
+        """The losses ``(T,)`` as a source that measures there has them."""
+        assert self._source is not None
+        tapped = self._source.tap(self._by_task(given))
+        each = dict(self._by_task(losses)) | {task: loss for task, loss in tapped.items() if loss is not None}
+        return stacked(each, self.weights)
+
     def _by_task(self, losses: Mapping[str, Tensor | None] | Tensor) -> Mapping[str, Tensor | None]:
         return dict(zip(self.tasks, losses.unbind(), strict=True)) if isinstance(losses, Tensor) else losses
 
@@ -433,9 +411,7 @@ class Balancer(nn.Module, ABC):
 
     def _read(self, note: Tensor) -> tuple[Step, dict[str, Tensor]]:
         """The step's statistic, free of whatever the total loss was multiplied with; and what becomes of ``L_i(0)``."""
-        scaled_losses, scale_present, scaled_weights, scale = note
-        present = scale_present != 0
-        losses = scaled_losses / torch.where(present, scale_present, 1.0)  # zero where absent
+        losses, present, scaled_weights, scale = read(note)
         initial, kept = self.initial_losses, {}
         if not self._settled:
             initial = initial_losses_after(initial, self.initial_seen, losses, present, self._initial_steps)
@@ -484,10 +460,12 @@ class Balancer(nn.Module, ABC):
 
     def _switch(self) -> None:
         """What is looked at in the next step, and whether the method moves."""
-        self._moves = not self._frozen and self._steps >= self._start
         measured = self._every is not None and self._steps % self._every == 0
-        self._notes = measured or self._needs_every_loss or self._every is None or not self._settled
-        if self._source is not None:
+        moves = not self._frozen and self._steps >= self._start
+        notes = measured or self._needs_every_loss or self._every is None or not self._settled
+        if (moves, notes) != (self._moves, self._notes):  # a module's attributes are not set for nothing
+            self._moves, self._notes = moves, notes
+        if self._source is not None and (measured or self._source.fanning_out):
             turn = self._steps // self._every if self._every is not None else None
             gradients = self._wants_gradients or self._processes.number > 1
             self._source.measure(measured, gradients=gradients, turn=turn)
@@ -502,16 +480,8 @@ class Balancer(nn.Module, ABC):
             mask = self._masks[present] = torch.tensor(present, device=self.weights.device)
         return mask
 
-    def _new_probe(self) -> Tensor:
-        return torch.zeros(4, len(self.tasks), dtype=self.weights.dtype, device=self.weights.device, requires_grad=True)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Balancer:
         """Follow the weights to another device or precision."""
         super()._apply(fn, recurse)
-        self._probe = self._new_probe()
+        self._probe = new_probe(self.weights)
         return self
-
-
-def _part(values: Tensor, share: Tensor | None) -> Tensor:
-    """What a part of the step's samples contributes."""
-    return values if share is None else share * values
