@@ -23,7 +23,7 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,bench]"
 	$(BIN)/equipoise bench -o results/cost
-	$(BIN)/python tests/cost.py phases
+	$(BIN)/python tests/cost.py measure
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed"; exit 1; }

@@ -1,30 +1,60 @@
 """The page on what balancing costs: its tables and its figure, generated from the committed records, never typed.
 
-``python tests/cost.py`` writes them; a test compares. ``python tests/cost.py phases`` first measures where the time goes, for
-some minutes, on a machine with nothing else to do.
+``python tests/cost.py`` writes them; a test compares. ``python tests/cost.py measure`` first measures where the time goes, and
+what it does to the balance to measure now and then, for some minutes, on a machine with nothing else to do.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
+import torch
+from torch import nn
+from torch.nn import functional
+
+import equipoise as eq
 from equipoise.bench._figure import to_svg
-from equipoise.bench._model import fitted, measured_extra
+from equipoise.bench._methods import FLOOR
+from equipoise.bench._model import fitted
 from equipoise.bench._phases import PHASES, Phases, load, phases, save
+from equipoise.bench._ratio import paired_ratio
 from equipoise.bench._record import Record, load_all
 from equipoise.bench._table import to_markdown
 from equipoise.bench.workloads import workloads
 
 ROOT = Path(__file__).parents[1]
 PAGE, FIGURE, RECORDS = ROOT / "docs" / "cost.md", ROOT / "docs" / "cost.svg", ROOT / "results" / "cost"
-MEASURED = ROOT / "results" / "cost_phases.json"
+MEASURED, TURNS = ROOT / "results" / "cost_phases.json", ROOT / "results" / "cost_turns.json"
 END = "<!-- end of table -->"
 TIMED = (
     *(f"mlp_{number}" for number in (2, 3, 12, 40, 128, 512, 1024)),
     *("columns_617", "transformer", "segnet", "resnet_fcn"),
 )
 """What is looked at phase by phase."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The ratios to the plain step that are aimed at: measured at every step, and at every tenth."""
+
+    every_step: float
+    every_tenth: float | None = None
+
+
+AIMS = {
+    **dict.fromkeys(("segnet", "resnet_fcn", "transformer"), Aim(1.03, 1.005)),
+    "mlp_3": Aim(1.05, 1.01),
+    "mlp_12": Aim(1.10, 1.02),
+    "mlp_40": Aim(1.15, 1.02),
+    "mlp_128": Aim(1.40, 1.05),
+    **dict.fromkeys(("mlp_512", "mlp_1024", "columns_617"), Aim(1.5, 1.1)),
+    **dict.fromkeys(("mlp_3_compiled", "transformer_compiled", "mlp_3_ddp_2", "segnet_ddp_2"), Aim(1.05)),
+}
+"""By workload, set before anything was measured."""
 
 
 def records() -> list[Record]:
@@ -43,6 +73,44 @@ def figure() -> str:
     return to_svg([record for record in records() if record.device == "cpu"])
 
 
+def aims() -> str:
+    """What was aimed at, what was reached, and how near to 1 it could have come."""
+    floors = {one.workload: one.floor for one in load(MEASURED)}
+    head = [
+        "workload",
+        "aim",
+        "every step",
+        "floor",
+        "8 in turn",
+        "aim at every 10th",
+        "every 10th",
+        "8 in turn, every 10th",
+    ]
+    lines = [f"| {' | '.join(head)} |", f"| :-- |{' --: |' * (len(head) - 1)}"]
+    for record in records():
+        aim = AIMS.get(record.workload)
+        if aim is None or record.device != "cpu":
+            continue
+        floor = floors.get(record.workload)
+        cells = [f"`{record.workload}`", f"{aim.every_step:.2f}", _reached(record, "gradnorm", aim.every_step)]
+        cells += ["" if floor is None else f"{floor:.3f}", _reached(record, "gradnorm_subset_8", aim.every_step)]
+        cells += ["" if aim.every_tenth is None else f"{aim.every_tenth:g}"]
+        cells += [
+            _reached(record, method, aim.every_tenth) for method in ("gradnorm_every_10", "gradnorm_subset_8_every_10")
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _reached(record: Record, method: str, aim: float | None) -> str:
+    """The ratio; bold where the aim lies in its interval or above it."""
+    if method not in record.costs:
+        return ""
+    ratio = paired_ratio(record.costs[method].seconds, record.costs[FLOOR].seconds)
+    shown = f"{ratio.median:.3f}" if ratio.median < 1.1 else f"{ratio.median:.2f}"
+    return f"**{shown}**" if aim is not None and ratio.low <= aim else shown
+
+
 def where() -> str:
     """Where the time goes, what the counted multiplications allow, and what the model foresees."""
     found = load(MEASURED)
@@ -50,29 +118,90 @@ def where() -> str:
     model = fitted([one for one in found if one.workload.startswith("mlp_")], by_name["mlp_2"])
     shown = [phase for phase in PHASES if phase != "optimiser"]
     head = ["workload", "plain, ms", *(f"{phase}, ms more" for phase in shown)]
-    head += ["all, ms more", "foreseen, ms more", "ratio", "ratio of multiplications"]
+    head += ["all, ms more", "foreseen, ms more", "ratio", "multiplications, millions more", "floor"]
     lines = [f"| {' | '.join(head)} |", f"| :-- |{' --: |' * (len(head) - 1)}"]
     for one in found:
         plain = sum(one.plain.values())
         more = [one.balanced[phase] - one.plain[phase] for phase in shown]
         cells = [f"{plain:.3g}", *(f"{value:.2f}" for value in more)]
-        cells += [f"{measured_extra(one):.2f}", f"{model.extra(one):.2f}", f"{1 + measured_extra(one) / plain:.2f}"]
-        cells.append(f"{one.balanced_multiplications / one.plain_multiplications:.3f}")
+        cells += [f"{one.extra:.2f}", f"{model.extra(one):.2f}", f"{1 + one.extra / plain:.2f}"]
+        cells += [f"{one.extra_multiplications / 1e6:.0f}", f"{one.floor:.3f}"]
         lines.append(f"| `{one.workload}` | {' | '.join(cells)} |")
     environment = found[0].environment
+    peak, bandwidth = median(one.peak for one in found), median(one.bandwidth for one in found)
     return "\n".join(
         [
             *lines,
             "",
             f"The model: {model.rate / 1e6:.0f} million multiplications per millisecond, {model.per_step:.2f} ms for a step, "
-            f"{1e3 * model.per_task:.0f} µs for a task (torch {environment['torch']}, {environment['threads']} threads, "
-            f"{environment['processor']}, commit {environment['commit'][:12]}).",
+            f"{1e3 * model.per_task:.0f} µs for a task. The floor: {peak / 1e6:.0f} million multiplications and "
+            f"{bandwidth / 1e6:.0f} MB per millisecond, the best that this machine does (torch {environment['torch']}, "
+            f"{environment['threads']} threads, {environment['processor']}, commit {environment['commit'][:12]}).",
             "",
         ]
     )
 
 
-TABLES = {"results/cost": table, "results/cost_phases.json": where}
+WAYS: dict[str, dict[str, int]] = {
+    "every step": {},
+    "every step, 8 in turn": {"subset": 8},
+    "every 10th step": {"every": 10},
+    "every 10th step, 8 in turn": {"subset": 8, "every": 10},
+}
+"""Ways of measuring forty tasks, by what they are called in the table."""
+LOOKED_AT = (50, 100, 200, 400, 800)
+
+
+def imbalance(subset: int | None = None, every: int = 1, seed: int = 0) -> dict[int, float]:
+    """By step, how far the norms are from being equal: the largest over the smallest, in the median of the steps around it.
+
+    Forty regressions whose targets differ up to eightfold in size, and so their gradients at the start.
+    """
+    torch.manual_seed(seed)
+    tasks = [f"task_{i}" for i in range(40)]
+    trunk = nn.Sequential(nn.Linear(16, 64), nn.ReLU())
+    fork = eq.Fork(nn.Linear(64, 64), tasks, subset=subset)
+    heads = nn.ModuleDict({task: nn.Sequential(nn.ReLU(), nn.Linear(64, 1)) for task in tasks})
+    teacher = nn.Sequential(nn.Linear(16, 128), nn.Tanh(), nn.Linear(128, 40))
+    sizes = torch.logspace(0, 0.9, 40)
+    balancer = eq.GradNorm(fork, alpha=0.0, every=every)
+    optimizer = torch.optim.SGD([*trunk.parameters(), *fork.parameters(), *heads.parameters()], lr=1e-3)
+    ratios = []
+    for _ in range(max(LOOKED_AT) + 10):
+        x = torch.randn(128, 16)
+        with torch.no_grad():
+            y = sizes * teacher(x)
+        features = fork(trunk(x))
+        losses = {task: functional.mse_loss(heads[task](features[task])[:, 0], y[:, i]) for i, task in enumerate(tasks)}
+        gradients = [
+            torch.autograd.grad(loss, fork.shared_layer.weight, retain_graph=True)[0] for loss in losses.values()
+        ]
+        norms = balancer.weights * torch.stack([gradient.norm() for gradient in gradients])
+        ratios.append((norms.max() / norms.min()).item())
+        optimizer.zero_grad()
+        balancer(losses).backward()
+        optimizer.step()
+        balancer.step()
+    return {step: median(ratios[step - 10 : step + 10]) for step in LOOKED_AT} | {0: ratios[0]}
+
+
+def turns() -> str:
+    """What it does to the balance to measure now and then."""
+    found: dict[str, list[dict[str, float]]] = json.loads(TURNS.read_text(encoding="utf-8"))
+    steps = [0, *LOOKED_AT]
+    lines = [f"| measured | {' | '.join(f'step {step}' for step in steps)} |", f"| :-- |{' --: |' * len(steps)}"]
+    for way, runs in found.items():
+        cells = [f"{median(run[str(step)] for run in runs):.3g}" for step in steps]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {
+    "results/cost": table,
+    "results/cost, aims": aims,
+    "results/cost_phases.json": where,
+    "results/cost_turns.json": turns,
+}
 
 
 def parts(name: str) -> tuple[str, str, str]:
@@ -83,16 +212,22 @@ def parts(name: str) -> tuple[str, str, str]:
     return before + begin, inside, END + after
 
 
-def measure() -> list[Phases]:
-    """Look at every workload phase by phase."""
+def measure() -> None:
+    """Look at every workload phase by phase, and at the balance of forty tasks."""
     known = workloads("cpu")
-    return [phases(name, known[name], rounds=10 if known[name].tasks[300:] else 40, threads=2) for name in TIMED]
+    found: list[Phases] = []
+    for name in TIMED:
+        rounds = 10 if len(known[name].tasks) > 300 else 40
+        found.append(phases(name, known[name], rounds=rounds, threads=2))
+    save(found, MEASURED)
+    balance = {way: [imbalance(**settings, seed=seed) for seed in range(3)] for way, settings in WAYS.items()}
+    TURNS.write_text(json.dumps(balance, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Write tables and figure anew."""
-    if sys.argv[1:] == ["phases"]:
-        save(measure(), MEASURED)
+    if sys.argv[1:] == ["measure"]:
+        measure()
     for name, generated in TABLES.items():
         before, _, after = parts(name)
         PAGE.write_text(before + generated() + after, encoding="utf-8")

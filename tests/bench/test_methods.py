@@ -116,7 +116,7 @@ def test_a_compiled_case_is_compiled(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "workload", "said"),
     [
-        ("gradnorm_subset_32", Columns(num_tasks=3), "a subset of 32 is for more tasks than 3"),
+        ("gradnorm_subset_8", Columns(num_tasks=3), "a subset of 8 is for more tasks than 3"),
         ("libmtl", MLP(), "cannot be imported unmodified"),
         ("gradnorm_pytorch", TransformerBlock(), "one parameter"),
     ],

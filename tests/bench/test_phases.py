@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import close
 
-from equipoise.bench._model import Model, fitted, measured_extra
+from equipoise.bench._model import Model, fitted
 from equipoise.bench._phases import PHASES, Phases, load, phases, save
 from equipoise.bench.workloads import MLP, Columns
 
@@ -18,7 +18,9 @@ def test_both_steps_are_timed_phase_by_phase_and_their_multiplications_counted(w
     assert all(value >= 0 for value in [*found.plain.values(), *found.balanced.values()])
     assert found.num_tasks == 3
     # the Gram matrix of four samples of eight numbers, and its product with the gradient of each of three tasks
-    assert found.balanced_multiplications - found.plain_multiplications == 4 * 4 * 8 * (1 + 3)
+    assert found.extra_multiplications == 4 * 4 * 8 * (1 + 3)
+    assert found.peak > 0
+    assert found.bandwidth > 0
     save([found], tmp_path / "phases.json")
     assert load(tmp_path / "phases.json") == [found]
 
@@ -31,7 +33,8 @@ def test_the_threads_are_put_back():
 
 def made(num_tasks, multiplications, extra):
     plain = dict.fromkeys(PHASES, 1.0)
-    return Phases("made", num_tasks, plain, plain | {"balancer": 1.0 + extra}, 1000, 1000 + multiplications, {})
+    balanced = plain | {"balancer": 1.0 + extra}
+    return Phases("made", num_tasks, plain, balanced, 1000, 1000 + multiplications, 80, 100, 50.0, 4.0, {})
 
 
 def test_a_model_is_found_again_from_what_it_foresees():
@@ -40,5 +43,17 @@ def test_a_model_is_found_again_from_what_it_foresees():
     model = fitted(found, found[0])
     close(torch.tensor([model.rate, model.per_step, model.per_task]), torch.tensor([rate, 0.5, 0.02]), rtol=1e-5)
     for one in found:
-        close(torch.tensor(model.extra(one)), torch.tensor(measured_extra(one)), rtol=1e-5)
+        close(torch.tensor(model.extra(one)), torch.tensor(one.extra), rtol=1e-5)
     assert Model(10.0, 1.0, 0.1).extra(made(4, 20, 0.0)) == 2.0 + 1.0 + 0.4
+
+
+def test_the_bytes_are_those_of_what_is_multiplied():
+    """Four bytes each: the Gram matrix and what it is made of, and for each task gradient, Gram matrix and their product."""
+    found = phases("small", MLP(num_tasks=3, width=8, batch_size=4), rounds=1, threads=1)
+    gram = (2 * 4 * 8 + 4 * 4) + 3 * (4 * 4 + 2 * 4 * 8)
+    assert found.balanced_bytes - found.plain_bytes == 4 * gram
+
+
+@pytest.mark.parametrize(("multiplications", "floor"), [(1000, 1 + 1000 / 50 / 5), (10, 1 + 20 / 4 / 5)])
+def test_the_floor_is_what_takes_longer_multiplying_or_moving(multiplications, floor):
+    assert made(3, multiplications, 0.0).floor == floor

@@ -34,6 +34,7 @@ class Method:
         period: After how many steps it has done everything that it does; the mean over them is what counts.
         package: The module that it needs beside the library, if any.
         everywhere: Whether it is run in every set-up, and not as the code is written only.
+        ours: Whether it is this library's.
     """
 
     line: str
@@ -41,6 +42,7 @@ class Method:
     period: int = 1
     package: str | None = None
     everywhere: bool = False
+    ours: bool = False
 
     @property
     def missing(self) -> str | None:
@@ -113,14 +115,20 @@ def per_loss(case: Case) -> Callable[[], Tensor]:
 _JD, _GP = "torchjd", "gradnorm_pytorch"
 METHODS: dict[str, Method] = {
     FLOOR: Method("the sum of the losses, without any library", plain, everywhere=True),
-    "gradnorm": Method("eq.GradNorm, measured at every step", forked, everywhere=True),
+    "gradnorm": Method("eq.GradNorm, measured at every step", forked, everywhere=True, ours=True),
     "gradnorm_every_10": Method(
-        "eq.GradNorm, measured at every tenth step", partial(forked, every=10), period=10, everywhere=True
+        "eq.GradNorm, measured at every tenth step", partial(forked, every=10), period=10, everywhere=True, ours=True
     ),
-    "gradnorm_subset_32": Method(
-        "eq.GradNorm, measured at every step for 32 tasks in turn", partial(forked, subset=32)
+    "gradnorm_subset_8": Method(
+        "eq.GradNorm, measured at every step for 8 tasks in turn", partial(forked, subset=8), ours=True
     ),
-    "per_loss": Method("eq.GradNorm at PerLoss: one autograd.grad per task", per_loss),
+    "gradnorm_subset_8_every_10": Method(
+        "eq.GradNorm, measured at every tenth step for 8 tasks in turn",
+        partial(forked, subset=8, every=10),
+        period=10,
+        ours=True,
+    ),
+    "per_loss": Method("eq.GradNorm at PerLoss: one autograd.grad per task", per_loss, ours=True),
     "paper": Method(
         "the paper read literally: T calls of autograd.grad with create_graph, L_grad differentiated by the weights",
         partial(paper, through_everything=False),

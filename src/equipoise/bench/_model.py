@@ -26,13 +26,7 @@ class Model:
 
     def extra(self, found: Phases) -> float:
         """The extra milliseconds that the model foresees."""
-        multiplications = found.balanced_multiplications - found.plain_multiplications
-        return multiplications / self.rate + self.per_step + self.per_task * found.num_tasks
-
-
-def measured_extra(found: Phases) -> float:
-    """The extra milliseconds that were measured."""
-    return sum(found.balanced.values()) - sum(found.plain.values())
+        return found.extra_multiplications / self.rate + self.per_step + self.per_task * found.num_tasks
 
 
 def fitted(found: Sequence[Phases], rate_from: Phases) -> Model:
@@ -44,7 +38,7 @@ def fitted(found: Sequence[Phases], rate_from: Phases) -> Model:
     """
     rate = rate_from.plain_multiplications / sum(rate_from.plain.values())
     bare = Model(rate, 0.0, 0.0)
-    rest = numpy.array([measured_extra(one) - bare.extra(one) for one in found])
+    rest = numpy.array([one.extra - bare.extra(one) for one in found])
     sizes = numpy.array([[1.0, one.num_tasks] for one in found])
     # relative to T, so that the largest does not decide alone
     scale = 1 / numpy.sqrt(sizes[:, 1])

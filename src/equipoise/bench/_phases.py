@@ -1,4 +1,4 @@
-"""Where the time of a balanced step goes, phase by phase beside the plain step, and how many multiplications each needs."""
+"""Where the time of a balanced step goes, phase by phase beside the plain step, and what each has to multiply and to move."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from equipoise.bench._case import Case
 from equipoise.bench._methods import balanced
@@ -35,6 +37,10 @@ class Phases:
         balanced: Median milliseconds of the same with GradNorm, measured at every step.
         plain_multiplications: Of one plain step, in matrix products and convolutions.
         balanced_multiplications: Of one step with GradNorm.
+        plain_bytes: What the same products and convolutions of a plain step take in and give out.
+        balanced_bytes: Those of one step with GradNorm.
+        peak: Multiplications per millisecond of one large matrix product on this machine.
+        bandwidth: Bytes per millisecond of a sum over more numbers than any cache holds.
         environment: Versions, machine class, threads, commit and date.
     """
 
@@ -44,7 +50,27 @@ class Phases:
     balanced: Mapping[str, float]
     plain_multiplications: int
     balanced_multiplications: int
+    plain_bytes: int
+    balanced_bytes: int
+    peak: float
+    bandwidth: float
     environment: Mapping[str, Any]
+
+    @property
+    def extra(self) -> float:
+        """The milliseconds that a step with GradNorm takes longer."""
+        return sum(self.balanced.values()) - sum(self.plain.values())
+
+    @property
+    def extra_multiplications(self) -> int:
+        """Those that a step with GradNorm does beside those of a plain step."""
+        return self.balanced_multiplications - self.plain_multiplications
+
+    @property
+    def floor(self) -> float:
+        """The least ratio to the plain step: what is multiplied and moved besides, at the machine's best rates, and no more."""
+        moving = (self.balanced_bytes - self.plain_bytes) / self.bandwidth
+        return 1 + max(self.extra_multiplications / self.peak, moving) / sum(self.plain.values())
 
 
 def phases(name: str, workload: Workload, *, rounds: int, threads: int) -> Phases:
@@ -71,14 +97,18 @@ def phases(name: str, workload: Workload, *, rounds: int, threads: int) -> Phase
         medians = {
             kind: dict(zip(PHASES, map(median, zip(*rows, strict=True)), strict=True)) for kind, rows in taken.items()
         }
-        counts = {kind: _multiplications(step) for kind, step in steps.items()}
+        plain, balanced = (_counted(steps[kind]) for kind in ("plain", "balanced"))
         return Phases(
             workload=name,
             num_tasks=len(workload.tasks),
             plain=medians["plain"],
             balanced=medians["balanced"],
-            plain_multiplications=counts["plain"],
-            balanced_multiplications=counts["balanced"],
+            plain_multiplications=plain[0],
+            balanced_multiplications=balanced[0],
+            plain_bytes=plain[1],
+            balanced_bytes=balanced[1],
+            peak=_peak(),
+            bandwidth=_bandwidth(),
             environment=environment(torch.device("cpu"), threads),
         )
     finally:
@@ -135,8 +165,42 @@ def _balanced(workload: Workload) -> Callable[[], list[float]]:
     return step
 
 
-def _multiplications(step: Callable[[], object]) -> int:
-    """Those of one step, half of what is counted: every multiplication comes with an addition."""
-    with FlopCounterMode(display=False) as counter:
+def _counted(step: Callable[[], object]) -> tuple[int, int]:
+    """The multiplications of one step, half of what is counted, as each comes with an addition; and the bytes they touch."""
+    with FlopCounterMode(display=False) as counter, _Touched() as touched:
         step()
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2, touched.bytes
+
+
+class _Touched(TorchDispatchMode):
+    """Counts the bytes that matrix products and convolutions take in and give out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor))
+        return result
+
+
+def _peak() -> float:
+    size = 1024
+    matrix = torch.randn(size, size)
+    return size**3 / _least_milliseconds(lambda: matrix @ matrix)
+
+
+def _bandwidth() -> float:
+    numbers = torch.ones(2**27)  # half a gigabyte
+    return numbers.nbytes / _least_milliseconds(numbers.sum)
+
+
+def _least_milliseconds(action: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(10):
+        start = perf_counter()
+        action()
+        taken.append(1e3 * (perf_counter() - start))
+    return min(taken)

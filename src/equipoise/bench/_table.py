@@ -18,20 +18,26 @@ _Cell = Callable[[Record, str], str]
 
 
 def to_markdown(records: Sequence[Record]) -> str:
-    """Two tables, of time and of memory, what was not run and why, and where the figures come from.
+    """Tables of time and of memory, what was not run and why, and where the figures come from.
 
     Args:
         records: One for every workload and device; they stand in this order.
     """
     methods, reasons = _methods(records), _reasons(records)
+    ours = [method for method in methods if METHODS[method].ours]
+    theirs = [method for method in methods if method not in ours and method != FLOOR]
+    time, memory = "**Time per step**", "**Peak memory of a step**"
+    explained = f"{FLOOR} in ms, the others divided by it: median over the rounds, 95 % interval"
     tables = [
-        (f"**Time per step**, {FLOOR} in ms, the others divided by it: median over the rounds, 95 % interval", _time),
-        (f"**Peak memory of a step**, {FLOOR} in MiB, the others divided by it", _memory),
+        (f"{time}, this library: {explained}", [FLOOR, *ours], _time),
+        (f"{time}, the others: as above", [FLOOR, *theirs], _time),
+        (f"{memory}, this library: {FLOOR} in MiB, the others divided by it", [FLOOR, *ours], _memory),
+        (f"{memory}, the others: as above", [FLOOR, *theirs], _memory),
     ]
     lines: list[str] = []
-    for title, cell in tables:
-        rows = [["workload", "T", *methods], [":--", "--:", *["--:"] * len(methods)], *_rows(records, methods, cell)]
-        lines += [title, "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    for title, columns, cell in tables:
+        rows = [["workload", "T", *columns], [":--", "--:", *["--:"] * len(columns)], *_rows(records, columns, cell)]
+        lines += [title, "", *(f"| {' | '.join(row)} |" for row in rows), ""] if columns[1:] else []
     lines += [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)] + [""] * bool(reasons)
     lines += ["| workload | what it is | W |", "|:--|:--|:--|"]
     lines += [f"| {_label(record)} | {record.line} | {record.last_shared} |" for record in records]

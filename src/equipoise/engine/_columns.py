@@ -223,7 +223,7 @@ def _in_gram(gram: Tensor, column: Tensor, weights: Tensor, slopes: Tensor | Non
     """sum_nm delta_n K_nm (sum_o M_no v_o^2 M_mo) delta_m, with K the Gram matrix of the inputs of W."""
     squares = weights.square()
     within = squares.sum() if slopes is None else (slopes * squares) @ slopes.mT
-    return torch.dot(column, (gram * within) @ column).clamp(min=0)
+    return torch.dot(column, (gram * within) @ column)
 
 
 def _at_features(column: Tensor, weights: Tensor, slopes: Tensor | None) -> Tensor:

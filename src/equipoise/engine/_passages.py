@@ -79,7 +79,7 @@ def _measured_squares(
 
 def square_rows(squares: Mapping[int, Tensor], tasks: int, row: Tensor) -> Tensor:
     """The probe's rows from the squared norms of some of the tasks, by number."""
-    found = torch.stack([*squares.values()]).to(row.dtype)
+    found = torch.stack([*squares.values()]).to(row.dtype).clamp(min=0)  # rounding may leave less than nothing
     rows = torch.stack([found, torch.ones_like(found)], 1)
     if len(squares) == tasks:
         return rows

@@ -143,7 +143,7 @@ def gram_pays(inputs: Tensor, gradient: Tensor, tasks: int) -> bool:
 
 def in_gram(gram: Tensor, gradient: Tensor) -> Tensor:
     """sum_nmo dL/dy_no K_nm dL/dy_mo."""
-    return torch.dot((gram @ gradient).reshape(-1), gradient.reshape(-1)).clamp(min=0)
+    return torch.dot((gram @ gradient).reshape(-1), gradient.reshape(-1))
 
 
 def gram_is_less(samples: int, inputs: int, outputs: int, tasks: int) -> bool:
