@@ -70,14 +70,10 @@ class _Total(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(values: Tensor, probe: Tensor, note: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, probe: Tensor, note: Tensor) -> Tensor:
         """The weighted sum."""
+        ctx.save_for_backward(note)
         return torch.dot(note[2], values)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep the note."""
-        ctx.save_for_backward(inputs[2])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:

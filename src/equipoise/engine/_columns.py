@@ -160,19 +160,15 @@ class _ColumnsNode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        measure: Callable[..., Tensor | None], mark: tuple[int, int], probe: Tensor, *tensors: Tensor
+        ctx: Any, measure: Callable[..., Tensor | None], mark: tuple[int, int], probe: Tensor, *tensors: Tensor
     ) -> Tensor:
-        """Return a view of the outputs."""
-        return tensors[-1].view_as(tensors[-1])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the measurement needs."""
-        ctx.measure, ctx.mark, probe, *tensors, _ = inputs
-        ctx.features = 1
+        """Return a view of the outputs; keep what the measurement needs."""
+        *kept, outputs = tensors
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*kept)
+        ctx.measure, ctx.mark, ctx.features = measure, mark, 1
         ctx.row, ctx.tasks = probe.detach()[0], len(probe)
+        return outputs.view_as(outputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:

@@ -33,25 +33,20 @@ class ForkNode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        passage: Passage, mark: tuple[int, int], aliases: int, kept: int, probe: Tensor, *tensors: Tensor
+        ctx: Any, passage: Passage, mark: tuple[int, int], aliases: int, kept: int, probe: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         """Return a view of each of the features for every alias; a copy in compiled code.
 
         Where views of one tensor leave a compiled region they are taken anew from that tensor, past this node. A copy that
         need not be made is left out by the compiler.
         """
-        alias = torch.clone if torch.compiler.is_compiling() else _view
-        return tuple(alias(feature) for _ in range(aliases) for feature in tensors[kept:])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what the statistic needs, and nothing else."""
-        passage, mark, _, kept, probe, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[:kept])
         ctx.passage, ctx.mark, ctx.kept = passage, mark, kept
         ctx.features = len(tensors) - kept
         ctx.row = probe.detach()[0]
+        alias = torch.clone if torch.compiler.is_compiling() else _view
+        return tuple(alias(feature) for _ in range(aliases) for feature in tensors[kept:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
