@@ -35,7 +35,7 @@ class Moments:
     @classmethod
     def of(cls, balancer: nn.Module) -> Moments:
         """Those that a balancer has."""
-        return cls(*(balancer.get_buffer(f"adam_{name}") for name in ("mean", "square", "count")))
+        return cls(*(getattr(balancer, f"adam_{name}") for name in ("mean", "square", "count")))
 
     def state(self) -> dict[str, Tensor]:
         """The new values of the buffers."""
