@@ -157,6 +157,20 @@ def test_only_every_kth_step_is_measured():
     assert changed == measured
 
 
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_step_that_is_to_be_skipped_is_counted_and_left_out_of_the_mean(every):
+    """Also where nothing would have been looked at in it."""
+    network, balancer = network_and(eq.GradNorm, AB, every=every)
+    steps = 0
+    for number, (x, y) in enumerate(batches(11, AB)):
+        skip = number in (4, 5)
+        steps += not skip
+        balancer(mse(network(x), y)).backward()
+        balancer.step(skip=skip)
+    assert int(balancer.skipped_steps) == 2
+    assert balancer.mean_count.tolist() == [steps, steps]
+
+
 def test_micro_batches_make_one_large_batch():
     network, balancer = network_and(eq.GradNorm, AB)
     whole, whole_balancer = network_and(eq.GradNorm, AB)

@@ -239,7 +239,10 @@ class Balancer(nn.Module, ABC):
             self._noted_step(skip)
         else:
             self._log.pop("weights", None)  # they are those of the buffer, then as now
-            self._unnoted += self._moves
+            if skip:
+                self.skipped_steps += 1
+            else:
+                self._unnoted += self._moves
         self._probe.grad = None
         self._finish()
 

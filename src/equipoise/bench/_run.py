@@ -60,19 +60,14 @@ def measure(
     each = threads or (1 if number > 1 else torch.get_num_threads())
     periods = {method: METHODS[method].period for method in METHODS if method in methods or method == FLOOR}
     periods[FLOOR] = max(periods.values())  # timed over the same number of steps as what does its work now and then
-    patience = _STEPS_AT_MOST * (limit + 1)
     steps: dict[str, int] = {}
     peaks: dict[str, int] = {}
     not_run: dict[str, str] = {}
     for method, period in periods.items():
-        if reason := METHODS[method].refusal(workload):
-            not_run[method] = reason
-            continue
-        say(f"{name}: {method}")
-        try:
-            found = in_processes(attempt, number, each, workload, method, device, limit, seconds=patience)
-        except LostError as error:
-            found = str(error)
+        found: tuple[float, int] | str | None = METHODS[method].refusal(workload)
+        if found is None:
+            say(f"{name}: {method}")
+            found = _tried(number, each, workload, method, device, limit)
         if isinstance(found, str):
             not_run[method] = found
         else:
@@ -81,7 +76,7 @@ def measure(
     if FLOOR not in steps:
         raise RuntimeError(f"workload {name!r}: the plain step could not be run: {not_run[FLOOR]}")
     say(f"{name}: {rounds} rounds of {len(steps)} methods")
-    together = patience * len(steps) * rounds
+    together = _patience(limit) * len(steps) * rounds
     try:
         taken = in_processes(take_times, number, each, workload, steps, device, rounds, seconds=together)
     except LostError as error:
@@ -97,6 +92,24 @@ def measure(
         not_run=not_run,
         environment=_environment(device, each),
     )
+
+
+def _tried(
+    number: int, threads: int, workload: Workload, method: str, device: str, limit: float
+) -> tuple[float, int] | str:
+    """The seconds of a step of one method and its peak memory; or why there are none."""
+    try:
+        found: tuple[float, int] | str = in_processes(
+            attempt, number, threads, workload, method, device, limit, seconds=_patience(limit)
+        )
+    except LostError as error:
+        return str(error)
+    return found
+
+
+def _patience(limit: float) -> float:
+    """The seconds in which one method must have been tried."""
+    return _STEPS_AT_MOST * (limit + 1)
 
 
 def _environment(device: str, threads: int) -> dict[str, Any]:

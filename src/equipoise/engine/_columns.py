@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from equipoise.engine._module_source import ModuleSource
 from equipoise.engine._passages import square_rows, squared_norm
 from equipoise.engine._reach import walk
 from equipoise.engine._rules import gram_pays
-from equipoise.engine._source import Source
 
 
-class Columns(nn.Module, Source):
+class Columns(ModuleSource):
     r"""The end of a network whose tasks are the columns of one output matrix: W, an activation, the output layer.
 
     Hundreds of tasks need no heads of their own here, and no aliases: the network computes all outputs in one product, as it
@@ -67,8 +67,7 @@ class Columns(nn.Module, Source):
         *,
         subset: int | None = None,
     ) -> None:
-        nn.Module.__init__(self)
-        Source.__init__(self, tasks, subset=subset)
+        super().__init__(tasks, subset=subset)
         for name, layer in (("shared_layer", shared_layer), ("output_layer", output_layer)):
             if not isinstance(layer, nn.Linear):
                 raise TypeError(f"{name} must be nn.Linear; found {type(layer).__name__}")
@@ -135,21 +134,6 @@ class Columns(nn.Module, Source):
 
     def _gradient_shape(self) -> tuple[int, ...]:
         return tuple(self.shared_layer.weight.shape)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Columns:
-        """Follow the layers to another device or precision."""
-        super()._apply(fn, recurse)
-        self._place_probes()
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is measured belongs to the step at hand, and does not travel."""
-        return Source.__getstate__(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore it with an identity of its own."""
-        nn.Module.__setstate__(self, state)
-        Source.__setstate__(self, {})
 
 
 class _ColumnsNode(torch.autograd.Function):

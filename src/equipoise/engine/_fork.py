@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from equipoise.engine._alias import named_alias
 from equipoise.engine._combination import Combination
 from equipoise.engine._features import split
+from equipoise.engine._module_source import ModuleSource
 from equipoise.engine._node import ForkNode, Passage
 from equipoise.engine._passages import Numbers, Statistic, squares_measured
 from equipoise.engine._reach import check_reach
 from equipoise.engine._rules import at_the_features, direct
-from equipoise.engine._source import Source, chosen, named_parameters
+from equipoise.engine._source import chosen, named_parameters
 
 
-class Fork(nn.Module, Source):
+class Fork(ModuleSource):
     r"""The last shared layer, and the fork behind it: one alias of its output for every task.
 
     In the backward pass of the total loss :math:`\sum_i w_i L_i` the gradients of the T weighted losses arrive at the fork
@@ -76,8 +77,7 @@ class Fork(nn.Module, Source):
         parameters: Sequence[str] | None = None,
         subset: int | None = None,
     ) -> None:
-        nn.Module.__init__(self)
-        Source.__init__(self, tasks, subset=subset)
+        super().__init__(tasks, subset=subset)
         if shared_layer is not None and not isinstance(shared_layer, nn.Module):
             raise TypeError(f"shared_layer must be a module or None; found {type(shared_layer).__name__}")
         if shared_layer is None and parameters is not None:
@@ -192,19 +192,3 @@ class Fork(nn.Module, Source):
 
     def _gradient_shape(self) -> tuple[int, ...]:
         return tuple(self.parameters_measured["weight"].shape) if self._rule is not None else super()._gradient_shape()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fork:
-        """Follow the layer to another device or precision."""
-        super()._apply(fn, recurse)
-        self._place_probes(fn(torch.empty(0)).device)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is measured belongs to the step at hand, and does not travel."""
-        return Source.__getstate__(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the fork with an identity of its own."""
-        nn.Module.__setstate__(self, state)
-        Source.__setstate__(self, {})
-        self._place_probes()

@@ -166,7 +166,7 @@ class Source(ABC):
             self._count_passes()
             return
         total = self._exchange.finish(self._parts, processes)
-        mean = total / (processes.number if self.parameters_measured else processes.number**2)
+        mean = total.div_(processes.number if self.parameters_measured else processes.number**2)
         for probe, rows in zip(self._probes, mean.split(self._rows()), strict=True):
             probe.grad = rows
 
