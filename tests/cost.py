@@ -103,12 +103,12 @@ def aims() -> str:
 
 
 def _reached(record: Record, method: str, aim: float | None) -> str:
-    """The ratio; bold where the aim lies in its interval or above it."""
+    """The ratio; bold where it reaches the aim."""
     if method not in record.costs:
         return ""
-    ratio = paired_ratio(record.costs[method].seconds, record.costs[FLOOR].seconds)
-    shown = f"{ratio.median:.3f}" if ratio.median < 1.1 else f"{ratio.median:.2f}"
-    return f"**{shown}**" if aim is not None and ratio.low <= aim else shown
+    ratio = paired_ratio(record.costs[method].seconds, record.costs[FLOOR].seconds).median
+    shown = f"{ratio:.3f}" if ratio < 1.1 else f"{ratio:.2f}"
+    return f"**{shown}**" if aim is not None and ratio <= aim else shown
 
 
 def where() -> str:

@@ -11,7 +11,7 @@ from equipoise.bench._methods import FLOOR, METHODS
 from equipoise.bench._ratio import Ratio, paired_ratio
 from equipoise.bench._record import Record
 
-_WIDTH, _HEIGHT = 760, 470
+_WIDTH, _HEIGHT = 800, 470
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 580, 18, 418
 _LABEL_HEIGHT = 15
 _TEXT, _QUIET, _GRID = "#1f2328", "#8a9099", "#e8eaed"
