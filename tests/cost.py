@@ -33,6 +33,7 @@ END = "<!-- end of table -->"
 TIMED = (
     *(f"mlp_{number}" for number in (2, 3, 12, 40, 128, 512, 1024)),
     *("columns_617", "transformer", "segnet", "resnet_fcn"),
+    *("mlp_3_compiled", "transformer_compiled", "mlp_3_ddp_2", "segnet_ddp_2"),
 )
 """What is looked at phase by phase."""
 
@@ -136,7 +137,7 @@ def where() -> str:
             f"The model: {model.rate / 1e6:.0f} million multiplications per millisecond, {model.per_step:.2f} ms for a step, "
             f"{1e3 * model.per_task:.0f} µs for a task. The floor: {peak / 1e6:.0f} million multiplications and "
             f"{bandwidth / 1e6:.0f} MB per millisecond, the best that this machine does (torch {environment['torch']}, "
-            f"{environment['threads']} threads, {environment['processor']}, commit {environment['commit'][:12]}).",
+            f"2 threads in all, {environment['processor']}, commit {environment['commit'][:12]}).",
             "",
         ]
     )
@@ -218,7 +219,7 @@ def measure() -> None:
     found: list[Phases] = []
     for name in TIMED:
         rounds = 10 if len(known[name].tasks) > 300 else 40
-        found.append(phases(name, known[name], rounds=rounds, threads=2))
+        found.append(phases(name, known[name], rounds=rounds, threads=2 // known[name].processes))
     save(found, MEASURED)
     balance = {way: [imbalance(**settings, seed=seed) for seed in range(3)] for way, settings in WAYS.items()}
     TURNS.write_text(json.dumps(balance, indent=1) + "\n", encoding="utf-8")

@@ -25,10 +25,10 @@ def test_both_steps_are_timed_phase_by_phase_and_their_multiplications_counted(w
     assert load(tmp_path / "phases.json") == [found]
 
 
-def test_the_threads_are_put_back():
-    before = torch.get_num_threads()
-    phases("small", MLP(num_tasks=2, width=4, batch_size=2), rounds=1, threads=before + 1)
-    assert torch.get_num_threads() == before
+def test_several_processes_take_the_gradients_at_w():
+    """They are added up over the processes, as Gram matrices cannot be."""
+    found = phases("small", MLP(num_tasks=3, width=8, batch_size=4, setup="ddp"), rounds=1, threads=1)
+    assert found.extra_multiplications == 3 * 4 * 8 * 8
 
 
 def made(num_tasks, multiplications, extra):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -19,11 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from equipoise.bench._case import Case
 from equipoise.bench._methods import balanced
+from equipoise.bench._processes import in_processes
 from equipoise.bench.workloads import Workload
 from equipoise.lab._fingerprint import environment
 
 PHASES = ("forward", "total", "backward", "optimiser", "balancer")
 """Forward pass and losses; the total loss; the backward pass; optimiser and ``zero_grad``; ``balancer.step()``."""
+
+_PATIENCE = 600.0
+"""The seconds in which a workload must have been looked at."""
 
 
 @dataclass(frozen=True)
@@ -74,45 +78,39 @@ class Phases:
 
 
 def phases(name: str, workload: Workload, *, rounds: int, threads: int) -> Phases:
-    """Time the phases of both steps in turn, on the CPU.
+    """Time the phases of both steps in turn, on the CPU, in a fresh process or in as many as the workload has.
 
     Args:
         name: The name of the workload.
-        workload: The workload, as the code is written (neither compiled nor on several processes).
+        workload: The workload. What is multiplied and moved in a compiled one is counted in the code as it is written.
         rounds: How many steps of each.
-        threads: PyTorch's threads.
+        threads: PyTorch's threads in each process.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        steps = {"plain": _plain(workload), "balanced": _balanced(workload)}
-        taken: dict[str, list[Sequence[float]]] = {kind: [] for kind in steps}
-        for _ in range(5):
-            for step in steps.values():
-                step()
-        for _ in range(rounds):
-            for kind, step in steps.items():
-                marks = step()
-                taken[kind].append([1e3 * (end - start) for start, end in pairwise(marks)])
-        medians = {
-            kind: dict(zip(PHASES, map(median, zip(*rows, strict=True)), strict=True)) for kind, rows in taken.items()
-        }
-        plain, balanced = (_counted(steps[kind]) for kind in ("plain", "balanced"))
-        return Phases(
-            workload=name,
-            num_tasks=len(workload.tasks),
-            plain=medians["plain"],
-            balanced=medians["balanced"],
-            plain_multiplications=plain[0],
-            balanced_multiplications=balanced[0],
-            plain_bytes=plain[1],
-            balanced_bytes=balanced[1],
-            peak=_peak(),
-            bandwidth=_bandwidth(),
-            environment=environment(torch.device("cpu"), threads),
-        )
-    finally:
-        torch.set_num_threads(before)
+    found = in_processes(_looked_at, workload.processes, threads, workload, rounds, seconds=_PATIENCE)
+    return Phases(name, len(workload.tasks), **found, environment=environment(torch.device("cpu"), threads))
+
+
+def _looked_at(rank: int, workload: Workload, rounds: int) -> dict[str, Any]:
+    """What a `Phases` says of a workload."""
+    steps = _steps(rank, workload)
+    taken: dict[str, list[Sequence[float]]] = {kind: [] for kind in steps}
+    for _ in range(5):
+        for step in steps.values():
+            step()
+    for _ in range(rounds):
+        for kind, step in steps.items():
+            marks = step()
+            taken[kind].append([1e3 * (end - start) for start, end in pairwise(marks)])
+    found: dict[str, Any] = {
+        kind: dict(zip(PHASES, map(median, zip(*rows, strict=True)), strict=True)) for kind, rows in taken.items()
+    }
+    if workload.setup == "compiled":
+        steps = _steps(rank, replace(workload, setup="eager"))
+        for _ in range(2):  # the first step of all finds out how to measure
+            steps["balanced"]()
+    for kind, step in steps.items():
+        found[f"{kind}_multiplications"], found[f"{kind}_bytes"] = _counted(step)
+    return {**found, "peak": _peak(), "bandwidth": _bandwidth()}
 
 
 def save(found: Sequence[Phases], path: Path) -> None:
@@ -126,8 +124,15 @@ def load(path: Path) -> list[Phases]:
     return [Phases(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def _plain(workload: Workload) -> Callable[[], list[float]]:
-    case = Case(workload, torch.device("cpu"))
+def _steps(rank: int, workload: Workload) -> dict[str, Callable[[], list[float]]]:
+    """Both steps, each on a network of its own; they return the times between their phases."""
+    return {
+        kind: make(Case(workload, torch.device("cpu"), rank))
+        for kind, make in (("plain", _plain), ("balanced", _balanced))
+    }
+
+
+def _plain(case: Case) -> Callable[[], list[float]]:
     model = case.prepared(case.network)
 
     def step() -> list[float]:
@@ -145,8 +150,7 @@ def _plain(workload: Workload) -> Callable[[], list[float]]:
     return step
 
 
-def _balanced(workload: Workload) -> Callable[[], list[float]]:
-    case = Case(workload, torch.device("cpu"))
+def _balanced(case: Case) -> Callable[[], list[float]]:
     model, balancer = balanced(case)
 
     def step() -> list[float]:

@@ -56,7 +56,7 @@ def measure(
     """
     if wrong := [method for method in methods if method not in METHODS]:
         raise ValueError(f"unknown method {wrong[0]!r}; wanted some of {', '.join(METHODS)}")
-    number = 2 if workload.setup == "ddp" else 1
+    number = workload.processes
     each = threads or (1 if number > 1 else torch.get_num_threads())
     periods = {method: METHODS[method].period for method in METHODS if method in methods or method == FLOOR}
     periods[FLOOR] = max(periods.values())  # timed over the same number of steps as what does its work now and then

@@ -46,6 +46,11 @@ class Workload(ABC):
     last_shared: ClassVar[str]
 
     @property
+    def processes(self) -> int:
+        """How many share the step."""
+        return 2 if self.setup == "ddp" else 1
+
+    @property
     @abstractmethod
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks."""
