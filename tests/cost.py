@@ -116,7 +116,7 @@ def where() -> str:
     """Where the time goes, what the counted multiplications allow, and what the model foresees."""
     found = load(MEASURED)
     by_name = {one.workload: one for one in found}
-    model = fitted([one for one in found if one.workload.startswith("mlp_")], by_name["mlp_2"])
+    model = fitted([one for one in found if one.workload.removeprefix("mlp_").isdigit()], by_name["mlp_2"])
     shown = [phase for phase in PHASES if phase != "optimiser"]
     head = ["workload", "plain, ms", *(f"{phase}, ms more" for phase in shown)]
     head += ["all, ms more", "foreseen, ms more", "ratio", "multiplications, millions more", "floor"]
@@ -125,7 +125,8 @@ def where() -> str:
         plain = sum(one.plain.values())
         more = [one.balanced[phase] - one.plain[phase] for phase in shown]
         cells = [f"{plain:.3g}", *(f"{value:.2f}" for value in more)]
-        cells += [f"{one.extra:.2f}", f"{model.extra(one):.2f}", f"{1 + one.extra / plain:.2f}"]
+        alone = workloads("cpu")[one.workload].processes == 1
+        cells += [f"{one.extra:.2f}", f"{model.extra(one):.2f}" if alone else "", f"{1 + one.extra / plain:.2f}"]
         cells += [f"{one.extra_multiplications / 1e6:.0f}", f"{one.floor:.3f}"]
         lines.append(f"| `{one.workload}` | {' | '.join(cells)} |")
     environment = found[0].environment

@@ -40,7 +40,7 @@ def fitted(found: Sequence[Phases], rate_from: Phases) -> Model:
     bare = Model(rate, 0.0, 0.0)
     rest = numpy.array([one.extra - bare.extra(one) for one in found])
     sizes = numpy.array([[1.0, one.num_tasks] for one in found])
-    # relative to T, so that the largest does not decide alone
-    scale = 1 / numpy.sqrt(sizes[:, 1])
+    # errors are relative to what was measured, so that the largest does not decide alone
+    scale = 1 / numpy.array([one.extra for one in found])
     (per_step, per_task), *_ = numpy.linalg.lstsq(sizes * scale[:, None], rest * scale, rcond=None)
     return Model(rate, float(per_step), float(per_task))

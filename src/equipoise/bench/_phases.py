@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -97,6 +98,8 @@ def _looked_at(rank: int, workload: Workload, rounds: int) -> dict[str, Any]:
     for _ in range(5):
         for step in steps.values():
             step()
+    gc.collect()
+    gc.freeze()  # as where whole steps are timed: what is there for good is no work for the collector
     for _ in range(rounds):
         for kind, step in steps.items():
             marks = step()
