@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import pages
 import torch
 from torch import nn
 from torch.nn import functional
@@ -29,7 +30,6 @@ from equipoise.bench.workloads import workloads
 ROOT = Path(__file__).parents[1]
 PAGE, FIGURE, RECORDS = ROOT / "docs" / "cost.md", ROOT / "docs" / "cost.svg", ROOT / "results" / "cost"
 MEASURED, TURNS = ROOT / "results" / "cost_phases.json", ROOT / "results" / "cost_turns.json"
-END = "<!-- end of table -->"
 TIMED = (
     *(f"mlp_{number}" for number in (2, 3, 12, 40, 128, 512, 1024)),
     *("columns_617", "transformer", "segnet", "resnet_fcn"),
@@ -206,14 +206,6 @@ TABLES = {
 }
 
 
-def parts(name: str) -> tuple[str, str, str]:
-    """The page before, in and after a table."""
-    begin = f"<!-- table: {name} -->\n"
-    before, rest = PAGE.read_text(encoding="utf-8").split(begin)
-    inside, after = rest.split(END, 1)
-    return before + begin, inside, END + after
-
-
 def measure() -> None:
     """Look at every workload phase by phase, and at the balance of forty tasks."""
     known = workloads("cpu")
@@ -230,9 +222,7 @@ def main() -> None:
     """Write tables and figure anew."""
     if sys.argv[1:] == ["measure"]:
         measure()
-    for name, generated in TABLES.items():
-        before, _, after = parts(name)
-        PAGE.write_text(before + generated() + after, encoding="utf-8")
+    pages.write(PAGE, TABLES)
     FIGURE.write_text(figure(), encoding="utf-8")
 
 

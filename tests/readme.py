@@ -9,6 +9,8 @@ import inspect
 import re
 from pathlib import Path
 
+import pages
+
 import equipoise as eq
 from equipoise.lab._methods import METHODS
 from equipoise.lab._statistics import group
@@ -18,7 +20,6 @@ from equipoise.lab._table import to_markdown
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RECORDS = ROOT / "results" / "first_light"
-END = "<!-- end of table -->"
 
 
 def methods() -> str:
@@ -48,20 +49,5 @@ def first_light() -> str:
 TABLES = {"results/first_light": first_light, "methods": methods}
 
 
-def parts(name: str) -> tuple[str, str, str]:
-    """The README before, in and after a table."""
-    begin = f"<!-- table: {name} -->\n"
-    before, rest = README.read_text(encoding="utf-8").split(begin)
-    table, after = rest.split(END, 1)
-    return before + begin, table, END + after
-
-
-def main() -> None:
-    """Write the tables anew."""
-    for name, generated in TABLES.items():
-        before, _, after = parts(name)
-        README.write_text(before + generated() + after, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    pages.write(README, TABLES)

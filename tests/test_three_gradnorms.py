@@ -2,6 +2,7 @@
 
 import re
 
+import pages
 import pytest
 import three_gradnorms
 
@@ -10,7 +11,7 @@ NUMBER = re.compile(r"(?<= )\d[\d.]*(?:e[+-]\d+)?(?= )")
 
 def test_its_figures_are_generated():
     """To within what another processor's rounding may do to a run of some hundred steps."""
-    published, found = three_gradnorms.parts()[1], three_gradnorms.figures()
+    published, found = pages.parts(three_gradnorms.PAGE, three_gradnorms.TABLE)[1], three_gradnorms.figures()
     assert NUMBER.sub("", published) == NUMBER.sub("", found)
     numbers = [[float(number) for number in NUMBER.findall(text)] for text in (published, found)]
     assert len(numbers[0]) > 3 * len(three_gradnorms.RULES)
@@ -18,7 +19,10 @@ def test_its_figures_are_generated():
 
 
 def test_its_text_is_that_of_the_figures():
-    rows = [line.strip("| ").split(" | ") for line in three_gradnorms.parts()[1].splitlines()[4:]]
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in pages.parts(three_gradnorms.PAGE, three_gradnorms.TABLE)[1].splitlines()[4:]
+    ]
     ratios = {label: float(ratio) for label, _, _, ratio in rows}
     small = {label: float(weight) for label, weight, _, _ in rows}
     balanced = ("`eq.GradNorm(alpha=0)`", "`eq.GradNormClosedForm(alpha=0)`", "`eq.InverseGradientNorm(every=1)`")

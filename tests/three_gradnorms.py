@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pages
 import torch
 from torch import nn
 
 import equipoise as eq
 
 PAGE = Path(__file__).parents[1] / "docs" / "three_gradnorms.md"
-BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->"
+TABLE = "rules"
 TASKS = ("small", "large")
 STEPS, LAST = 400, 50
 
@@ -80,18 +81,5 @@ def figures() -> str:
     return "\n".join(lines) + "\n"
 
 
-def parts() -> tuple[str, str, str]:
-    """The page before, in and after the figures."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    table, after = rest.split(END)
-    return before + BEGIN, table, END + after
-
-
-def main() -> None:
-    """Write the figures anew."""
-    before, _, after = parts()
-    PAGE.write_text(before + figures() + after, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    pages.write(PAGE, {TABLE: figures})

@@ -1,0 +1,23 @@
+"""Pages with tables that are generated: what stands between ``<!-- table: its name -->`` and ``<!-- end of table -->``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+END = "<!-- end of table -->"
+
+
+def parts(page: Path, name: str) -> tuple[str, str, str]:
+    """The page before, in and after a table."""
+    begin = f"<!-- table: {name} -->\n"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    table, after = rest.split(END, 1)
+    return before + begin, table, END + after
+
+
+def write(page: Path, tables: Mapping[str, Callable[[], str]]) -> None:
+    """Write the tables of a page anew."""
+    for name, generated in tables.items():
+        before, _, after = parts(page, name)
+        page.write_text(before + generated() + after, encoding="utf-8")
