@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,16 +61,23 @@ def interleaved(
     Returns:
         By name, the mean seconds per step of every round.
     """
-    gc.collect()
-    gc.freeze()  # what the other methods hold is no work for the collector while one is timed
     found: dict[str, list[float]] = {name: [] for name in steps}
-    try:
+    with what_is_there_not_collected():
         for _ in range(rounds):
             for name, (step, number) in steps.items():
                 found[name].append(seconds_per_step(step, number, device))
+    return found
+
+
+@contextmanager
+def what_is_there_not_collected() -> Iterator[None]:
+    """Within, what the other methods hold is no work for the garbage collector while one is timed."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
     finally:
         gc.unfreeze()
-    return found
 
 
 def _finish(device: torch.device) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -13,12 +13,13 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from equipoise.bench._case import Case
+from equipoise.bench._clock import what_is_there_not_collected
 from equipoise.bench._methods import balanced
 from equipoise.bench._processes import in_processes
 from equipoise.bench.workloads import Workload
@@ -26,6 +27,9 @@ from equipoise.lab._fingerprint import environment
 
 PHASES = ("forward", "total", "backward", "optimiser", "balancer")
 """Forward pass and losses; the total loss; the backward pass; optimiser and ``zero_grad``; ``balancer.step()``."""
+
+Losses = Mapping[str, Tensor] | Tensor
+"""As a balancer takes them."""
 
 _PATIENCE = 600.0
 """The seconds in which a workload must have been looked at."""
@@ -98,12 +102,10 @@ def _looked_at(rank: int, workload: Workload, rounds: int) -> dict[str, Any]:
     for _ in range(5):
         for step in steps.values():
             step()
-    gc.collect()
-    gc.freeze()  # as where whole steps are timed: what is there for good is no work for the collector
-    for _ in range(rounds):
-        for kind, step in steps.items():
-            marks = step()
-            taken[kind].append([1e3 * (end - start) for start, end in pairwise(marks)])
+    with what_is_there_not_collected():
+        for _ in range(rounds):
+            for kind, step in steps.items():
+                taken[kind].append([1e3 * (end - start) for start, end in pairwise(step())])
     found: dict[str, Any] = {
         kind: dict(zip(PHASES, map(median, zip(*rows, strict=True)), strict=True)) for kind, rows in taken.items()
     }
@@ -129,47 +131,33 @@ def load(path: Path) -> list[Phases]:
 
 def _steps(rank: int, workload: Workload) -> dict[str, Callable[[], list[float]]]:
     """Both steps, each on a network of its own; they return the times between their phases."""
+    plain, other = (Case(workload, torch.device("cpu"), rank) for _ in range(2))
+    model, balancer = balanced(other)
     return {
-        kind: make(Case(workload, torch.device("cpu"), rank))
-        for kind, make in (("plain", _plain), ("balanced", _balanced))
+        "plain": partial(_marks, plain, plain.prepared(plain.network), _summed, lambda: None),
+        "balanced": partial(_marks, other, model, balancer, balancer.step),
     }
 
 
-def _plain(case: Case) -> Callable[[], list[float]]:
-    model = case.prepared(case.network)
+def _marks(
+    case: Case, model: nn.Module, total: Callable[[Losses], Tensor], move_weights: Callable[[], object]
+) -> list[float]:
+    """One step, and the times at which its phases begin and end."""
+    marks = [perf_counter()]
+    losses = case.balanced(model)
+    marks.append(perf_counter())
+    loss = total(losses)
+    marks.append(perf_counter())
+    loss.backward()
+    marks.append(perf_counter())
+    case.descend()
+    marks.append(perf_counter())
+    move_weights()
+    return [*marks, perf_counter()]
 
-    def step() -> list[float]:
-        marks = [perf_counter()]
-        losses = case.balanced(model)
-        marks.append(perf_counter())
-        total = (losses if isinstance(losses, Tensor) else torch.stack([*losses.values()])).sum()
-        marks.append(perf_counter())
-        total.backward()
-        marks.append(perf_counter())
-        case.descend()
-        marks.append(perf_counter())
-        return [*marks, marks[-1]]
 
-    return step
-
-
-def _balanced(case: Case) -> Callable[[], list[float]]:
-    model, balancer = balanced(case)
-
-    def step() -> list[float]:
-        marks = [perf_counter()]
-        losses = case.balanced(model)
-        marks.append(perf_counter())
-        total = balancer(losses)
-        marks.append(perf_counter())
-        total.backward()
-        marks.append(perf_counter())
-        case.descend()
-        marks.append(perf_counter())
-        balancer.step()
-        return [*marks, perf_counter()]
-
-    return step
+def _summed(losses: Losses) -> Tensor:
+    return (losses if isinstance(losses, Tensor) else torch.stack([*losses.values()])).sum()
 
 
 def _counted(step: Callable[[], object]) -> tuple[int, int]:

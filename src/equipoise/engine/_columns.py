@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from equipoise.engine._module_source import ModuleSource
-from equipoise.engine._passages import square_rows, squared_norm
+from equipoise.engine._passages import gradient_rows, square_rows, squared_norm
 from equipoise.engine._reach import walk
 from equipoise.engine._rules import gram_pays
 
@@ -185,18 +185,15 @@ def _measured(
     dtype = columns.dtype
     x, v = inputs.to(dtype).reshape(-1, inputs.shape[-1]), weight.to(dtype)
     slopes = None if slope is None else slope.to(dtype).reshape(len(x), -1)
+    gradients = ((i, _at_features(columns[i], v[i], slopes).mT @ x) for i in numbers)
     if kept:
-        rows = row.new_zeros(tasks, len(row))
-        for i in numbers:
-            rows[i, :-1] = (_at_features(columns[i], v[i], slopes).mT @ x).reshape(-1)
-            rows[i, -1] = 1
-        return rows
+        return gradient_rows(gradients, tasks, row)
     if gram_pays(x, v, len(numbers)):
         gram = x @ x.mT
-        squares = [_in_gram(gram, columns[i], v[i], slopes) for i in numbers]
+        squares = {i: _in_gram(gram, columns[i], v[i], slopes) for i in numbers}
     else:
-        squares = [squared_norm(_at_features(columns[i], v[i], slopes).mT @ x) for i in numbers]
-    return square_rows(dict(zip(numbers, squares, strict=True)), tasks, row)
+        squares = {i: squared_norm(gradient) for i, gradient in gradients}
+    return square_rows(squares, tasks, row)
 
 
 def _in_gram(gram: Tensor, column: Tensor, weights: Tensor, slopes: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ the row tells how many passes it is the sum of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,14 +23,13 @@ Statistic = Callable[[Sequence[Tensor], Gradients], Tensor]
 Squares = Callable[[Sequence[Tensor], Sequence[Gradients]], list[Tensor]]
 """``(what was kept, gradients at the features task by task) -> squared norms of the gradients at W``."""
 
-
 Numbers = Sequence[int | None]
 """The row of the probe that each alias is measured for; None for one that is not measured."""
 
 
 def gradients_measured(measure: Statistic, numbers: Numbers, tasks: int) -> Passage:
     """The passage that gives the probe, a row for each of the ``tasks``, gradients at W; zeros where there is none."""
-    return partial(_passed, measure=measure, numbers=numbers, tasks=tasks, rows=_gradient_rows)
+    return partial(_passed, measure=measure, numbers=numbers, tasks=tasks, rows=_measured_gradients)
 
 
 def squares_measured(measure: Squares, numbers: Numbers, tasks: int) -> Passage:
@@ -61,20 +60,25 @@ def _passed(
         return rows(measure, kept, arrived, tasks, row), trunk
 
 
-def _gradient_rows(
+def _measured_gradients(
     measure: Statistic, kept: Sequence[Tensor], arrived: Mapping[int, Gradients], tasks: int, row: Tensor
 ) -> Tensor:
-    rows = row.new_zeros(tasks, len(row))
-    for i, gradients in arrived.items():
-        rows[i, :-1] = measure(kept, gradients).reshape(-1)
-        rows[i, -1] = 1
-    return rows
+    return gradient_rows(((i, measure(kept, gradients)) for i, gradients in arrived.items()), tasks, row)
 
 
 def _measured_squares(
     measure: Squares, kept: Sequence[Tensor], arrived: Mapping[int, Gradients], tasks: int, row: Tensor
 ) -> Tensor:
     return square_rows(dict(zip(arrived, measure(kept, [*arrived.values()]), strict=True)), tasks, row)
+
+
+def gradient_rows(gradients: Iterable[tuple[int, Tensor]], tasks: int, row: Tensor) -> Tensor:
+    """The probe's rows from the gradients of some of the tasks, by number, which are asked for one after the other."""
+    rows = row.new_zeros(tasks, len(row))
+    for i, gradient in gradients:
+        rows[i, :-1] = gradient.reshape(-1)
+        rows[i, -1] = 1
+    return rows
 
 
 def square_rows(squares: Mapping[int, Tensor], tasks: int, row: Tensor) -> Tensor:
