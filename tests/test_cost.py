@@ -3,6 +3,7 @@
 import re
 
 import cost
+import pages
 import pytest
 
 from equipoise.bench._methods import METHODS
@@ -11,7 +12,7 @@ from equipoise.bench.workloads import workloads
 
 @pytest.mark.parametrize("name", cost.TABLES)
 def test_its_tables_are_generated(name):
-    assert cost.parts(name)[1] == cost.TABLES[name]()
+    assert pages.parts(cost.PAGE, name)[1] == cost.TABLES[name]()
 
 
 def test_it_was_measured_as_it_says():
@@ -33,6 +34,19 @@ def test_every_method_is_spoken_of_on_every_workload():
     for record in cost.records():
         assert {*record.costs, *record.not_run} == set(METHODS), record.workload
         assert record.workload in workloads(record.device)
+
+
+def test_the_bytes_at_a_thousand_gpus_are_those_of_segnet():
+    parts = workloads("cpu")["segnet"].parts()
+    numbers = sum(p.numel() for part in parts for p in part.parameters())
+    in_w = parts.shared_layer.weight.numel()
+    sent, own = 4 * 3 * (in_w + 1), 4 * numbers
+    said = " ".join(cost.PAGE.read_text(encoding="utf-8").split())
+    assert f"W has {in_w // 1000} {in_w % 1000} numbers" in said
+    assert (
+        f"{sent / 1e3:.0f} kB beside the {own / 1e6:.0f} MB of the network's own gradients, {sent / own:.1%}"
+        in said.replace(" %", "%")
+    )
 
 
 def test_its_commands_are_there():
