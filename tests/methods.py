@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import torch
-from networks import MLP
+from helpers.networks import MLP
 
 import equipoise as eq
 from equipoise.balancers._combining import CombiningBalancer

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from reference import close
+from helpers.reference import close
 
 from equipoise.bench import _case, _methods
 from equipoise.bench._case import CannotRunError, Case

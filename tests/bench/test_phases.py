@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import close
+from helpers.reference import close
 
 from equipoise.bench._model import Model, fitted
 from equipoise.bench._phases import PHASES, Phases, load, phases, save

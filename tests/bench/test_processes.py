@@ -2,7 +2,7 @@ import os
 import sys
 from pathlib import Path
 
-import jobs
+from helpers import jobs
 import pytest
 import torch
 

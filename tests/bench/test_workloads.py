@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from reference import close
+from helpers.reference import close
 
 from equipoise.bench import _case
 from equipoise.bench._case import Case

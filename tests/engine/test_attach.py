@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from reference import Algorithm1, close
+from helpers.reference import Algorithm1, close
 from torch import nn
 from torch.nn import functional
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from reference import close
+from helpers.reference import close
 from torch import nn
 
 import equipoise as eq

@@ -3,8 +3,8 @@ import pickle
 
 import pytest
 import torch
-from networks import LAYERS, MLP, ForkedNetwork
-from reference import close, task_gradients
+from helpers.networks import LAYERS, MLP, ForkedNetwork
+from helpers.reference import close, task_gradients
 from torch import nn
 
 import equipoise as eq

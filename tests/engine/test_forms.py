@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import MLP, mse
-from reference import close, task_gradients
+from helpers.networks import MLP, mse
+from helpers.reference import close, task_gradients
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import batches
+from helpers.training import batches
 
 import equipoise as eq
 from equipoise.engine import _rules, _source

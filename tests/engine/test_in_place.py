@@ -50,7 +50,7 @@ class Plain(nn.Module):
         return eq.attach(self, "layer", {task: f"heads.{task}" for task in self.heads})
 
 
-DOORS = {
+ENTRY_POINTS = {
     "fork, by rule": lambda first: Forked(nn.Linear(4, 4), first),
     "fork, a block": lambda first: Forked(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), first),
     "fork, features": lambda first: Forked(None, first),
@@ -92,28 +92,28 @@ ON_A_VIEW = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("operation", ON_IT)
-def test_in_the_first_step_the_error_names_the_head_and_the_remedy(door, operation):
-    network = DOORS[door](ON_IT[operation]())
+def test_in_the_first_step_the_error_names_the_head_and_the_remedy(entry_point, operation):
+    network = ENTRY_POINTS[entry_point](ON_IT[operation]())
     balancer = eq.GradNorm(network.source())
     with pytest.raises(RuntimeError, match=f"the features of task 'b'; {REMEDY}"):
         balancer(network(torch.randn(5, 4, requires_grad=True)))
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("operation", ON_A_VIEW)
-def test_on_a_view_of_the_features_it_is_an_error_as_well(door, operation):
-    network = DOORS[door](ON_A_VIEW[operation]())
+def test_on_a_view_of_the_features_it_is_an_error_as_well(entry_point, operation):
+    network = ENTRY_POINTS[entry_point](ON_A_VIEW[operation]())
     eq.GradNorm(network.source())
     with pytest.raises(RuntimeError, match="modified inplace"):
         network(torch.randn(5, 4, requires_grad=True))
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("operation", ON_IT | ON_A_VIEW)
-def test_after_the_first_step_it_is_an_error_as_well(door, operation):
-    network = DOORS[door](nn.Tanh())
+def test_after_the_first_step_it_is_an_error_as_well(entry_point, operation):
+    network = ENTRY_POINTS[entry_point](nn.Tanh())
     balancer = eq.GradNorm(network.source())
     x = torch.randn(5, 4, requires_grad=True)
     for _ in range(2):
@@ -124,11 +124,11 @@ def test_after_the_first_step_it_is_an_error_as_well(door, operation):
         network(x)
 
 
-@pytest.mark.parametrize("door", [door for door in DOORS if door != "attach"])
+@pytest.mark.parametrize("entry_point", [entry_point for entry_point in ENTRY_POINTS if entry_point != "attach"])
 @pytest.mark.parametrize("operation", ON_IT)
 @pytest.mark.parametrize("balancer", [lambda fork: eq.Equal(fork), lambda fork: eq.Equal(fork.tasks)])
-def test_where_nothing_is_measured_the_first_pass_names_the_head(door, operation, balancer):
-    network = DOORS[door](ON_IT[operation]())
+def test_where_nothing_is_measured_the_first_pass_names_the_head(entry_point, operation, balancer):
+    network = ENTRY_POINTS[entry_point](ON_IT[operation]())
     balancer = balancer(network.fork)
     x = torch.randn(5, 4, requires_grad=True)
     with torch.no_grad():
@@ -146,9 +146,9 @@ def test_an_attached_model_that_is_not_measured_is_the_model_as_it_was():
         assert torch.equal(loss, plain[task])
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_the_remedy_is_one(door):
-    network = DOORS[door](nn.Sequential(Does(torch.clone), nn.ReLU(inplace=True)))
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_the_remedy_is_one(entry_point):
+    network = ENTRY_POINTS[entry_point](nn.Sequential(Does(torch.clone), nn.ReLU(inplace=True)))
     balancer = eq.GradNorm(network.source())
     balancer(network(torch.randn(5, 4, requires_grad=True))).backward()
     balancer.step()

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from reference import Algorithm1, close
+from helpers.reference import Algorithm1, close
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 from torch.nn.utils.rnn import pack_sequence

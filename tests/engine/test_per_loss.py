@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from reference import Algorithm1, close, task_gradients
+from helpers.reference import Algorithm1, close, task_gradients
 from torch import nn
 
 import equipoise as eq

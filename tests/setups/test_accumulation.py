@@ -1,10 +1,10 @@
 """Gradient accumulation: several backward passes, one step, the same as one large batch."""
 
-import matrix
+from helpers import matrix
 import pytest
 import torch
-from doors import DOORS, TASKS, build, data, losses_of, reference_norms
-from lockstep import largest_deviation
+from helpers.entry_points import ENTRY_POINTS, TASKS, build, data, losses_of, reference_norms
+from helpers.lockstep import largest_deviation
 
 import equipoise as eq
 
@@ -36,36 +36,36 @@ def rescaled(backward, factor):
     return step
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_with_the_loss_over_k(door):
-    found = largest_deviation(door, data(8, SIZE), in_parts((4, 4, 4), (1 / 3, 1 / 3, 1 / 3)))
-    matrix.exact(door, "gradient accumulation, loss / k", found)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_with_the_loss_over_k(entry_point):
+    found = largest_deviation(entry_point, data(8, SIZE), in_parts((4, 4, 4), (1 / 3, 1 / 3, 1 / 3)))
+    matrix.exact(entry_point, "gradient accumulation, loss / k", found)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_without_dividing(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_without_dividing(entry_point):
     """The network's gradient is k times as long; norms and weights do not see it."""
-    found = largest_deviation(door, data(8, SIZE), rescaled(in_parts((4, 4, 4), (1, 1, 1)), 1 / 3))
-    matrix.exact(door, "gradient accumulation, plain sum", found)
+    found = largest_deviation(entry_point, data(8, SIZE), rescaled(in_parts((4, 4, 4), (1, 1, 1)), 1 / 3))
+    matrix.exact(entry_point, "gradient accumulation, plain sum", found)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_unequal_parts(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_unequal_parts(entry_point):
     """Each mean loss counts by its share of the samples."""
     sizes = (5, 1, 4, 2)
-    found = largest_deviation(door, data(8, SIZE), in_parts(sizes, [size / SIZE for size in sizes]))
-    matrix.exact(door, "gradient accumulation, unequal micro-batches", found)
+    found = largest_deviation(entry_point, data(8, SIZE), in_parts(sizes, [size / SIZE for size in sizes]))
+    matrix.exact(entry_point, "gradient accumulation, unequal micro-batches", found)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_with_a_loss_scale_and_every_second_step_measured(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_with_a_loss_scale_and_every_second_step_measured(entry_point):
     backward = rescaled(in_parts((6, 6), (1024 / 2, 1024 / 2)), 1 / 1024)
-    found = largest_deviation(door, data(8, SIZE), backward, every=2)
-    matrix.exact(door, "gradient accumulation, loss scale, every=2", found)
+    found = largest_deviation(entry_point, data(8, SIZE), backward, every=2)
+    matrix.exact(entry_point, "gradient accumulation, loss scale, every=2", found)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_one_backward_pass_on_the_sum_of_the_parts(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_one_backward_pass_on_the_sum_of_the_parts(entry_point):
     """The fork is called several times in one step, and its calls meet in one backward pass."""
 
     def backward(network, balancer, x, y):
@@ -75,18 +75,18 @@ def test_one_backward_pass_on_the_sum_of_the_parts(door):
         ]
         balancer({task: (halves[0][task] + halves[1][task]) / 2 for task in TASKS}).backward()
 
-    matrix.exact(door, "the fork called twice in one step", largest_deviation(door, data(8, SIZE), backward))
+    matrix.exact(entry_point, "the fork called twice in one step", largest_deviation(entry_point, data(8, SIZE), backward))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_task_with_labels_in_one_part_only(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_a_task_with_labels_in_one_part_only(entry_point):
     """Its gradient is the one that the network gets: over two parts with loss / 2, half of that of its one part."""
-    network, source = build(door)
+    network, source = build(entry_point)
     balancer = eq.GradNorm(source).double()
     (x, y) = next(data(1, SIZE))
     first, second = ((x[part], {task: target[part] for task, target in y.items()}) for part in (slice(6), slice(6, 12)))
-    expected = reference_norms(door, network, x, y)
-    expected[1] = reference_norms(door, network, *first)[1] / 2
+    expected = reference_norms(entry_point, network, x, y)
+    expected[1] = reference_norms(entry_point, network, *first)[1] / 2
     (balancer(losses_of(network, *first)) / 2).backward()
     (balancer(losses_of(network, *second) | {"b": None}) / 2).backward()
     balancer.step()

@@ -1,9 +1,9 @@
 """Activation checkpointing, both kinds: below the last shared layer, the layer itself, above it, and all at once."""
 
-import matrix
+from helpers import matrix
 import pytest
-from doors import DOORS, data
-from lockstep import largest_deviation
+from helpers.entry_points import ENTRY_POINTS, data
+from helpers.lockstep import largest_deviation
 from torch.utils.checkpoint import checkpoint
 
 KINDS = {"non-reentrant": False, "reentrant": True}
@@ -59,22 +59,22 @@ REFUSED = {
 """PyTorch runs a reentrant checkpoint again by a backward pass of its own, through which no other gradient can be taken."""
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("part", [trunk, last_shared_layer, heads])
-def test_checkpoint(part, kind, door):
+def test_checkpoint(part, kind, entry_point):
     setup = f"checkpoint {kind}, {part.__name__.replace('_', ' ')}"
     prepare = checkpointed(part, KINDS[kind])
-    reason = REFUSED.get(part, {}).get(door)
+    reason = REFUSED.get(part, {}).get(entry_point)
     if kind == "reentrant" and reason is not None:
         with pytest.raises(ValueError, match=reason) as error:
-            largest_deviation(door, data(6), prepare=prepare)
-        matrix.refused(door, setup, error.value)
+            largest_deviation(entry_point, data(6), prepare=prepare)
+        matrix.refused(entry_point, setup, error.value)
     else:
-        matrix.exact(door, setup, largest_deviation(door, data(6), prepare=prepare))
+        matrix.exact(entry_point, setup, largest_deviation(entry_point, data(6), prepare=prepare))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_all_of_the_network(door):
-    found = largest_deviation(door, data(6), prepare=checkpointed(whole_network, False))
-    matrix.exact(door, "checkpoint non-reentrant, whole network", found)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_all_of_the_network(entry_point):
+    found = largest_deviation(entry_point, data(6), prepare=checkpointed(whole_network, False))
+    matrix.exact(entry_point, "checkpoint non-reentrant, whole network", found)

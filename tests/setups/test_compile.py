@@ -2,12 +2,12 @@
 
 import re
 
-import matrix
+from helpers import matrix
 import pytest
 import torch
-from doors import DOORS, TASKS, build, data, losses_of
-from lockstep import largest_deviation, ordinary
-from networks import targets_of
+from helpers.entry_points import ENTRY_POINTS, TASKS, build, data, losses_of
+from helpers.lockstep import largest_deviation, ordinary
+from helpers.networks import targets_of
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 FROM_THE_GRAPH = ("Fork, a block", "attach")
-"""The doors that need the original graph between W and the heads."""
+"""The entry_points that need the original graph between W and the heads."""
 
 REFUSAL = "compile what is below it and what is above it instead"
 
@@ -95,56 +95,56 @@ def compiled_once(batches):
             yield batch
 
 
-def cell(door, prepare, batches=fixed_sizes, every=1):
+def cell(entry_point, prepare, batches=fixed_sizes, every=1):
     """Train; return the largest deviation."""
-    found = largest_deviation(door, compiled_once(batches()), prepare=prepare, every=every)
+    found = largest_deviation(entry_point, compiled_once(batches()), prepare=prepare, every=every)
     assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
     assert not counters["graph_break"]
     return found
 
 
-def refused_by(door, prepare, error):
+def refused_by(entry_point, prepare, error):
     """The message with which the library refuses."""
     with pytest.raises(error, match=QUOTED[error]) as refusal:
-        largest_deviation(door, fixed_sizes(), prepare=prepare)
+        largest_deviation(entry_point, fixed_sizes(), prepare=prepare)
     message = re.search(r"the last shared layer.*?(instead|layer)(?=['\"]\)|$)", str(refusal.value))
     return message.group() if message else QUOTED[error]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_whole_model(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_whole_model(entry_point):
     setup = "torch.compile, whole model, default and fullgraph"
-    if door in FROM_THE_GRAPH:
-        message = refused_by(door, whole_model(backend="aot_eager", fullgraph=True), torch._dynamo.exc.Unsupported)
-        matrix.refused(door, setup, message)
+    if entry_point in FROM_THE_GRAPH:
+        message = refused_by(entry_point, whole_model(backend="aot_eager", fullgraph=True), torch._dynamo.exc.Unsupported)
+        matrix.refused(entry_point, setup, message)
         return
-    found = cell(door, whole_model(backend="aot_eager"))
+    found = cell(entry_point, whole_model(backend="aot_eager"))
     torch.compiler.reset()
-    matrix.exact(door, setup, max(found, cell(door, whole_model(backend="aot_eager", fullgraph=True))))
+    matrix.exact(entry_point, setup, max(found, cell(entry_point, whole_model(backend="aot_eager", fullgraph=True))))
 
 
 def test_without_fullgraph_a_block_that_was_compiled_is_refused_before_anything_is_measured():
     assert refused_by("Fork, a block", whole_model(backend="aot_eager"), ValueError)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize(
     ("name", "settings"), [("every=2", {"every": 2}), ("dynamic batch size", {"batches": changing_sizes})]
 )
-def test_whole_model_in_other_ways(door, name, settings):
+def test_whole_model_in_other_ways(entry_point, name, settings):
     setup, prepare = f"torch.compile, whole model, {name}", whole_model(backend="aot_eager", fullgraph=True)
-    if door in FROM_THE_GRAPH:
-        matrix.refused(door, setup, refused_by(door, prepare, torch._dynamo.exc.Unsupported))
+    if entry_point in FROM_THE_GRAPH:
+        matrix.refused(entry_point, setup, refused_by(entry_point, prepare, torch._dynamo.exc.Unsupported))
     else:
-        matrix.exact(door, setup, cell(door, prepare, **settings))
+        matrix.exact(entry_point, setup, cell(entry_point, prepare, **settings))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_trunk_only(door):
-    found = cell(door, trunk_only(backend="aot_eager"))
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_trunk_only(entry_point):
+    found = cell(entry_point, trunk_only(backend="aot_eager"))
     torch.compiler.reset()
-    found = max(found, cell(door, trunk_only(backend="aot_eager", fullgraph=True)))
-    matrix.exact(door, "torch.compile, trunk only, default and fullgraph", found)
+    found = max(found, cell(entry_point, trunk_only(backend="aot_eager", fullgraph=True)))
+    matrix.exact(entry_point, "torch.compile, trunk only, default and fullgraph", found)
 
 
 def trunk_and_fork(**how):
@@ -158,35 +158,35 @@ def trunk_and_fork(**how):
     return prepare
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_trunk_and_fork(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_trunk_and_fork(entry_point):
     setup, prepare = "torch.compile, trunk and fork", trunk_and_fork(backend="aot_eager", fullgraph=True)
-    if door in ("attach", "PerLoss"):
-        matrix.not_applicable(door, setup, "there is no fork in the model")
-    elif door in FROM_THE_GRAPH:
-        matrix.refused(door, setup, refused_by(door, prepare, torch._dynamo.exc.Unsupported))
+    if entry_point in ("attach", "PerLoss"):
+        matrix.not_applicable(entry_point, setup, "there is no fork in the model")
+    elif entry_point in FROM_THE_GRAPH:
+        matrix.refused(entry_point, setup, refused_by(entry_point, prepare, torch._dynamo.exc.Unsupported))
     else:
-        matrix.exact(door, setup, cell(door, prepare))
+        matrix.exact(entry_point, setup, cell(entry_point, prepare))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_trunk_and_heads(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_trunk_and_heads(entry_point):
     """What those do who are refused the whole model."""
     prepare = trunk_and_heads(backend="aot_eager", fullgraph=True)
-    found = cell(door, prepare)
+    found = cell(entry_point, prepare)
     torch.compiler.reset()
-    found = max(found, cell(door, prepare, batches=changing_sizes))
-    matrix.exact(door, "torch.compile, trunk and heads, fixed and dynamic batch size", found)
+    found = max(found, cell(entry_point, prepare, batches=changing_sizes))
+    matrix.exact(entry_point, "torch.compile, trunk and heads, fixed and dynamic batch size", found)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_together_with_all_the_rest(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_together_with_all_the_rest(entry_point):
     """A checkpoint in the compiled trunk, autocast, two micro-batches, and a loss scale."""
 
     def prepare(network):
         forward = network.trunk[2].forward
         network.trunk[2].forward = lambda x: checkpoint(forward, x, use_reentrant=False)
-        compiled = trunk_and_heads if door in FROM_THE_GRAPH else whole_model
+        compiled = trunk_and_heads if entry_point in FROM_THE_GRAPH else whole_model
         return compiled(backend="aot_eager", fullgraph=True)(network)
 
     def backward(network, balancer, x, y):
@@ -198,22 +198,22 @@ def test_together_with_all_the_rest(door):
             parameter.grad /= 1024
 
     batches = compiled_once(data(8, dtype=torch.float32))
-    found = largest_deviation(door, batches, backward, prepare, dtype=torch.float32)
+    found = largest_deviation(entry_point, batches, backward, prepare, dtype=torch.float32)
     assert not counters["graph_break"]
-    matrix.exact(door, "torch.compile with checkpoint, autocast bfloat16, accumulation, loss scale", found, "half")
+    matrix.exact(entry_point, "torch.compile with checkpoint, autocast bfloat16, accumulation, loss scale", found, "half")
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_inductor(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_inductor(entry_point):
     """The compiler that is the default, to the end: generated code."""
-    if door in FROM_THE_GRAPH:
-        matrix.exact(door, "torch.compile, inductor", cell(door, trunk_and_heads(fullgraph=True)))
+    if entry_point in FROM_THE_GRAPH:
+        matrix.exact(entry_point, "torch.compile, inductor", cell(entry_point, trunk_and_heads(fullgraph=True)))
     else:
-        matrix.exact(door, "torch.compile, inductor", cell(door, whole_model(fullgraph=True)))
+        matrix.exact(entry_point, "torch.compile, inductor", cell(entry_point, whole_model(fullgraph=True)))
 
 
-@pytest.mark.parametrize("door", ["Fork, by rule", "Fork, features"])
-def test_the_balancer_in_the_compiled_function(door):
+@pytest.mark.parametrize("entry_point", ["Fork, by rule", "Fork, features"])
+def test_the_balancer_in_the_compiled_function(entry_point):
     """Model, losses and balancer in one graph."""
 
     def backward(network, balancer, x, y):
@@ -223,7 +223,7 @@ def test_the_balancer_in_the_compiled_function(door):
             )
         network.compiled(x, y).backward()
 
-    found = largest_deviation(door, compiled_once(fixed_sizes()), backward)
+    found = largest_deviation(entry_point, compiled_once(fixed_sizes()), backward)
     assert not counters["graph_break"]
     assert found <= matrix.TOLERANCE["float64"]
 

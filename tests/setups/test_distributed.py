@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-import processes
+from helpers import processes
 import pytest
-from doors import DOORS, build
-from shards import Present, alone, check, none_missing, one_pass, share_of, train
+from helpers.entry_points import ENTRY_POINTS, build
+from helpers.shards import Present, alone, check, none_missing, one_pass, share_of, train
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,8 +41,8 @@ SETUPS = {
 REFUSED = {("DDP, static_graph", "PerLoss"): "task 'a': .* use static_graph=False, or a Fork inside the model"}
 
 
-def ddp(rank, world, door, setup):
-    network, source = build(door)
+def ddp(rank, world, entry_point, setup):
+    network, source = build(entry_point)
     model = Present(network)
     if setup.spare:
         model.spare = nn.Linear(2, 2)
@@ -53,7 +53,7 @@ def ddp(rank, world, door, setup):
 
 def worker(rank, world, names):
     processes.connect()
-    return {(name, door): processes.caught(ddp, rank, world, door, SETUPS[name]) for name in names for door in DOORS}
+    return {(name, entry_point): processes.caught(ddp, rank, world, entry_point, SETUPS[name]) for name in names for entry_point in ENTRY_POINTS}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def worker(rank, world, names):
 )
 def test_equal_to_one_process(world, names):
     ranks = processes.run(worker, world, names)
-    for (name, door), runs in processes.by_cell(ranks):
+    for (name, entry_point), runs in processes.by_cell(ranks):
         setup = SETUPS[name]
         parts = 1 if setup.missing is none_missing else world
-        check(door, name, runs, alone(door, setup.steps, parts, setup.missing), REFUSED.get((name, door)))
+        check(entry_point, name, runs, alone(entry_point, setup.steps, parts, setup.missing), REFUSED.get((name, entry_point)))

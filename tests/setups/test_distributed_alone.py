@@ -5,11 +5,11 @@ import itertools
 import pickle
 import warnings
 
-import processes
+from helpers import processes
 import pytest
 import torch
-from doors import DOORS, TASKS, build, data, losses_of
-from shards import Present, alone, check, losses_of_labels, parts_of, share_of, train
+from helpers.entry_points import ENTRY_POINTS, TASKS, build, data, losses_of
+from helpers.shards import Present, alone, check, losses_of_labels, parts_of, share_of, train
 from torch import distributed
 from torch.distributed import checkpoint
 from torch.nn.parallel import DistributedDataParallel
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("double")
 STEPS = 6
 
 
-def events(rank, world, door, passes):
+def events(rank, world, entry_point, passes):
     """When the gradients of the tasks are sent, and when the trunk has its own, in every step."""
-    network, source = build(door)
+    network, source = build(entry_point)
     seen, all_reduce = [], distributed.all_reduce
 
     def watched(tensor, *arguments, async_op=False, **settings):
@@ -63,23 +63,23 @@ def something_alone(model, source, balancer):
 def worker(rank, world, folder):
     # PyTorch 2.6 does itself, in saving a checkpoint, what it warns against
     warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
-    built = {door: (*parts, eq.GradNorm(parts[1]).double()) for door in DOORS for parts in [build(door)]}
+    built = {entry_point: (*parts, eq.GradNorm(parts[1]).double()) for entry_point in ENTRY_POINTS for parts in [build(entry_point)]}
     processes.connect()
     found = {}
-    for door, (network, source, balancer) in built.items():
-        one, two = (events(rank, world, door, lambda step, rank, n=n: n) for n in (1, 2))
+    for entry_point, (network, source, balancer) in built.items():
+        one, two = (events(rank, world, entry_point, lambda step, rank, n=n: n) for n in (1, 2))
         model = DistributedDataParallel(Present(network))
         before = something_alone(model, source, balancer) if rank == 0 else None
         run = train(model, source, share_of(rank, world, STEPS), before, balancer)
         state = {"balancer": balancer.state_dict(), "network": network.state_dict()}
-        checkpoint.save(state, checkpoint_id=folder / door)
-        found[door] = {"one pass": one, "two passes": two, "run": run, "state": state}
+        checkpoint.save(state, checkpoint_id=folder / entry_point)
+        found[entry_point] = {"one pass": one, "two passes": two, "run": run, "state": state}
     return found
 
 
-def continued(door, state):
+def continued(entry_point, state):
     """One process goes on from what two have saved."""
-    network, source = build(door, seed=1)
+    network, source = build(entry_point, seed=1)
     balancer = eq.GradNorm(source).double()
     balancer.load_state_dict(state["balancer"])
     network.load_state_dict(state["network"])
@@ -89,7 +89,7 @@ def continued(door, state):
 # that one process loads what two have saved is intended
 @pytest.mark.filterwarnings("ignore:torch.distributed is .*assuming the intent:UserWarning")
 def test_what_is_sent_when_and_what_one_process_may_do_alone_and_what_is_saved(tmp_path):
-    for door, (first, second) in processes.by_cell(processes.run(worker, 2, tmp_path)):
+    for entry_point, (first, second) in processes.by_cell(processes.run(worker, 2, tmp_path)):
         for found in (first, second):
             # from the second step on: what the first did could be anything, and the groups are made at its end
             assert found["one pass"] == [["trunk", "sent"]] + [["sent", "trunk"]] * 3
@@ -97,17 +97,17 @@ def test_what_is_sent_when_and_what_one_process_may_do_alone_and_what_is_saved(t
             again = ["sent", "trunk", "trunk", "sent"]
             assert found["two passes"] == [["trunk", "trunk", "sent"], again] + [["trunk", "trunk", "sent"]] * 2
         check(
-            door,
+            entry_point,
             "DDP, one process copies and evaluates between steps",
             [first["run"], second["run"]],
-            alone(door, STEPS),
+            alone(entry_point, STEPS),
         )
-        expected = alone(door, 2 * STEPS)
+        expected = alone(entry_point, 2 * STEPS)
         later = {name: values[STEPS:] for name, values in expected.items()} | {"network": expected["network"]}
-        check(door, "saved by 2 processes, loaded by 1", [continued(door, first["state"])], later)
-        state = {"balancer": eq.GradNorm(build(door)[1]).double().state_dict(), "network": build(door)[0].state_dict()}
-        checkpoint.load(state, checkpoint_id=tmp_path / door)
-        check(door, "saved by 2 processes, loaded by 1", [continued(door, state)], later)
+        check(entry_point, "saved by 2 processes, loaded by 1", [continued(entry_point, first["state"])], later)
+        state = {"balancer": eq.GradNorm(build(entry_point)[1]).double().state_dict(), "network": build(entry_point)[0].state_dict()}
+        checkpoint.load(state, checkpoint_id=tmp_path / entry_point)
+        check(entry_point, "saved by 2 processes, loaded by 1", [continued(entry_point, state)], later)
 
 
 def test_a_state_of_other_tasks_is_refused_by_name_and_changes_nothing():

@@ -2,12 +2,12 @@
 
 import warnings
 
-import processes
+from helpers import processes
 import pytest
 import torch
-from doors import DOORS, TASKS, build
-from reference import close
-from shards import Present, alone, check, parts_of, share_of, train
+from helpers.entry_points import ENTRY_POINTS, TASKS, build
+from helpers.reference import close
+from helpers.shards import Present, alone, check, parts_of, share_of, train
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,9 +68,9 @@ def wide():
     return Present(network), network.fork
 
 
-def compiled(rank, world, door, wrap):
+def compiled(rank, world, entry_point, wrap):
     torch.compiler.reset()
-    network, source = build(door)
+    network, source = build(entry_point)
     return train(wrap(Present(network)), source, share_of(rank, world, STEPS))
 
 
@@ -80,9 +80,9 @@ def worker(rank, world):
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     processes.connect()
     found = {
-        (name, door): processes.caught(compiled, rank, world, door, wrap)
+        (name, entry_point): processes.caught(compiled, rank, world, entry_point, wrap)
         for name, wrap in SETUPS.items()
-        for door in DOORS
+        for entry_point in ENTRY_POINTS
     }
     torch.compiler.reset()
     parts = []
@@ -98,8 +98,8 @@ def worker(rank, world):
 
 def test_equal_to_one_process():
     ranks = processes.run(worker, 2)
-    for (name, door), runs in processes.by_cell([found for found, _ in ranks]):
-        check(door, name, runs, alone(door, STEPS), REFUSED.get((name, door)))
+    for (name, entry_point), runs in processes.by_cell([found for found, _ in ranks]):
+        check(entry_point, name, runs, alone(entry_point, STEPS), REFUSED.get((name, entry_point)))
     model, source = wide()
     expected = train(model, source, parts_of(STEPS, 1))
     for _, run in ranks:

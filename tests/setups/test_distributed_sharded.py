@@ -3,13 +3,13 @@
 import warnings
 from functools import partial
 
-import matrix
-import processes
+from helpers import matrix
+from helpers import processes
 import pytest
 import torch
-from doors import DOORS, Forked, build
-from reference import close
-from shards import Present, alone, check, parts_of, share_of, train
+from helpers.entry_points import ENTRY_POINTS, Forked, build
+from helpers.reference import close
+from helpers.shards import Present, alone, check, parts_of, share_of, train
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -104,8 +104,8 @@ NOT_APPLICABLE = {
 }
 
 
-def sharded(rank, world, mesh, door, name):
-    network, source = build(door, dtype=torch.float32 if name.endswith("bfloat16") else torch.float64)
+def sharded(rank, world, mesh, entry_point, name):
+    network, source = build(entry_point, dtype=torch.float32 if name.endswith("bfloat16") else torch.float64)
     SHARDED[name](network, mesh)
     return train(Present(network), source, share_of(rank, world, STEPS))
 
@@ -132,24 +132,24 @@ def worker(rank, world):
     processes.connect()
     mesh = init_device_mesh("cpu", (world,))
     found = {}
-    for door in DOORS:
+    for entry_point in ENTRY_POINTS:
         for name in SHARDED:
-            if (name, door) not in NOT_APPLICABLE:
-                found[name, door] = processes.caught(sharded, rank, world, mesh, door, name)
+            if (name, entry_point) not in NOT_APPLICABLE:
+                found[name, entry_point] = processes.caught(sharded, rank, world, mesh, entry_point, name)
         for name, wrap in SPLIT.items():
-            if (name, door) not in NOT_APPLICABLE:
-                found[name, door] = processes.caught(split, mesh, *build(door), wrap)
+            if (name, entry_point) not in NOT_APPLICABLE:
+                found[name, entry_point] = processes.caught(split, mesh, *build(entry_point), wrap)
     remedy = [split(mesh, *named(), wrap) for wrap in (column_wise, row_wise)]
     return found, remedy
 
 
 def test_equal_to_one_process():
     ranks = processes.run(worker, 2)
-    for (name, door), runs in processes.by_cell([found for found, _ in ranks]):
+    for (name, entry_point), runs in processes.by_cell([found for found, _ in ranks]):
         precision = "half" if name.endswith("bfloat16") else "float64"
-        check(door, name, runs, alone(door, STEPS), REFUSED.get((name, door)), precision)
-    for (name, door), reason in NOT_APPLICABLE.items():
-        matrix.not_applicable(door, name, reason)
+        check(entry_point, name, runs, alone(entry_point, STEPS), REFUSED.get((name, entry_point)), precision)
+    for (name, entry_point), reason in NOT_APPLICABLE.items():
+        matrix.not_applicable(entry_point, name, reason)
     expected = alone("Fork, by rule", STEPS)
     for _, remedy in ranks:
         for run in remedy:

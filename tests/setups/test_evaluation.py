@@ -2,11 +2,11 @@
 
 import copy
 
-import matrix
+from helpers import matrix
 import pytest
 import torch
-from doors import DOORS, build, data, losses_of
-from lockstep import assert_same_state, largest_deviation, ordinary
+from helpers.entry_points import ENTRY_POINTS, build, data, losses_of
+from helpers.lockstep import assert_same_state, largest_deviation, ordinary
 
 import equipoise as eq
 
@@ -38,9 +38,9 @@ def in_eval(network, balancer, x, y):
 MODES = {"no_grad": under_no_grad, "inference_mode": under_inference_mode, "eval()": in_eval}
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("mode", MODES)
-def test_between_the_steps(door, mode):
+def test_between_the_steps(entry_point, mode):
     """Before the forward pass, and between backward and step."""
 
     def backward(network, balancer, x, y):
@@ -51,13 +51,13 @@ def test_between_the_steps(door, mode):
         for parameter, gradient in zip(network.parameters(), saved, strict=True):
             parameter.grad = gradient
 
-    matrix.exact(door, f"evaluation under {mode}", largest_deviation(door, data(8), backward))
+    matrix.exact(entry_point, f"evaluation under {mode}", largest_deviation(entry_point, data(8), backward))
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("mode", MODES)
-def test_no_state_changes(door, mode):
-    network, source = build(door)
+def test_no_state_changes(entry_point, mode):
+    network, source = build(entry_point)
     balancer = eq.GradNorm(source).double()
     before = copy.deepcopy([balancer.state_dict(), network.state_dict()])
     for x, y in data(2):
@@ -70,19 +70,19 @@ def test_no_state_changes(door, mode):
         balancer.step()
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_no_cost(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_no_cost(entry_point):
     """The graph of a pass in eval(), and of a pass that is not measured, is that of a model that nobody measures."""
     (x, y) = next(data(1))
-    alone, source = build(door)
+    alone, source = build(entry_point)
     alone.train()
     source.measure(False)
     losses_of(alone, x, y)  # the first pass in training is looked at for heads that work in place
     wanted = nodes(losses_of(alone, x, y))
-    network, source = build(door)
+    network, source = build(entry_point)
     balancer = eq.GradNorm(source, every=2).double()
     ordinary(network, balancer, x, y)
-    assert ("ForkNodeBackward" in nodes(losses_of(network, x, y))) == (door != "PerLoss")
+    assert ("ForkNodeBackward" in nodes(losses_of(network, x, y))) == (entry_point != "PerLoss")
     network.eval()
     assert nodes(losses_of(network, x, y)) == wanted
     network.train()
@@ -104,9 +104,9 @@ def nodes(losses):
     return sorted(seen.values())
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_balancer_in_eval_is_a_weighted_sum(door):
-    network, source = build(door)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_a_balancer_in_eval_is_a_weighted_sum(entry_point):
+    network, source = build(entry_point)
     balancer = eq.GradNorm(source).double()
     x, y = next(data(1))
     balancer.eval()

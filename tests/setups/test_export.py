@@ -3,11 +3,11 @@
 import io
 import sys
 
-import matrix
+from helpers import matrix
 import pytest
 import torch
-from doors import DOORS, build, data
-from lockstep import ordinary
+from helpers.entry_points import ENTRY_POINTS, build, data
+from helpers.lockstep import ordinary
 
 import equipoise as eq
 
@@ -22,14 +22,14 @@ if torch.__version__ >= "2.10":  # before, a strict export could not be told fro
     MODES.append((True, True))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_export(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_export(entry_point):
     """In eval() and in training mode, while the balancer measures: the graph of a network that never had one."""
     ((x, y),) = data(1)
-    plain, source = build(door)
+    plain, source = build(entry_point)
     source.measure(False)
     wanted = {strict: graph(torch.export.export(plain, (x,), strict=strict)) for strict in (True, False)}
-    network, source = build(door)
+    network, source = build(entry_point)
     balancer = eq.GradNorm(source).double()
     ordinary(network, balancer, x, y)  # left in the middle of a step
     worst = 0.0
@@ -42,7 +42,7 @@ def test_export(door):
         found, expected = program.module()(x), plain(x)
         worst = max([worst, *(matrix.deviation(found[t].detach(), expected[t].detach()) for t in expected)])
     assert source.measured
-    matrix.exact(door, "torch.export, in training mode and in eval()", worst)
+    matrix.exact(entry_point, "torch.export, in training mode and in eval()", worst)
 
 
 def graph(program):
@@ -50,10 +50,10 @@ def graph(program):
     return [(node.op, str(node.target)) for node in program.graph.nodes]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_what_was_exported_runs_where_the_library_is_not_installed(door, monkeypatch):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_what_was_exported_runs_where_the_library_is_not_installed(entry_point, monkeypatch):
     ((x, _),) = data(1)
-    network, source = build(door)
+    network, source = build(entry_point)
     eq.GradNorm(source)
     expected, file = network(x), io.BytesIO()
     torch.export.save(torch.export.export(network, (x,), strict=False), file)

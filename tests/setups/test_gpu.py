@@ -1,9 +1,9 @@
 """On a GPU, where there is one: the same figures, no waiting for the device, and a step in a CUDA graph."""
 
-import matrix
+from helpers import matrix
 import pytest
 import torch
-from doors import DOORS, build, data, losses_of, reference_norms
+from helpers.entry_points import ENTRY_POINTS, build, data, losses_of, reference_norms
 
 import equipoise as eq
 
@@ -15,9 +15,9 @@ def moved(batches):
         yield x.cuda(), {task: value.cuda() for task, value in y.items()}
 
 
-def started(door):
+def started(entry_point):
     """A network on the GPU that has taken its first steps, in which tasks are checked."""
-    network, source = build(door)
+    network, source = build(entry_point)
     network.cuda()
     balancer = eq.GradNorm(source).double().cuda()
     for x, y in moved(data(2)):
@@ -27,11 +27,11 @@ def started(door):
     return network, balancer
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_norms_are_exact_and_no_step_waits_for_the_device(door):
-    network, balancer = started(door)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_norms_are_exact_and_no_step_waits_for_the_device(entry_point):
+    network, balancer = started(entry_point)
     for x, y in list(moved(data(5, seed=2))):
-        expected = balancer.weights * reference_norms(door, network, x, y)
+        expected = balancer.weights * reference_norms(entry_point, network, x, y)
         network.zero_grad()
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
@@ -44,10 +44,10 @@ def test_norms_are_exact_and_no_step_waits_for_the_device(door):
     assert (balancer.weights - 1).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("door", ["Fork, by rule", "Fork, features"])
-def test_a_cuda_graph_captures_a_step(door):
-    network, balancer = started(door)
-    eager, eager_balancer = started(door)
+@pytest.mark.parametrize("entry_point", ["Fork, by rule", "Fork, features"])
+def test_a_cuda_graph_captures_a_step(entry_point):
+    network, balancer = started(entry_point)
+    eager, eager_balancer = started(entry_point)
     batches = list(moved(data(6, seed=2)))
     still = (batches[0][0].clone(), {task: value.clone() for task, value in batches[0][1].items()})
 

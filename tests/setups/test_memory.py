@@ -7,13 +7,13 @@ import weakref
 
 import pytest
 import torch
-from doors import DOORS, build, data
-from lockstep import ordinary
+from helpers.entry_points import ENTRY_POINTS, build, data
+from helpers.lockstep import ordinary
 
 import equipoise as eq
 
 
-@pytest.fixture(name="parts", params=DOORS)
+@pytest.fixture(name="parts", params=ENTRY_POINTS)
 def _parts(request):
     network, source = build(request.param, dtype=torch.float32)
     return network, eq.GradNorm(source, every=2), torch.optim.SGD(network.parameters(), 1e-3)

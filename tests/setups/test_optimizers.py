@@ -3,32 +3,32 @@
 import copy
 import itertools
 
-import matrix
+from helpers import matrix
 import pytest
 import torch
-from doors import DOORS, build, data, losses_of, reference_norms
-from lockstep import largest_deviation, ordinary
+from helpers.entry_points import ENTRY_POINTS, build, data, losses_of, reference_norms
+from helpers.lockstep import largest_deviation, ordinary
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import equipoise as eq
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_several_optimizers(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_several_optimizers(entry_point):
     def optimizers(network):
         heads = set(network.heads.parameters())
         trunk = [p for p in network.parameters() if p not in heads]
         return [torch.optim.SGD(trunk, 1e-3), *(torch.optim.SGD(h.parameters(), 1e-3) for h in network.heads.values())]
 
-    matrix.exact(door, "several optimisers", largest_deviation(door, data(8), optimizers=optimizers))
+    matrix.exact(entry_point, "several optimisers", largest_deviation(entry_point, data(8), optimizers=optimizers))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_lbfgs(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_lbfgs(entry_point):
     """The closure calls backward many times; what counts is its last call, at the parameters of that call."""
-    network, source = build(door)
-    plain, plain_source = build(door)
+    network, source = build(entry_point)
+    plain, plain_source = build(entry_point)
     balancer, reference = eq.GradNorm(source).double(), eq.GradNorm(plain_source).double()
     optimizer, plain_optimizer = (
         torch.optim.LBFGS(each.parameters(), lr=0.1, max_iter=4, line_search_fn="strong_wolfe")
@@ -59,7 +59,7 @@ def test_lbfgs(door):
         balancer.step()
         after = copy.deepcopy(plain.state_dict())
         plain.load_state_dict(last)
-        norms = reference.weights * reference_norms(door, plain, x, y)
+        norms = reference.weights * reference_norms(entry_point, plain, x, y)
         plain_source.measure(True)
         ordinary(plain, reference, x, y)
         reference.step()
@@ -72,7 +72,7 @@ def test_lbfgs(door):
             worst = max(worst, matrix.deviation(found, expected))
     assert len(calls) > 12
     assert (balancer.weights - 1).abs().max() > 0.05
-    matrix.exact(door, "LBFGS, a closure that calls backward many times", worst)
+    matrix.exact(entry_point, "LBFGS, a closure that calls backward many times", worst)
 
 
 def vector(network):
@@ -80,8 +80,8 @@ def vector(network):
     return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_an_average_of_the_model(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_an_average_of_the_model(entry_point):
     """It is a copy with a fork of its own: used in between, in whatever mode, it leaves the run alone."""
     averages = []
 
@@ -97,26 +97,26 @@ def test_an_average_of_the_model(door):
         average.train()
         ordinary(network, balancer, x, y)
 
-    found = largest_deviation(door, data(8), backward)
-    assert set(averages[0].module.state_dict()) == set(build(door)[0].state_dict())
-    matrix.exact(door, "EMA of the model", found)
+    found = largest_deviation(entry_point, data(8), backward)
+    assert set(averages[0].module.state_dict()) == set(build(entry_point)[0].state_dict())
+    matrix.exact(entry_point, "EMA of the model", found)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_gradient_clipping(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_gradient_clipping(entry_point):
     """Norms are those of before, although the network's gradients are clipped to a thousandth."""
 
     def between(network):
         assert nn.utils.clip_grad_norm_(network.parameters(), 1e-3) > 1
         nn.utils.clip_grad_value_(network.parameters(), 1e-4)
 
-    matrix.exact(door, "gradient clipping", largest_deviation(door, data(8), between=between))
+    matrix.exact(entry_point, "gradient clipping", largest_deviation(entry_point, data(8), between=between))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_no_optimizer_ever_holds_anything_of_the_balancer(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_no_optimizer_ever_holds_anything_of_the_balancer(entry_point):
     """Weight decay, clipping and schedules have nothing of it to touch, even where it is a part of the network."""
-    network, source = build(door)
+    network, source = build(entry_point)
     size = len(list(network.parameters()))
     network.balancer = eq.GradNorm(source).double()
     parameters = list(itertools.chain(network.parameters(), network.balancer.parameters()))

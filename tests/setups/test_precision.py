@@ -2,11 +2,11 @@
 
 import copy
 
-import matrix
+from helpers import matrix
 import pytest
 import torch
-from doors import DOORS, build, data, losses_of, reference_norms
-from lockstep import assert_same_state, gradient_of, largest_deviation, ordinary
+from helpers.entry_points import ENTRY_POINTS, build, data, losses_of, reference_norms
+from helpers.lockstep import assert_same_state, gradient_of, largest_deviation, ordinary
 
 import equipoise as eq
 
@@ -28,19 +28,19 @@ def autocast(network, balancer, x, y, dtype=torch.float16, unit=1.0):
         return balancer({task: unit * loss for task, loss in losses_of(network, x, y).items()})
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("name", HALVES)
-def test_autocast(door, name):
+def test_autocast(entry_point, name):
     def backward(network, balancer, x, y):
         autocast(network, balancer, x, y, HALVES[name]).backward()
 
-    found = largest_deviation(door, single(8), backward, dtype=torch.float32)
+    found = largest_deviation(entry_point, single(8), backward, dtype=torch.float32)
     assert found > 1e-5, "nothing was computed in half precision"
-    matrix.exact(door, f"autocast, {name}", found, "half")
+    matrix.exact(entry_point, f"autocast, {name}", found, "half")
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_loss_scale(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_loss_scale(entry_point):
     """What scales the total loss scales all that is measured, and is undone."""
 
     def backward(network, balancer, x, y):
@@ -48,14 +48,14 @@ def test_loss_scale(door):
         for parameter in network.parameters():
             parameter.grad /= SCALE
 
-    matrix.exact(door, "loss scale 65536", largest_deviation(door, data(8), backward))
+    matrix.exact(entry_point, "loss scale 65536", largest_deviation(entry_point, data(8), backward))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_grad_scaler(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_grad_scaler(entry_point):
     """The first scale is too large for these losses in float16: GradScaler skips, halves, and goes on."""
-    plain, plain_source = build(door, dtype=torch.float32)
-    network, source = build(door, dtype=torch.float32)
+    plain, plain_source = build(entry_point, dtype=torch.float32)
+    network, source = build(entry_point, dtype=torch.float32)
     reference, balancer = eq.GradNorm(plain_source), eq.GradNorm(source)
     plain_optimizer, optimizer = (torch.optim.SGD(each.parameters(), 1e-3) for each in (plain, network))
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
@@ -77,7 +77,7 @@ def test_grad_scaler(door):
             assert balancer.skipped_steps == overflows
             continue
         steps += 1
-        norms = reference.weights * reference_norms(door, plain, x, y)
+        norms = reference.weights * reference_norms(entry_point, plain, x, y)
         plain_optimizer.zero_grad()
         ordinary(plain, reference, x, y)
         reference.step()
@@ -90,27 +90,27 @@ def test_grad_scaler(door):
         plain_optimizer.step()
     assert overflows > 0
     assert steps > 5
-    matrix.exact(door, "autocast float16, GradScaler from 65536, with overflow", worst, "half")
+    matrix.exact(entry_point, "autocast float16, GradScaler from 65536, with overflow", worst, "half")
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_gradients_that_only_the_loss_scale_keeps_from_vanishing(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_gradients_that_only_the_loss_scale_keeps_from_vanishing(entry_point):
     """Every gradient here is less than the smallest number of float16 until it is scaled."""
     unit = 1e-8
-    network, source = build(door, dtype=torch.float32)
+    network, source = build(entry_point, dtype=torch.float32)
     balancer = eq.GradNorm(source)
     ((x, y),) = single(1)
-    expected = unit * reference_norms(door, network, x, y)
+    expected = unit * reference_norms(entry_point, network, x, y)
     assert expected.max() < torch.finfo(torch.float16).smallest_normal
     (1e9 * autocast(network, balancer, x, y, unit=unit)).backward()
     balancer.step()
     assert matrix.deviation(balancer.log()["gradient_norms"], expected) < matrix.TOLERANCE["half"]
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_one_task_that_overflows_stops_the_step_for_all(door, bad):
-    network, source = build(door)
+def test_one_task_that_overflows_stops_the_step_for_all(entry_point, bad):
+    network, source = build(entry_point)
     balancer = eq.GradNorm(source).double()
     (first, second) = data(2)
     ordinary(network, balancer, *first)

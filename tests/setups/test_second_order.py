@@ -1,17 +1,17 @@
 """Derivatives of the network inside a loss."""
 
-import matrix
+from helpers import matrix
 import pytest
 import torch
-from doors import DOORS, TASKS, build, data, losses_of, measured_parameters
-from lockstep import largest_deviation
+from helpers.entry_points import ENTRY_POINTS, TASKS, build, data, losses_of, measured_parameters
+from helpers.lockstep import largest_deviation
 from torch import nn
 
 import equipoise as eq
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_first_order_pass_inside_a_step_is_not_counted(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_a_first_order_pass_inside_a_step_is_not_counted(entry_point):
     """Somebody takes gradients of single losses through the fork, for a log or a weight of his own."""
 
     def backward(network, balancer, x, y):
@@ -22,7 +22,7 @@ def test_a_first_order_pass_inside_a_step_is_not_counted(door):
         torch.autograd.grad(total, network.trunk[2].weight, retain_graph=True)
         total.backward()
 
-    matrix.exact(door, "autograd.grad within the step", largest_deviation(door, data(8), backward))
+    matrix.exact(entry_point, "autograd.grad within the step", largest_deviation(entry_point, data(8), backward))
 
 
 def with_residual(network, x, y):
@@ -45,40 +45,40 @@ def with_penalty_on_the_head(network, x, y):
     return losses | {"a": losses["a"] + slope.square().mean()}
 
 
-def norms_of(door, losses_in, change, x, y):
+def norms_of(entry_point, losses_in, change, x, y):
     """One `autograd.grad` per loss on a network that nobody measures."""
-    plain, source = build(door)
+    plain, source = build(entry_point)
     change(plain)
     source.measure(False)
     seen = {}
     plain.trunk.register_forward_hook(lambda module, inputs, output: seen.update(features=output))
     losses = losses_in(plain, x, y)
-    wanted = measured_parameters(door, plain) or [seen["features"]]
+    wanted = measured_parameters(entry_point, plain) or [seen["features"]]
     found = [torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses.values()]
     return torch.stack([torch.cat([g.reshape(-1) for g in gradients if g is not None]).norm() for gradients in found])
 
 
-def deviation_with(door, losses_in, change=lambda network: None):
+def deviation_with(entry_point, losses_in, change=lambda network: None):
     """The largest deviation of the norms in one step with these losses."""
-    network, source = build(door)
+    network, source = build(entry_point)
     change(network)
     balancer = eq.GradNorm(source).double()
     ((x, y),) = data(1)
     balancer(losses_in(network, x, y)).backward()
     balancer.step()
-    return matrix.deviation(balancer.log()["gradient_norms"], norms_of(door, losses_in, change, x, y))
+    return matrix.deviation(balancer.log()["gradient_norms"], norms_of(entry_point, losses_in, change, x, y))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_derivative_by_the_inputs(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_a_derivative_by_the_inputs(entry_point):
     """It depends on W, and on the features, in ways that do not lead through the fork."""
     setup = "a derivative by the inputs in a loss (create_graph)"
-    if door == "PerLoss":
-        matrix.exact(door, setup, deviation_with(door, with_residual))
+    if entry_point == "PerLoss":
+        matrix.exact(entry_point, setup, deviation_with(entry_point, with_residual))
     else:
         with pytest.raises(ValueError, match=r"task 'a': its loss must reach the .* past the fork.* PerLoss") as error:
-            deviation_with(door, with_residual)
-        matrix.refused(door, setup, error.value)
+            deviation_with(entry_point, with_residual)
+        matrix.refused(entry_point, setup, error.value)
 
 
 def test_a_derivative_by_the_inputs_that_meets_the_features_at_the_fork_only():
@@ -90,16 +90,16 @@ def test_a_derivative_by_the_inputs_that_meets_the_features_at_the_fork_only():
     assert deviation_with("Fork, features", with_residual, linear_below) < matrix.TOLERANCE["float64"]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_derivative_within_a_head(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_a_derivative_within_a_head(entry_point):
     setup = "a derivative within a head in a loss (create_graph)"
-    matrix.exact(door, setup, deviation_with(door, with_penalty_on_the_head))
+    matrix.exact(entry_point, setup, deviation_with(entry_point, with_penalty_on_the_head))
 
 
 # It is said to keep the graph alive; the test drops it.
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True:UserWarning")
-@pytest.mark.parametrize("door", DOORS)
-def test_a_total_loss_that_is_differentiated_twice(door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_a_total_loss_that_is_differentiated_twice(entry_point):
     """Optimisers that look at curvature call backward(create_graph=True)."""
 
     def backward(network, balancer, x, y):
@@ -107,7 +107,7 @@ def test_a_total_loss_that_is_differentiated_twice(door):
         for parameter in network.parameters():
             parameter.grad = parameter.grad.detach()
 
-    matrix.exact(door, "backward(create_graph=True)", largest_deviation(door, data(6), backward))
+    matrix.exact(entry_point, "backward(create_graph=True)", largest_deviation(entry_point, data(6), backward))
 
 
 class Physics(nn.Module):

@@ -2,11 +2,11 @@
 
 import threading
 
-import matrix
+from helpers import matrix
 import pytest
 import torch
-from doors import DOORS, build, data
-from lockstep import assert_same_state, ordinary
+from helpers.entry_points import ENTRY_POINTS, build, data
+from helpers.lockstep import assert_same_state, ordinary
 
 import equipoise as eq
 
@@ -25,15 +25,15 @@ def train(network, balancer, seed, meet):
         optimizer.step()
 
 
-def parts(door, seed):
+def parts(entry_point, seed):
     """A network of its own, and a balancer with settings of its own."""
-    network, source = build(door, seed)
+    network, source = build(entry_point, seed)
     return network, eq.GradNorm(source, every=1 + seed % 2).double()
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_threads(door):
-    alone, together = ([parts(door, seed) for seed in SEEDS] for _ in range(2))
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_threads(entry_point):
+    alone, together = ([parts(entry_point, seed) for seed in SEEDS] for _ in range(2))
     for seed, (network, balancer) in zip(SEEDS, alone, strict=True):
         train(network, balancer, seed, lambda: None)
     barrier = threading.Barrier(len(SEEDS))
@@ -51,4 +51,4 @@ def test_threads(door):
         assert_same_state(network.state_dict(), other_network.state_dict())
         assert_same_state(balancer.state_dict(), other_balancer.state_dict())
     worst = max(matrix.deviation(b.weights, a.weights) for (_, a), (_, b) in zip(alone, together, strict=True))
-    matrix.exact(door, "three models in three threads", worst)
+    matrix.exact(entry_point, "three models in three threads", worst)

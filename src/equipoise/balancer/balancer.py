@@ -1,0 +1,451 @@
+"""The driver of every method: losses in, one scalar out, and a step that moves the weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from equipoise.arguments import count, described, flag, numbers_by_task, one_of, task_names
+from equipoise.balancer.advance import advance, step_of
+from equipoise.balancer.first_step import FirstStep
+from equipoise.balancer.losses import Losses, check_gradients, parse
+from equipoise.balancer.losses import label_fractions as fractions_of
+from equipoise.balancer.masking import reads_without_sync
+from equipoise.balancer.state import SavedState
+from equipoise.balancer.step import Log, Step
+from equipoise.balancer.step_after import step_after
+from equipoise.balancer.total_loss import Note, noted_total
+from equipoise.engine import GradientSource
+from equipoise.engine.processes import Processes
+
+
+class Plan(NamedTuple):
+    """One step's work: whether its losses are noted, the gradient norms measured, and the weights moved."""
+
+    note: bool
+    measure: bool
+    move: bool
+
+
+class Balancer(SavedState, ABC):
+    """Weights for T losses, and the rule that moves them.
+
+    ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then moves
+    the weights. In ``eval()``, its own or the model's at the fork, and without gradients it returns the weighted sum and updates
+    no state. All state is in ``state_dict``, as tensors of at least single precision. The weights are buffers: no optimiser ever
+    holds them.
+
+    In a task's first measured step what the source measures is compared with one ``autograd.grad`` of the task's loss, and
+    refused by name where the two differ; ``log()["audit"]`` has the largest deviation.
+
+    Where ``torch.distributed`` is initialised, every process (of `process_group`) must take part in every step: losses and
+    gradients are averaged over the processes, by one collective in `step`, so that all hold identical weights. A process
+    without labels hands in ``None`` for its tasks and steps all the same.
+
+    A method overrides at most three of its own: `init_state`, `update` and `weigh`; all are pure functions of what they are
+    given. Its class attributes say what it needs. The last line of its ``__init__`` is ``self.reset_parameters()``.
+
+    Args:
+        tasks: The fork (or what `attach` or `PerLoss` give) whose tasks are balanced, or their names for a method that needs
+            no gradients.
+        every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs more than names. A method that
+            moves its weights at those steps only is a weighted sum and no more in between, once every task has its ``L_i(0)``.
+        start: The number of steps before the method begins to move the weights. ``L_i(0)`` is recorded from the first step on.
+        accumulate: Whether a measured step is made of several backward passes (micro-batches), or calls the fork several
+            times. Task gradients are kept then, which add up, and not their norms alone.
+        initial_losses: ``L_i(0)`` by task name; ``None``: measured.
+        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
+        initial_weights: The weights of the first step: by task name, scaled so that they sum to T; ``"balanced"``, in inverse
+            proportion to the gradient norms of the first batch; ``None``: those of the method.
+
+    Raises:
+        TypeError: ``tasks`` is neither a fork nor a sequence of strings, or an argument is of another type.
+        ValueError: A task's name occurs twice, or an argument is out of its range; the message names it.
+    """
+
+    needs_norms: ClassVar[bool] = False
+    """Whether the method moves its weights at measured steps only."""
+    positive_losses: ClassVar[bool] = False
+    """Whether the method has no meaning where a loss is zero or negative."""
+    weighs: ClassVar[bool] = False
+    """Whether the weights of a step depend on its own losses; see `weigh`."""
+    divides_by_initial: bool = False
+    """Whether the method divides by ``L_i(0)``, which must be positive then."""
+    compares_losses: bool = False
+    """Whether the method takes ratios of losses, which must not be negative then."""
+
+    def __init__(
+        self,
+        tasks: GradientSource | Sequence[str],
+        *,
+        every: int | None = None,
+        start: int = 0,
+        accumulate: bool = False,
+        initial_losses: Mapping[str, float] | None = None,
+        initial_steps: int = 1,
+        initial_weights: Mapping[str, float] | str | None = None,
+    ) -> None:
+        super().__init__()
+        source = tasks if isinstance(tasks, GradientSource) else None
+        if self.needs_norms and source is None:
+            raise TypeError(f"{type(self).__name__} needs a Fork, or what attach or PerLoss give; found {described(tasks)}")
+        self.tasks: tuple[str, ...] = source.tasks if source is not None else task_names(tasks)
+        if every is not None and source is None:
+            raise ValueError("every: gradient norms are measured at a fork; found task names only")
+        self._every = None if every is None else count("every", every)
+        self._start = count("start", start, least=0)
+        self._accumulate = flag("accumulate", accumulate)
+        self._initial_steps = count("initial_steps", initial_steps)
+        given = None if initial_losses is None else numbers_by_task("initial_losses", initial_losses, self.tasks)
+        self._given_losses, self._given_weights = given, self._checked_weights(initial_weights, source)
+        object.__setattr__(self, "_source", source)  # not a submodule: the fork's parameters are the network's
+        self._token = object()
+        self._processes = Processes()
+        self._first, self._plan, self._frozen = FirstStep(), Plan(False, False, False), False
+        self._here_now: tuple[bool, ...] | None = None
+        parameter = next(iter(source.shared_parameters.values()), None) if source is not None and every else None
+        precision = torch.get_default_dtype() if parameter is None else parameter.dtype.to_real()
+        self._make_state(torch.promote_types(precision, torch.float32), None if parameter is None else parameter.device)
+        if source is not None and every is not None:
+            source.owner = self._token
+
+    @property
+    def process_group(self) -> Any:
+        """The processes that share out every batch; None, as long as nothing else is set: all.
+
+        To be set where some processes train another model; and, for gradients taken at the features, where some hold parts of
+        one model and see the same batch (on a mesh: its data-parallel group). It stays out of ``state_dict``.
+        """
+        return self._processes.group
+
+    @process_group.setter
+    def process_group(self, group: Any) -> None:
+        self._processes = Processes(group)
+        self._plan_next_step()
+
+    @property
+    def accumulate(self) -> bool:
+        """Whether a measured step is made of several backward passes; to be set between two steps."""
+        return self._accumulate
+
+    @accumulate.setter
+    def accumulate(self, value: bool) -> None:
+        self._accumulate = flag("accumulate", value)
+        self._plan_next_step()
+
+    def forward(
+        self, losses: Mapping[str, Tensor | None] | Tensor, label_fractions: Mapping[str, float] | None = None
+    ) -> Tensor:
+        """The total loss, ``sum_i w_i L_i``; with label fractions f, ``sum_i f_i w_i L_i``.
+
+        Args:
+            losses: The unweighted loss of every task by name, each a scalar. ``None`` says that this batch has no labels for
+                the task: it keeps its weight and its state. Where hundreds of tasks all have labels, a tensor ``(T,)`` in task
+                order saves taking it apart.
+            label_fractions: Where a loss is the mean over labelled samples, of which the micro-batches and processes of a step
+                hold different numbers: by task name, the number here over the mean number of all of them. The step then sees
+                the losses and gradients of one batch with all samples. 0, or nothing, for a task without loss.
+
+        Returns:
+            A scalar. Call ``backward()`` on it, or on a multiple of it (a loss scale, one over the number of micro-batches),
+            and `step` once all backward passes of the step are done.
+
+        Raises:
+            TypeError: A loss is not a real floating-point tensor.
+            ValueError: A task is unknown or missing, a loss is not a scalar, carries no gradient or lies on another device than
+                the weights, or a label fraction is out of its range; or, where a task is seen for the first time, its loss is
+                not finite.
+            RuntimeError: Another balancer measures at the fork.
+        """
+        given = parse(losses, self.tasks, self.weights)
+        values, here = given.values, self._mask(given.present)[1]
+        fractions = here if label_fractions is None else fractions_of(label_fractions, given, self.tasks)
+        nothing = given.present is not None and not any(given.present)
+        source = self._source
+        learning = torch.is_grad_enabled() and self.training and (source is None or source.training)
+        if not (learning and (nothing or values.requires_grad)):
+            with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
+                weights = self._weights_for(given, alone=True)
+            return torch.dot(weights.to(values.dtype), fractions.to(values.dtype) * values)
+        check_gradients(given)
+        if not (self._plan.note or nothing):
+            return torch.dot(self.weights.to(values.dtype), values if label_fractions is None else fractions * values)
+        if not torch.compiler.is_compiling():
+            self._open(given)
+        self._check_values(given)
+        if source is not None and source.taps and self._plan.measure:
+            values = source.tap(given.each, values)
+        weights = self._weights_for(given)
+        return noted_total(values, weights, fractions, self._ones, self._probe.leaf)
+
+    @torch.no_grad()
+    def step(self, *, skip: bool = False) -> None:
+        """Move the weights, from what the backward passes since the last step have left.
+
+        A step in which a loss or a norm is not finite, or would make the state so, changes nothing and is counted in
+        ``skipped_steps``. One without any loss, on whatever process, changes nothing either.
+
+        Args:
+            skip: Have this step change nothing and counted as well. For a loss scaler that has found an overflow where no
+                balancer looks, in a head: ``balancer.step(skip=scaler.get_scale() < scale)``, with ``scale`` what
+                ``get_scale()`` gave before ``scaler.update()``.
+
+        Raises:
+            RuntimeError: No backward pass has gone through the total loss since the last step; or no gradient of a task has
+                arrived at the fork, or other backward passes than those of the total loss.
+            ValueError: The audit of a task's first step failed; the message names the task and the likely cause.
+        """
+        flag("skip", skip)
+        if self._plan.note:
+            self._noted_step(skip)
+        elif skip:
+            self.skipped_steps += 1
+        self._probe.clear()
+        self._passes = 0
+        self._steps += 1
+        self._plan_next_step()
+
+    def step_after(self, optimizer: Any) -> Any:
+        """Step after every step of ``optimizer``, so that the loop has no line for it: right in any trainer.
+
+        The optimiser's own hook calls `step`, in accumulation once for all micro-batches, with a loss scaler only where the
+        optimiser has stepped, and in a closure that is evaluated several times once. A step of the optimiser without a backward
+        pass through the total loss is none.
+
+        Args:
+            optimizer: A ``torch.optim.Optimizer``, or a trainer's wrapper of one, which holds it as ``.optimizer``.
+
+        Returns:
+            A handle; ``handle.remove()`` ends it.
+
+        Raises:
+            TypeError: ``optimizer`` is neither.
+        """
+        return step_after(self, optimizer)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the backward passes since the last step, as an optimiser's ``zero_grad`` does.
+
+        A step that is thrown away needs it, and a closure that is evaluated several times before one step.
+        """
+        self._probe.clear()
+        self._passes = 0
+        if self._measures_here():
+            self._source.clear()  # type: ignore[union-attr]
+
+    def freeze(self) -> None:
+        """Hold the weights and the state of the method where they are, until `unfreeze`.
+
+        Losses, and gradient norms at each ``every``-th step, go on into the log, and a task that is seen for the first time
+        has its ``L_i(0)`` recorded.
+        """
+        self._frozen = True
+        self._plan_next_step()
+
+    def unfreeze(self) -> None:
+        """Let the method go on where `freeze` stopped it."""
+        self._frozen = False
+        self._plan_next_step()
+
+    def averaged(self) -> dict[str, float]:
+        r"""The weights averaged over training, to train again with constant ones: ``Static(tasks, balancer.averaged())``.
+
+        Returns:
+            By task name, :math:`\mathrm{mean}_t w_i(t)` of the weights that the task's losses were weighted with: over the
+            steps in which it was present and the method moved. The weight as it is, where there was no such step. Reading them
+            synchronises.
+
+        References:
+            Chen et al. 2018, GradNorm, Table 1: "GradNorm Static".
+        """
+        mean = self.weight_sums / self.weight_counts.clamp(min=1)
+        weights = torch.where(self.weight_counts > 0, mean, self.weights)
+        return dict(zip(self.tasks, weights.tolist(), strict=True))
+
+    def log(self) -> dict[str, Tensor]:
+        """What the last step saw and did, as tensors on the device of the weights, not synchronised until they are read.
+
+        Returns:
+            ``losses``, ``weights`` (those the losses were weighted with), ``training_rates``, ``gradient_norms`` (of the
+            weighted losses) where they were measured, and what else the method reports, each ``(T,)`` in task order; NaN for a
+            task that was absent. Scalars: ``skipped_steps``; ``audit``, the largest deviation found in the tasks' first
+            measured steps, NaN where the graph could not be differentiated twice (the repr of the balancer says why). What
+            the last step did not note or measure is that of the last step that did.
+        """
+        seen = {name: value() if callable(value) else value for name, value in self._log.items()}
+        audit = {} if self._first.deviation is None else {"audit": self._first.deviation}
+        return {"weights": self.weights.clone(), **seen, **audit, "skipped_steps": self.skipped_steps.clone()}
+
+    def scalars(self) -> dict[str, float]:
+        """The log as numbers by name, for any logger: ``{"weight/price": 1.2, "gradient_norm/price": 0.3, ...}``.
+
+        Names are those of `log`, in the singular with the task behind them; quantities of an absent task are left out. Reading
+        them synchronises.
+        """
+        found: dict[str, float] = {}
+        for name, value in self.log().items():
+            if value.dim() == 0:
+                found[name] = value.item()
+                continue
+            singular = "loss" if name == "losses" else name.removesuffix("s")
+            for task, number in zip(self.tasks, value.tolist(), strict=True):
+                if number == number:  # not NaN
+                    found[f"{singular}/{task}"] = float(number)
+        return found
+
+    @abstractmethod
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NamedTuple]:
+        """The weights of the first step and the state before it.
+
+        Args:
+            weights: The weights to start from ``(T,)``: 1, or those that the caller has given.
+
+        Returns:
+            The weights, and the state: a ``NamedTuple`` of tensors, which become buffers of these names. An absent task keeps
+            its entry in those of shape ``(T,)``.
+        """
+
+    @abstractmethod
+    def update(self, step: Step, state: Any) -> tuple[Tensor, Any, Log]:
+        """The method: the weights after ``step``, the state, and quantities for the log. Writes to no buffer."""
+
+    def weigh(self, step: Step, state: Any) -> Tensor:
+        """The weights for the losses at hand ``(T,)``, for a method whose weights depend on them. Writes to no buffer."""
+        return step.weights
+
+    def priors_of_tasks(self) -> Tensor:
+        """How important each task is ``(T,)``; 1 for a method that does not ask."""
+        return self._ones
+
+    def _open(self, given: Losses) -> None:
+        """Before a backward pass: whose is the fork, what lies there from before the step, and which tasks are new."""
+        source = self._source if self._plan.measure else None
+        if source is not None:
+            if source.owner is not self._token:
+                raise RuntimeError(
+                    f"{type(self).__name__}: another balancer, made from this fork later, measures at it; one fork serves one "
+                    "balancer that measures. Make one that only weighs from the names of the tasks, or with every=None"
+                )
+            if self._in_closure and not self._accumulate:
+                self.zero_grad()
+            if self._passes == 0:
+                source.clear()
+            elif self._passes == 1:
+                self._first.finish(self._probe.numbers, source, self.tasks)
+        if self._passes == 0 and self._first.new(self.tasks, source is not None):
+            self._first.begin(self, given, source)
+        self._here_now = given.present
+
+    def _passed(self) -> None:
+        """A backward pass has gone through the total loss."""
+        self._passes += 1
+        if self._passes > 1 and self._plan.measure and not self._accumulate:
+            raise RuntimeError(
+                f"a second backward pass has gone through the total loss of {type(self).__name__} before step(): where a step is "
+                f"made of several micro-batches, {type(self).__name__}(..., accumulate=True) and step() after the last of them; "
+                "where a closure is evaluated several times, balancer.zero_grad() in it"
+            )
+
+    def _noted_step(self, skip: bool) -> None:
+        note, source = self._probe.numbers, self._source if self._plan.measure else None
+        number = self._processes.number
+        if note is None and number == 1:
+            raise RuntimeError(
+                "balancer.step() comes after backward() on the balancer's total loss, taken in training mode; found no "
+                "backward pass"
+            )
+        if source is not None and note is not None and not skip:
+            self._check_arrivals(source)
+            if self._passes == 1:
+                self._first.finish(note, source, self.tasks)
+        note = torch.zeros_like(self._probe.leaf) if note is None else note.detach()
+        measured = () if source is None else (source.measured(),)
+        if number > 1:
+            self._processes.agree(self.tasks)
+            note, *measured = self._processes.mean(note, *measured)
+        norms = source.norms(measured[0], number) if source is not None else None
+        if source is not None:
+            source.clear()
+        moved = advance(self, Note(*note.unbind()), norms, skip)
+        if moved is not None:
+            self._log |= moved
+
+    def _check_arrivals(self, source: GradientSource) -> None:
+        """Refuse a step whose measurement is not of the total loss alone, or not of all its tasks."""
+        present = self._here_now or (True,) * len(self.tasks)
+        if source.passes > self._passes:
+            raise RuntimeError(
+                f"the fork has seen {source.passes} backward passes since the last step, of which {self._passes} came from the "
+                "balancer's total loss: differentiate other losses before balancer(losses), or in a forward pass of their own "
+                "in eval() or from Fork(..., others=('name',))"
+            )
+        missing = [] if torch.compiler.is_compiling() else source.not_arrived(present)
+        if missing:
+            raise RuntimeError(
+                f"task {missing[0]!r}: no gradient of its loss has arrived where it is measured: {source.why_not(missing[0])}. Hand "
+                "in None where a batch has no labels for the task"
+            )
+
+    def _check_values(self, given: Losses) -> None:
+        """Refuse losses that have no meaning for the method; on an accelerator that would wait for the device."""
+        if not (self.positive_losses or self.compares_losses) or not reads_without_sync(given.values):
+            return
+        values = given.values.detach()
+        least = float(values.min()) if given.present is None else min(
+            value for value, here in zip(values.tolist(), given.present, strict=True) if here or not any(given.present)
+        )
+        if least < 0 or (self.positive_losses and least == 0 and (given.present is None or any(given.present))):
+            task = next(t for t, v in zip(self.tasks, values.tolist(), strict=True) if v == least)
+            if self.positive_losses:
+                raise ValueError(f"task {task!r}: {type(self).__name__} needs positive losses; found {least}")
+            raise ValueError(
+                f"task {task!r}: a loss must not be negative with alpha > 0, since a ratio of losses then has no meaning; "
+                f"found {least}. alpha=0 needs no ratios"
+            )
+
+    def _weights_for(self, given: Losses, *, alone: bool = False) -> Tensor:
+        """The weights for these losses; ``alone`` without asking the other processes."""
+        if not (self.weighs and self._plan.move):
+            return self.weights
+        losses, here = given.values.detach().to(self.weights.dtype), self._mask(given.present)[0]
+        everyone = given.present is None
+        if not alone and self._processes.number > 1:
+            losses, here = self._processes.mean_where(losses, here)
+            everyone = False
+        weights = self.weigh(step_of(self, losses, self.weights, None, None if everyone else here), self.state)
+        return weights if everyone else torch.where(here, weights, self.weights)
+
+    def _mask(self, present: tuple[bool, ...] | None) -> tuple[Tensor, Tensor]:
+        """Which tasks are present, as bool and as number; made once for each case, as making it synchronises."""
+        present = present or (True,) * len(self.tasks)
+        if present not in self._masks:
+            mask = torch.tensor(present, device=self.weights.device)
+            self._masks[present] = mask, self._ones if all(present) else mask.to(self.weights.dtype)
+        return self._masks[present]
+
+    def _plan_next_step(self) -> None:
+        """Decide what the next step does."""
+        if not self._settled and self._steps & (self._steps - 1) == 0:  # a look, which waits for the device, is rare
+            self._settled = bool((self.initial_seen >= self._initial_steps).all())
+        measure = self._every is not None and self._steps % self._every == 0
+        move = not self._frozen and self._steps >= self._start and (measure or not self.needs_norms)
+        plan = Plan(measure or not self.needs_norms or not self._settled, measure, move)
+        if plan != self._plan:  # a module's attributes are not set for nothing
+            self._plan = plan
+        if self._source is not None and self._every is not None and self._source.owner is self._token:
+            self._source.plan(measure, gradients=self._accumulate or self._processes.number > 1)
+            self._source.auditing = measure and self._first.pending(self.tasks)
+
+    def _checked_weights(self, given: Any, source: GradientSource | None) -> list[float] | str | None:
+        if given is None:
+            return None
+        if isinstance(given, str):
+            one_of("initial_weights", given, ("balanced",))
+            if source is None or self._every is None:
+                raise ValueError("initial_weights='balanced' needs gradients: a fork, and every=1 or more; found none")
+            return given
+        return numbers_by_task("initial_weights", given, self.tasks)

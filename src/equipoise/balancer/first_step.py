@@ -1,0 +1,161 @@
+"""A task's first step: its first loss is looked at, its gradient audited, and weights may be balanced from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from equipoise.engine import GradientSource
+from equipoise.engine.audit import STATIC_GRAPH, Reference, cause, deviations, reference, tolerance
+
+if TYPE_CHECKING:
+    from equipoise.balancer.balancer import Balancer
+    from equipoise.balancer.losses import Losses
+
+
+class FirstStep:
+    """The tasks that were met, and the audit that is under way.
+
+    Attributes:
+        seen: The tasks whose first loss was looked at.
+        audited: The tasks whose gradient was compared with a reference, or for which none can be had.
+        deviation: The largest deviation found so far ``()``; NaN where an audit was left out; None before the first.
+        left_out: Why an audit was left out; empty where none was.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.audited: set[str] = set()
+        self.deviation: Tensor | None = None
+        self.left_out = ""
+        self._expected: Reference | None = None
+        self._limit = 0.0
+        self._balanced = False
+
+    def pending(self, tasks: Sequence[str]) -> bool:
+        """Whether a task is still to be audited."""
+        return len(self.audited) < len(tasks)
+
+    def new(self, tasks: Sequence[str], measures: bool) -> bool:
+        """Whether a task is still to be met, as far as that is possible in this step."""
+        return len(self.seen) < len(tasks) or (measures and len(self.audited) < len(tasks))
+
+    def begin(self, balancer: Balancer, given: Losses, source: GradientSource | None) -> None:
+        """Look at the losses of new tasks, and take the references of their gradients.
+
+        Raises:
+            ValueError: A first loss is not finite, or not one that the method can start from; or weights are to be balanced
+                from gradients that cannot be had. The message names the task.
+        """
+        each = given.each or dict(zip(balancer.tasks, given.values.unbind(), strict=True))
+        for task, loss in each.items():
+            if task not in self.seen:
+                check_first_loss(balancer, task, loss.item())
+        self.seen |= each.keys()
+        if source is None:
+            return
+        balances = balancer._given_weights == "balanced" and balancer._steps == 0 and not self._balanced
+        losses = {task: loss for task, loss in each.items() if balances or task not in self.audited}
+        if not losses:
+            return
+        self._expected = reference(source, losses)
+        source.forget_aliases()
+        if self._expected.left_out:
+            self._leave_out(source, losses.keys(), balances)
+            return
+        self._limit = tolerance(source, given.values)
+        if balances:
+            self._balance(balancer, self._expected, [*losses])
+
+    def finish(self, note: Tensor | None, source: GradientSource, tasks: Sequence[str]) -> None:
+        """After the first backward pass: compare what was measured with the references.
+
+        Args:
+            note: What the total loss has left; see `Note`.
+            source: What measured.
+            tasks: The names of the tasks.
+
+        Raises:
+            ValueError: They differ; the message names the task and the likely cause.
+        """
+        expected, self._expected = self._expected, None
+        if expected is None or expected.rows is None or note is None:
+            return
+        places = list(expected.tasks)
+        scaled = note[2].detach().double()[places]
+        norms = source.norms(source.measured())[places].double() / scaled
+        found = deviations(norms, expected.norms)
+        worst = None
+        for place, deviation in enumerate(found.tolist()):
+            task = tasks[places[place]]
+            if not isfinite(deviation):
+                continue  # an overflow, which a loss scaler skips: audited next time
+            if deviation > self._limit:
+                square = source.alias_squares.get(places[place])
+                at_alias = None if square is None else square.double().sqrt() / scaled[place]
+                why = cause(source, expected, place, at_alias, self._limit)
+                raise ValueError(
+                    f"task {task!r}: {why} (a norm of {norms[place]:.4g} was measured, its gradient has {expected.norms[place]:.4g})"
+                )
+            self.audited.add(task)
+            worst = deviation if worst is None else max(worst, deviation)
+        if worst is not None:
+            largest = worst if self.deviation is None else max(worst, self.deviation.item())
+            self.deviation = found.new_tensor(largest)
+
+    def _leave_out(self, source: GradientSource, tasks: Sequence[str] | set[str], balances: bool) -> None:
+        assert self._expected is not None
+        why = self._expected.left_out
+        if balances:
+            raise ValueError(
+                f"initial_weights='balanced' needs the gradients of the first batch ahead of its backward pass, which cannot be "
+                f"had: {why}. Give the weights by task name"
+            )
+        if source.taps and why == STATIC_GRAPH:
+            raise ValueError(
+                f"task {next(iter(tasks))!r}: its gradient would be measured by a pass through DistributedDataParallel, which with "
+                "static_graph=True takes the end of the first such pass for that of backward() and averages too early: use "
+                "static_graph=False, or a Fork inside the model"
+            )
+        self.audited |= set(tasks)
+        self.left_out, self._expected = why, None
+        self.deviation = torch.tensor(float("nan"))
+
+    def _balance(self, balancer: Balancer, expected: Reference, tasks: Sequence[str]) -> None:
+        """Weights in inverse proportion to the norms of the first batch."""
+        assert expected.rows is not None
+        (rows,) = balancer._processes.mean(expected.rows)
+        norms = torch.linalg.vector_norm(rows, dim=1).to(balancer.weights.dtype)
+        for task, norm in zip(tasks, norms.tolist(), strict=True):
+            if not (isfinite(norm) and norm > 0):
+                raise ValueError(
+                    f"task {task!r}: initial_weights='balanced' needs a gradient that is finite and not zero in the first batch; "
+                    f"found a norm of {norm}"
+                )
+        places = list(expected.tasks)
+        inverse = balancer.priors_of_tasks()[places] / norms
+        weights = torch.ones_like(balancer.weights)
+        weights[places] = inverse * (len(tasks) / inverse.sum())
+        balancer._set_state(*balancer.init_state(weights))
+        self._balanced = True
+
+
+def check_first_loss(balancer: Balancer, task: str, loss: float) -> None:
+    """Refuse a loss that a method cannot start from.
+
+    Raises:
+        ValueError: It is not finite, or not positive where the method divides by it; the message names the task.
+    """
+    if not isfinite(loss):
+        raise ValueError(f"task {task!r}: its first loss must be finite; found {loss}")
+    if balancer.positive_losses and not loss > 0:
+        raise ValueError(f"task {task!r}: {type(balancer).__name__} needs positive losses; found {loss}")
+    if balancer.divides_by_initial and balancer._given_losses is None and not loss > 0:
+        raise ValueError(
+            f"task {task!r}: its initial loss L(0) must be positive, since losses are divided by it; found {loss}. "
+            "Hand in initial_losses if the first batch is no measure of it"
+        )

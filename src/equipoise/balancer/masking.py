@@ -1,0 +1,30 @@
+"""Absent tasks, and steps that are not finite: handled once, here and in the driver, and nowhere in a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def reads_without_sync(tensor: Tensor) -> bool:
+    """Whether the host reads a value of ``tensor`` without waiting for a device."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def nan_where_absent(values: Tensor, present: Tensor) -> Tensor:
+    """``values`` ``(T,)`` as a log shows them: NaN for an absent task."""
+    return values.masked_fill(~present, float("nan"))
+
+
+def all_finite(values: Sequence[Tensor]) -> Tensor:
+    """Whether all numbers are finite, as a bool tensor ``()``: their sum is, unless one of them is not."""
+    return torch.isfinite(torch.cat([value.reshape(-1) for value in values]).sum())
+
+
+def keep_where(keep: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """``old`` where ``keep`` ``(T,)`` says so, for a state with one entry per task; a state without entries is new."""
+    if new.dim() == 0 or new.shape[-1] != keep.shape[0]:
+        return new
+    return torch.where(keep, old, new)

@@ -1,0 +1,175 @@
+"""What a balancer keeps between two steps, and how it is saved, restored, moved and initialised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.balancer.first_step import FirstStep
+from equipoise.balancer.total_loss import NOTE_ROWS
+from equipoise.engine.probe import Probe
+
+_FACTS = 2
+"""Numbers in the extra state before the names of the tasks: the steps so far, and whether the balancer is frozen."""
+
+
+class SavedState(nn.Module):
+    """The buffers of a balancer. All are tensors of at least single precision, and all of them are in ``state_dict``.
+
+    Attributes:
+        weights: The weights of the next step ``(T,)``.
+        initial_losses: ``L_i(0)`` ``(T,)``; NaN for a task not yet seen.
+        initial_seen: Of how many losses that is the mean ``(T,)``.
+        skipped_steps: How many steps changed nothing because something was not finite.
+        weight_sums: The sum of the weights over the steps in which the method moved ``(T,)``.
+        weight_counts: How many these are ``(T,)``.
+    """
+
+    tasks: tuple[str, ...]
+    weights: Tensor
+    initial_losses: Tensor
+    initial_seen: Tensor
+    skipped_steps: Tensor
+    weight_sums: Tensor
+    weight_counts: Tensor
+    init_state: Callable[[Tensor], tuple[Tensor, Any]]
+    _state_type: type[Any]
+    _given_losses: list[float] | None
+    _given_weights: list[float] | str | None
+    _initial_steps: int
+
+    @property
+    def state(self) -> Any:
+        """The state of the method, a ``NamedTuple`` of its buffers."""
+        return self._state_type(*[self._buffers[name] for name in self._state_type._fields])
+
+    def reset_parameters(self) -> None:
+        """Begin anew: weights, state and counters as they were before the first step, as after meta initialisation."""
+        ones = torch.ones(len(self.tasks), dtype=self._precision, device=self._buffers["weights"].device)
+        counts = torch.zeros_like(ones, dtype=torch.int64)
+        given, weights = self._given_losses, self._given_weights
+        start = ones if weights is None or isinstance(weights, str) else ones.new_tensor(weights) / self._mean(weights)
+        self._set_state(*self.init_state(start))
+        initial = torch.full_like(ones, float("nan")) if given is None else ones.new_tensor(given)
+        self._set("initial_losses", initial)
+        self._set("initial_seen", counts if given is None else torch.full_like(counts, self._initial_steps))
+        self._set("skipped_steps", counts.new_zeros(()))
+        self._set("weight_sums", torch.zeros_like(ones, dtype=torch.float64 if ones.device.type != "mps" else None))
+        self._set("weight_counts", counts.clone())
+        self._steps, self._frozen, self._settled = 0, False, given is not None
+        self._first = FirstStep()
+        self._log: dict[str, Tensor | Callable[[], Tensor]] = {}
+        self._place()
+
+    def get_extra_state(self) -> Tensor:
+        """The state that is no buffer, as one tensor: steps, whether it is frozen, and the names of the tasks."""
+        return torch.tensor([self._steps, self._frozen, *json.dumps(self.tasks).encode()])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore it."""
+        self._steps, self._frozen = int(state[0]), bool(state[1])
+        seen = self.initial_seen.tolist()
+        self._settled = min(seen) >= self._initial_steps
+        self._first.seen |= {task for task, number in zip(self.tasks, seen, strict=True) if number}
+        self._plan_next_step()
+
+    def extra_repr(self) -> str:
+        """The settings and the weights."""
+        weights = "" if self.weights.is_meta else ", ".join(
+            f"{task}: {weight:.4g}" for task, weight in zip(self.tasks, self.weights.tolist(), strict=True)
+        )
+        settings = [f"{name}={value!r}" for name, value in self._settings().items()]
+        audit = [f"audit left out: {self._first.left_out}"] if self._first.left_out else []
+        return "\n".join([f"weights: {weights}", ", ".join(settings), *audit])
+
+    def _settings(self) -> Mapping[str, Any]:
+        """The settings of the method, for the repr: the attributes that the constructor's arguments are kept in."""
+        import inspect
+
+        names = [name for name in inspect.signature(type(self)).parameters if name not in ("tasks", "fork")]
+        kept = {name: getattr(self, f"_{name}", getattr(self, name, None)) for name in names}
+        return {name: value for name, value in kept.items() if value is not None and not isinstance(value, Tensor)}
+
+    def _make_state(self, precision: torch.dtype, device: torch.device | None) -> None:
+        """Decide precision and device; ``reset_parameters`` makes the rest."""
+        self._precision = precision
+        self.register_buffer("weights", torch.ones(len(self.tasks), dtype=precision, device=device))
+
+    def _set_state(self, weights: Tensor, state: Any) -> None:
+        self._state_type = type(state)
+        for name, value in {"weights": weights, **state._asdict()}.items():
+            self._set(name, value)
+
+    def _set(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value.clone())
+
+    def _place(self) -> None:
+        """Have what is no state where the weights are: constants, and the probe of the total loss."""
+        self._ones = torch.ones_like(self.weights)
+        self._uniform = self._ones / len(self.tasks)
+        self._masks: dict[tuple[bool, ...], tuple[Tensor, Tensor]] = {}
+        self._passes = 0
+        self._in_closure = False
+        self._probe = Probe((NOTE_ROWS, len(self.tasks)), self.weights.dtype, self.weights.device, self._passed)
+        self._plan_next_step()
+
+    @staticmethod
+    def _mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SavedState:
+        """Follow the network to another device, and to another precision as long as it is not below float32."""
+
+        def at_least_single(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            coarse = moved.is_floating_point() and torch.finfo(moved.dtype).bits < 32
+            return tensor.to(moved.device) if coarse else moved
+
+        super()._apply(at_least_single, recurse)
+        self._precision = self.weights.dtype
+        self._place()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Refuse, before anything is changed, a state that belongs to other tasks."""
+        saved = state_dict.get(f"{prefix}_extra_state")
+        if isinstance(saved, Tensor):
+            tasks = tuple(json.loads(bytes(saved[_FACTS:].tolist())))
+            if tasks != self.tasks:
+                raise ValueError(f"the saved balancer has the tasks {tasks}; wanted {self.tasks}, in this order")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _passed(self) -> None:
+        raise NotImplementedError
+
+    def _plan_next_step(self) -> None:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The log and what a backward pass has left belong to the step at hand, and do not travel."""
+        log = {name: value() if callable(value) else value for name, value in self._log.items()}
+        return {**self.__dict__, "_probe": None, "_log": log}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the balancer, with a probe of its own."""
+        super().__setstate__(state)
+        self._place()
+
+
+def initial_losses_after(initial: Tensor, seen: Tensor, losses: Tensor, steps: int) -> Tensor:
+    """``L_i(0)`` as the mean of a task's first ``steps`` losses, kept up step by step.
+
+    A task's losses count from its own first appearance on, so a task that starts late starts from its own first loss.
+
+    Args:
+        initial: The mean so far ``(T,)``; NaN for a task not yet seen.
+        seen: How many losses it is the mean of ``(T,)``.
+        losses: This step's losses ``(T,)``.
+        steps: How many losses the mean takes; after that it stays.
+    """
+    mean = (initial.nan_to_num(0.0) * seen + losses) / (seen + 1)
+    return torch.where(seen < steps, mean, initial)

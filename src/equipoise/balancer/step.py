@@ -1,0 +1,57 @@
+"""One step as a method sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Log = Mapping[str, Tensor | Callable[[], Tensor]]
+"""Quantities for the log by name; a function is called when the log is read."""
+
+
+class Step(NamedTuple):
+    """Everything that a method gets to know of one step; immutable.
+
+    The entries of absent tasks hold harmless numbers, and the driver restores their state afterwards, so that no formula of a
+    method needs a mask: a mean over the tasks present is a product with `uniform`.
+
+    Attributes:
+        losses: The unweighted losses ``(T,)``, those of the whole batch; 1 for an absent task.
+        weights: The weights that the losses were weighted with ``(T,)``.
+        uniform: The uniform distribution over the k tasks present ``(T,)``: 1/k for each of them, 0 for an absent task.
+        mean_weight: The mean of the weights of the tasks present that makes all weights sum to T: 1 where no task is absent.
+        initial_losses: ``L_i(0)``, this step included ``(T,)``.
+        norms: ``norm(g_i)``, the norms of the gradients of the unweighted losses at W ``(T,)``, 1 for an absent task; None
+            where this step was not measured.
+        number: The number of steps before this one.
+    """
+
+    losses: Tensor
+    weights: Tensor
+    uniform: Tensor
+    mean_weight: Tensor | float
+    initial_losses: Tensor
+    norms: Tensor | None
+    number: int
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of ``values`` ``(T,)`` over the tasks present."""
+        return torch.dot(values, self.uniform)
+
+    def among(self, known: Tensor) -> Step:
+        """The same step among the tasks that are present and ``known`` ``(T,)``, bool: the others keep their weights."""
+        part = self.uniform * known
+        fraction = part.sum()
+        mean_weight = (self.mean_weight - torch.dot(self.weights, self.uniform - part)) / fraction
+        return self._replace(uniform=part / fraction, mean_weight=mean_weight)
+
+    def in_proportion(self, values: Tensor) -> Tensor:
+        """Weights ``(T,)`` in proportion to ``values``, which are not negative, such that all weights sum to T."""
+        return values * (self.mean_weight / self.mean(values))
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """The softmax of ``scores`` ``(T,)`` over the tasks present; 0 for an absent task."""
+        return (scores + self.uniform.log()).softmax(0)

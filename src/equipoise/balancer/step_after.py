@@ -1,0 +1,45 @@
+"""The balancer's step, called by the hooks of an optimiser."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from equipoise.arguments import described
+
+if TYPE_CHECKING:
+    from equipoise.balancer.balancer import Balancer
+
+
+class Handle:
+    """The hooks of one optimiser."""
+
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Take them off again."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def step_after(balancer: Balancer, optimizer: Any) -> Handle:
+    """See `Balancer.step_after`."""
+    inner = optimizer
+    while not isinstance(inner, torch.optim.Optimizer):
+        inner = getattr(inner, "optimizer", None)
+        if inner is None:
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer, or hold one as .optimizer; found {described(optimizer)}"
+            )
+
+    def before(*_: Any) -> None:
+        balancer._in_closure = True
+
+    def after(*_: Any) -> None:
+        balancer._in_closure = False
+        if balancer._passes or not balancer._plan.note:
+            balancer.step()
+
+    return Handle([inner.register_step_pre_hook(before), inner.register_step_post_hook(after)])

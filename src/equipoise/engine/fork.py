@@ -1,0 +1,163 @@
+"""The fork: where the network splits into tasks, and where their gradients are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.arguments import described, sequence_of_names, task_names
+from equipoise.engine.layers import rule_of
+from equipoise.engine.parameters import shared_parameters
+from equipoise.engine.rules import FeaturesRule, LayerRule
+from equipoise.engine.source import GradientSource
+from equipoise.engine.structure import split
+
+
+class Fork(nn.Module, GradientSource):
+    r"""The last shared layer, and the fork behind it: one alias of its output for every task.
+
+    In the backward pass of the total loss :math:`\sum_i w_i L_i` the gradients of the T weighted losses arrive at the fork one
+    by one, and the gradient of each at W is taken there. The network's own gradients are those of the plain total loss. While
+    no balancer measures, and in ``eval()``, every task is handed the layer's output unchanged.
+
+    W is the parameter named ``weight``, where the layer has one of its own that is trained, else all its trained parameters.
+    For a plain Linear, Conv, ConvTranspose, Embedding or LayerNorm the gradient at the weight is computed from the layer's
+    inputs. In all other cases (a block, a frozen weight, an adapter, a hook that changes what the layer gives, parameters that
+    are named) it comes from the original graph, which is not run again. This is decided anew in every forward pass.
+
+    All heads read the same memory, so none may begin with an operation in place, as ``nn.ReLU(inplace=True)`` or ``x += 1``.
+    While the fork is measured, that is an error of PyTorch's, with the name of the task in it in the first step.
+
+    Args:
+        shared_layer: The last shared layer. ``None``: the input of the fork is taken for the features, and gradients are
+            measured at the features.
+        tasks: The names of the tasks, in the order of every tensor ``(T,)``.
+        parameters: Names of the parameters of ``shared_layer`` that make up W, where it is to be another choice.
+        others: Names of further aliases, for terms of the total loss that are no task, such as a penalty of a fixed weight.
+            Their gradients go on into the trunk and are not measured.
+
+    Raises:
+        TypeError: ``shared_layer`` is not a module, or names are no sequence of strings.
+        ValueError: There is no task, or a name is used twice; a parameter is unknown or frozen.
+
+    Shape:
+        T tasks. ``forward`` takes what the layer takes, and returns a dict of T features (and those of ``others``), each what
+        the layer returns: a tensor, or a tuple, list, dict or dataclass of tensors.
+
+    Differs from the paper:
+        W is the weight tensor of the layer without its bias; the paper says "weights". With ``shared_layer=None`` the
+        gradients are those at the features, which is a different quantity: cheaper, and not the paper's.
+
+    Example:
+        >>> fork = Fork(nn.Linear(8, 4), tasks=("price", "risk"))
+        >>> features = fork(torch.ones(2, 8))
+        >>> list(features), features["risk"].shape
+        (['price', 'risk'], torch.Size([2, 4]))
+
+    References:
+        Chen et al. 2018, GradNorm, section 3.1: W, "the subset of the full network weights where we actually apply
+        GradNorm", generally the last shared layer.
+    """
+
+    shared_layer: nn.Module | None
+
+    def __init__(
+        self,
+        shared_layer: nn.Module | None,
+        tasks: Sequence[str],
+        *,
+        parameters: Sequence[str] | None = None,
+        others: Sequence[str] = (),
+    ) -> None:
+        nn.Module.__init__(self)
+        if shared_layer is not None and not isinstance(shared_layer, nn.Module):
+            raise TypeError(f"shared_layer must be a module or None; found {described(shared_layer)}")
+        if shared_layer is None and parameters is not None:
+            raise ValueError("parameters: there is no shared_layer whose they could be")
+        self.shared_layer = shared_layer
+        self.at_features = shared_layer is None
+        self._names = None if parameters is None else sequence_of_names("parameters", parameters)
+        self.others = sequence_of_names("others", others)
+        GradientSource.__init__(self, tasks)
+        task_names([*self.tasks, *self.others])
+        self._combination: Any = None
+        if shared_layer is not None and self._names is not None:
+            _ = self.shared_parameters  # refuses names that are wrong
+
+    @property
+    def shared_parameters(self) -> dict[str, Tensor]:
+        """W, by name; empty where gradients are taken at the features."""
+        return {} if self.shared_layer is None else shared_parameters(self.shared_layer, self._names)
+
+    def forward(self, *inputs: Any, **keywords: Any) -> dict[str, Any]:
+        """Apply the last shared layer and fan its output out to the tasks.
+
+        Args:
+            inputs: What the last shared layer takes.
+            keywords: What it takes by name.
+
+        Returns:
+            The features, once per task, by name. Every head must read its own.
+
+        Raises:
+            TypeError: The features hold no dense floating-point tensor.
+            ValueError: W is measured, and no parameter of the layer is trained.
+        """
+        given = [*inputs, *keywords.values(), None][0]
+        features = given if self.shared_layer is None else self.shared_layer(*inputs, **keywords)
+        names = (*self.tasks, *self.others)
+        if not (self._measures() or self._combines()):
+            return dict.fromkeys(names, features)
+        tensors, put = split(features)
+        if not any(tensor.requires_grad for tensor in tensors) and self.shared_layer is None:
+            return dict.fromkeys(names, features)
+        rule = self._rule(given, tensors)
+        if self._combination is not None:
+            aliases = self._combination.fan_out(self, rule, given, tensors, len(self.others))
+        else:
+            aliases = self._fan_out(rule, given, tensors, tasks=len(self.tasks), others=len(self.others))
+        size = len(tensors)
+        return {name: put(aliases[i * size : (i + 1) * size]) for i, name in enumerate(names)}
+
+    def combine(self, combination: Any) -> None:
+        """Have the task gradients combined in this way, from the next forward pass on; None: summed."""
+        self._combination = combination
+
+    def extra_repr(self) -> str:
+        """Name the tasks."""
+        others = f", others={self.others}" if self.others else ""
+        return f"tasks={self.tasks}{others}"
+
+    def _combines(self) -> bool:
+        return self._combination is not None and self.training and torch.is_grad_enabled()
+
+    def _rule(self, given: Any, features: list[Tensor]) -> LayerRule:
+        if self.shared_layer is None:
+            if not torch.compiler.is_compiling() and self._probes:
+                self._place(features[0].device)
+            return FeaturesRule()
+        if torch.compiler.is_compiling():
+            parameters = self.shared_parameters
+        else:
+            self._place()
+            parameters = self.measured_parameters
+        return rule_of(self.shared_layer, parameters, self._names is not None, given, features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fork:
+        """Follow the parameters to another device or precision."""
+        super()._apply(fn, recurse)
+        if self.measuring:
+            self._place(fn(torch.empty(0)).device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is measured belongs to the step at hand, and does not travel."""
+        return {**GradientSource.__getstate__(self), "_combination": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the fork, with probes of its own."""
+        nn.Module.__setstate__(self, state)
+        GradientSource.__setstate__(self, {})

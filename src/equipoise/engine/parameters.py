@@ -1,0 +1,60 @@
+"""W, the parameters at which gradients are measured: one answer for `Fork`, `attach` and `PerLoss`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def shared_parameters(layer: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
+    """W, by name.
+
+    Args:
+        layer: The last shared layer.
+        names: Those of its parameters that make up W. ``None``: the parameter named ``weight``, where the layer has one of its
+            own that is trained; else all its trained parameters.
+
+    Raises:
+        ValueError: There is none, a name is unknown, a named parameter is frozen, or W is split up by FSDP1 or ZeRO-3; the
+            message names it.
+    """
+    weight = layer._parameters.get("weight")
+    if names is None and weight is not None and weight.requires_grad:
+        found: dict[str, Tensor] = {"weight": weight}
+    else:
+        found = _named(layer, names)
+    for name, parameter in found.items():
+        wrapper = _splits(parameter)
+        if wrapper:
+            raise ValueError(
+                f"the last shared layer's {name!r} is split up by {wrapper}, whose backward pass leaves no gradient of one "
+                "task to be measured: use FSDP2 (fully_shard), or DistributedDataParallel"
+            )
+    return found
+
+
+def _named(layer: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
+    own: dict[str, Tensor] = dict(layer.named_parameters())
+    if names is None:
+        trained = {name: p for name, p in own.items() if p.requires_grad}
+        if not trained:
+            found = "all of them are frozen" if own else "it has no parameters"
+            raise ValueError(
+                f"the last shared layer, {type(layer).__name__}, must have a parameter that is trained; found that {found}. To "
+                "go on with weights that stay, take Static(tasks, balancer.averaged())"
+            )
+        return trained
+    for name in names:
+        if name not in own:
+            raise ValueError(f"parameters: unknown {name!r}; {type(layer).__name__} has {', '.join(own)}")
+        if not own[name].requires_grad:
+            raise ValueError(f"parameters: {name!r} is frozen, so that no gradient reaches it")
+    return {name: own[name] for name in names}
+
+
+def _splits(parameter: Tensor) -> str | None:
+    """Which wrapper keeps a part of this parameter only, in a way that is not supported."""
+    if getattr(parameter, "_fsdp_flattened", False) or type(parameter).__name__ == "FlatParameter":
+        return "FullyShardedDataParallel (FSDP1)"
+    return "DeepSpeed ZeRO-3" if hasattr(parameter, "ds_id") else None

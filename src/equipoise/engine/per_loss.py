@@ -1,0 +1,214 @@
+"""One gradient per loss by autograd: for any graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.arguments import described, sequence_of_names
+from equipoise.engine.parameters import shared_parameters
+from equipoise.engine.rules import autograd, flat, squared_norm
+from equipoise.engine.source import GradientSource
+
+LEAST_BATCHED = 8
+"""From this number of losses on they are differentiated in batches."""
+
+CHUNK = 32
+"""How many losses are differentiated in one batched pass."""
+
+
+class PerLoss(GradientSource):
+    r"""Measures where there is no fork: the gradient of every loss by a first-order ``autograd.grad`` of its own.
+
+    For losses that come from different forward passes (the terms of a physics-informed network), several losses on one
+    output (codecs, variational autoencoders), losses that use derivatives of the network, and hundreds of losses on the
+    columns of one output matrix. It costs one backward pass per task from the loss down to the parameters, where a fork costs
+    none; they are taken together in batches where every operation on the way allows it (``is_grads_batched``), and run inside
+    the one ``backward()`` that the caller calls on the total loss. With ``every=k`` a balancer measures at each k-th step.
+
+    A model that is compiled as a whole must allow more than one pass: set ``torch._functorch.config.donated_buffer = False``
+    before it is compiled.
+
+    Args:
+        parameters: The last shared layer, whose W is that of a `Fork`; or W itself, a parameter or a list of parameters.
+        tasks: The names of the tasks.
+        names: Where ``parameters`` is a module: the names of those of its parameters that make up W.
+
+    Raises:
+        TypeError: ``parameters`` is none of these.
+        ValueError: There is no parameter, one is frozen, or its name is unknown; there is no task, or a name is used twice.
+
+    Differs from the paper:
+        The paper differentiates a second time through these gradients; that derivative is known in closed form.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> source = PerLoss(layer, tasks=("residual", "boundary"))
+        >>> list(source.shared_parameters)
+        ['weight']
+
+    References:
+        Chen et al. 2018, GradNorm, Algorithm 1.
+    """
+
+    taps = True
+    reads: ClassVar[str] = "the parameters measured"
+
+    def __init__(
+        self,
+        parameters: nn.Module | Tensor | Iterable[Tensor],
+        tasks: Sequence[str],
+        *,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(tasks)
+        self._module, self._names, self._listed = None, None, {}
+        if isinstance(parameters, nn.Module):
+            self._module = parameters
+            self._names = None if names is None else sequence_of_names("names", names)
+            if self._names is not None:
+                _ = self.shared_parameters
+        else:
+            if names is not None:
+                raise TypeError("names go with a module; found parameters that are given by themselves")
+            listed = [parameters] if isinstance(parameters, Tensor) else _listed(parameters)
+            self._listed = {f"parameters[{i}]": _trained(i, p) for i, p in enumerate(listed)}
+            if not listed:
+                raise ValueError("parameters must hold at least one parameter; found none")
+
+    @property
+    def shared_parameters(self) -> dict[str, Tensor]:
+        """W, by name."""
+        return self._listed if self._module is None else shared_parameters(self._module, self._names)
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """Whether the module is in training mode; parameters given by themselves always are."""
+        return self._module is None or self._module.training
+
+    def tap(self, losses: Mapping[str, Tensor], values: Tensor) -> Tensor:
+        """An alias of every loss. The gradient that arrives there has all that the total loss was multiplied with."""
+        if not self._measures():
+            return values
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "PerLoss measures from the original graph, which a compiled function does not have: compile the model, and "
+                "call the balancer outside of what is compiled"
+            )
+        self._place()
+        here = [i for i, task in enumerate(self.tasks) if not losses or (task in losses and losses[task].requires_grad)]
+        each = [losses[self.tasks[i]] for i in here] if losses else [*values.unbind()]
+        call = LossCall(self, tuple(self.measured_parameters.values()), tuple(here), self.has_gradients)
+        return _LossNode.apply(call, self._probes[0].leaf, values, *each)  # type: ignore[no-any-return]
+
+    def why_not(self, task: str) -> str:
+        """Why no gradient of a task may have arrived."""
+        return "its loss does not depend on the parameters measured, which may have been replaced since"
+
+    def record(self, tasks: Sequence[int]) -> None:
+        """Told by a node: the gradients of these tasks have arrived."""
+        self._nodes[0] += 1
+        self._arrived.update(tasks)
+
+
+class LossCall(NamedTuple):
+    """One measurement at the losses.
+
+    Attributes:
+        source: Who is told which tasks' losses depend on W.
+        parameters: W.
+        here: The numbers of the tasks that have a loss.
+        gradients: Whether the probe gets the gradients at W, and not their squared norms.
+    """
+
+    source: PerLoss
+    parameters: tuple[Tensor, ...]
+    here: tuple[int, ...]
+    gradients: bool
+
+
+class _LossNode(torch.autograd.Function):
+    """``(call, probe, losses (T,), *the losses that are here) -> losses (T,)``."""
+
+    @staticmethod
+    def forward(ctx: Any, call: LossCall, probe: Tensor, values: Tensor, *each: Tensor) -> Tensor:
+        """Return a view of the losses."""
+        ctx.save_for_backward(values, *each)
+        ctx.call, ctx.columns, ctx.dtype = call, probe.shape[-1], probe.dtype
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        """Differentiate each loss by W, times the gradient that arrives at it."""
+        call, (values, *each) = ctx.call, ctx.saved_tensors
+        nothing = (None,) * len(each)
+        if call.source.paused or not call.here:
+            return None, None, gradient, *nothing
+        with torch.no_grad():
+            scales = gradient.detach()[list(call.here)]
+            found = _gradients(call, values, each, scales)
+            call.source.record([i for i, row in zip(call.here, found, strict=True) if row is not None])
+            tasks = len(values)
+            if call.gradients:
+                rows = gradient.new_zeros(tasks, ctx.columns, dtype=ctx.dtype)
+                for i, row in zip(call.here, found, strict=True):
+                    if row is not None:
+                        rows[i] = row
+            else:
+                rows = gradient.new_zeros(2, tasks, dtype=ctx.dtype)
+                for i, row in zip(call.here, found, strict=True):
+                    if row is not None:
+                        rows[0, i], rows[1, i] = squared_norm(row), 1
+        return None, rows, gradient, *nothing
+
+
+def _gradients(call: LossCall, values: Tensor, each: Sequence[Tensor], scales: Tensor) -> list[Tensor | None]:
+    """The gradient of every loss that is here, flat; None where the loss does not depend on W."""
+    found: list[Tensor | None] = []
+    if len(each) >= LEAST_BATCHED:
+        try:
+            for start in range(0, len(each), CHUNK):
+                found += _batched(call, values, range(start, min(start + CHUNK, len(each))), scales)
+        except RuntimeError:  # an operation on the way that cannot be batched
+            found = []
+    if not found:
+        found = [None] * len(each)
+    if values.device.type != "cpu" and found[0] is not None:
+        return found
+    # where nothing was found a loss may be constant at W, or not depend on it at all: asked one by one
+    return [
+        row if row is not None and row.any() else _one(call, loss, scale)
+        for row, loss, scale in zip(found, each, scales, strict=True)
+    ]
+
+
+def _one(call: LossCall, loss: Tensor, scale: Tensor) -> Tensor | None:
+    found = autograd([loss], call.parameters, [scale.to(loss.dtype)])
+    return flat(call.parameters, found) if any(g is not None for g in found) else None
+
+
+def _batched(call: LossCall, values: Tensor, rows: range, scales: Tensor) -> list[Tensor]:
+    weights = values.new_zeros(len(rows), len(values))
+    for row, i in enumerate(rows):
+        weights[row, call.here[i]] = scales[i]
+    found = torch.autograd.grad(
+        values, call.parameters, weights, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    return [flat(call.parameters, [None if g is None else g[row] for g in found]) for row in range(len(rows))]
+
+
+def _listed(parameters: object) -> list[Any]:
+    if isinstance(parameters, (str, Mapping)) or not isinstance(parameters, Iterable):
+        raise TypeError(f"parameters must be a module, a parameter or a list of parameters; found {described(parameters)}")
+    return list(parameters)
+
+
+def _trained(i: int, parameter: object) -> Tensor:
+    if not isinstance(parameter, Tensor):
+        raise TypeError(f"parameters[{i}] must be a tensor; found {described(parameter)}")
+    if not (parameter.requires_grad and parameter.is_leaf):
+        raise ValueError(f"parameters[{i}] must be a leaf that is trained; found one that is frozen or computed")
+    return parameter

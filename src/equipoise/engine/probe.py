@@ -1,0 +1,48 @@
+"""A leaf of zeros whose gradient carries numbers out of a backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Probe:
+    """A leaf of zeros, no parameter, for what a node of the graph has to say to the next step.
+
+    A node that takes ``leaf`` as an input hands out numbers as its gradient. So they add up over backward passes, are
+    multiplied with whatever multiplies the total loss, and can be compiled, all as for the gradient of any leaf. The zeros are
+    expanded from one number and take no memory.
+
+    Args:
+        shape: The shape of the numbers.
+        dtype: Their precision.
+        device: Where they are.
+        on_arrival: Called after each backward pass that has left numbers here.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        on_arrival: Callable[[], None] | None = None,
+    ) -> None:
+        self.leaf = torch.zeros((), dtype=dtype, device=device).expand(shape).requires_grad_()
+        if on_arrival is not None:
+            self.leaf.register_post_accumulate_grad_hook(lambda _: on_arrival())
+
+    @property
+    def numbers(self) -> Tensor | None:
+        """What the backward passes since the last `clear` have left; None where there was none."""
+        return self.leaf.grad
+
+    def clear(self) -> None:
+        """Forget it."""
+        self.leaf.grad = None
+
+    def fits(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether it has this shape, precision and device."""
+        leaf = self.leaf
+        return leaf.shape == shape and leaf.dtype == dtype and leaf.device == device

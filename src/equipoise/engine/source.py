@@ -1,0 +1,256 @@
+"""The interface between engine and balancer: the norm of every task's gradient at W."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from equipoise.arguments import task_names
+from equipoise.engine.node import ForkCall, ForkNode, named
+from equipoise.engine.probe import Probe
+from equipoise.engine.rules import Gradients, LayerRule, square_dtype, squared_norm
+
+
+class GradientSource(ABC):
+    """Measures the norm of every task's gradient at the parameters W, while the caller calls ``backward()``.
+
+    A balancer says before a forward pass whether it is measured (`plan`), clears what lies here when a step begins (`clear`),
+    and reads what the backward passes of the step have left (`measured`, `norms`).
+
+    Attributes:
+        tasks: The names of the tasks, in the order of every tensor ``(T,)``.
+        owner: The token of the balancer that measures here; there is one at a time.
+        measuring: Whether forward passes are measured.
+        keep_gradients: Whether task gradients are kept, and not norms alone.
+        auditing: Whether the aliases of a forward pass are kept for the audit.
+        aliases: While auditing, the aliases of each task, by its number.
+        features: While auditing, the tensors that gradients are taken at where there is no W.
+        precisions: While auditing, the precisions of the features.
+    """
+
+    tasks: tuple[str, ...]
+    training: bool
+    at_features: bool = False
+    taps: ClassVar[bool] = False
+    """Whether this source measures at the losses themselves; see `tap`."""
+    reads: ClassVar[str] = "features[{!r}]"
+    """How a message calls what the head of a task reads."""
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.tasks = task_names(tasks)
+        self.owner: object = None
+        self.measuring = self.keep_gradients = self.auditing = self.paused = False
+        self._probes: list[Probe] = []
+        self._last_parameters: dict[str, Tensor] | None = None
+        self.precisions: tuple[torch.dtype, ...] = ()
+        self.forget_aliases()
+        self.clear()
+
+    @property
+    @abstractmethod
+    def shared_parameters(self) -> dict[str, Tensor]:
+        """W, by name; empty where gradients are taken at the features.
+
+        Raises:
+            ValueError: There is no W that is trained, or not the one that was named.
+        """
+
+    @property
+    def measured_parameters(self) -> dict[str, Tensor]:
+        """W as it was in the last measured forward pass, by name."""
+        return self.shared_parameters if self._last_parameters is None else self._last_parameters
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether what is measured are gradients, and not squared norms."""
+        return self.keep_gradients and not self.at_features
+
+    @property
+    def passes(self) -> int:
+        """How many backward passes have left something here since the last `clear`."""
+        return max(self._passes, default=0)
+
+    def plan(self, measure: bool, *, gradients: bool) -> None:
+        """Switch measuring on or off, from the next forward pass.
+
+        Args:
+            measure: Whether it is measured.
+            gradients: Whether task gradients are kept, which add up over backward passes and processes, and not norms alone.
+        """
+        changed = gradients != self.keep_gradients
+        self.measuring, self.keep_gradients = measure, gradients
+        if measure and (changed or not self._probes):
+            self._place()
+
+    def clear(self) -> None:
+        """Drop what lies here, for a step begins."""
+        for probe in self._probes:
+            probe.clear()
+        self._passes = [0] * len(self._probes)
+        self._nodes = [0] * len(self._probes)
+        self._arrived: set[int] = set()
+        self.alias_squares: dict[int, Tensor] = {}
+
+    def forget_aliases(self) -> None:
+        """Let go of what was kept for an audit."""
+        self.aliases: dict[int, list[Tensor]] = {}
+        self.features: list[Tensor] = []
+
+    def measured(self) -> Tensor:
+        """What the backward passes since the last `clear` have left; zeros where nothing arrived.
+
+        Returns:
+            The gradient at W of every weighted loss ``(T, P)``, or squared norms and, below, of how many nodes each is the
+            sum ``(2, T)``.
+        """
+        parts = [torch.zeros_like(p.leaf) if p.numbers is None else p.numbers.detach() for p in self._probes]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 0 if self.has_gradients else 1)
+
+    def norms(self, measured: Tensor, world: int = 1) -> Tensor:
+        """The norms ``(T,)`` of what `measured` gave, averaged over ``world`` processes; NaN where they cannot be had."""
+        if self.has_gradients:
+            rows: Tensor = torch.linalg.vector_norm(measured, dim=1)
+            return rows
+        squares, sums = measured.unbind()
+        if self.at_features:  # every sample has features of its own: squares add up
+            return (squares / world).sqrt()
+        if max(self._nodes, default=0) != 1:
+            squares = squares.masked_fill(sums > 1, torch.nan)  # squares do not add up, as gradients do
+        return squares.sqrt()
+
+    def not_arrived(self, present: Sequence[bool]) -> list[str]:
+        """The tasks that are present here and of which no gradient has arrived; none where compiled code does not tell."""
+        if self.passes and not any(self._nodes):
+            return []
+        return [task for i, task in enumerate(self.tasks) if present[i] and i not in self._arrived]
+
+    def tap(self, losses: Mapping[str, Tensor], values: Tensor) -> Tensor:
+        """The losses ``(T,)`` to be weighted: ``values``, or aliases of them where this source measures at the losses."""
+        return values
+
+    def why_not(self, task: str) -> str:
+        """Why no gradient of a task may have arrived, for a message."""
+        return f"its loss does not depend on {self.reads.format(task)}, or something on the way is detached"
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Let backward passes through unmeasured."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
+
+    def arrived(self, call: ForkCall, tasks: Sequence[int], gradients: Sequence[Gradients]) -> None:
+        """Told by a node: the gradients of these of its tasks have arrived."""
+        self._nodes[call.probe] += 1
+        self._arrived.update(call.first + i for i in tasks)
+        if self.auditing:
+            for i, own in zip(tasks, gradients, strict=True):
+                square = sum(squared_norm(g.detach()) for g in own if g is not None)
+                before = self.alias_squares.get(call.first + i, 0.0)
+                self.alias_squares[call.first + i] = before + square  # type: ignore[assignment]
+
+    def _measures(self) -> bool:
+        """Whether the forward pass at hand is measured."""
+        return (
+            self.measuring
+            and self.training
+            and torch.is_grad_enabled()
+            and not torch._C._are_functorch_transforms_active()  # whose passes are no backward passes
+            and not _exporting()
+        )
+
+    def _fan_out(
+        self,
+        rule: LayerRule,
+        inputs: Any,
+        features: list[Tensor],
+        *,
+        probe: int = 0,
+        first: int = 0,
+        tasks: int = 1,
+        others: int = 0,
+    ) -> Sequence[Tensor]:
+        """Aliases of the features, task after task, measured by ``rule``."""
+        compiling = torch.compiler.is_compiling()
+        gradients = self.has_gradients
+        rule, kept = rule.prepare(inputs, features, tasks, gradients)
+        watch = None if compiling else self
+        call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), watch)
+        aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[probe].leaf, *kept, *features)
+        if compiling or not self.auditing:
+            return aliases
+        size = len(features)
+        aliases = [named(self.tasks[first + i // size], a) if i < tasks * size else a for i, a in enumerate(aliases)]
+        for i in range(tasks):
+            self.aliases.setdefault(first + i, []).extend(aliases[i * size : (i + 1) * size])
+        self.features.extend(features)
+        self.precisions = tuple({feature.dtype for feature in self.features})
+        return aliases
+
+    def _rows(self) -> list[int]:
+        """The number of tasks that each probe holds."""
+        return [len(self.tasks)]
+
+    def _columns(self, parameters: Mapping[str, Tensor]) -> int:
+        """How many real numbers W has."""
+        return sum(p.numel() * (2 if p.is_complex() else 1) for p in parameters.values())
+
+    def _device(self) -> torch.device:
+        """Where norms at the features are kept."""
+        return self._probes[0].leaf.device if self._probes else torch.get_default_device()
+
+    def _place(self, device: torch.device | None = None) -> None:
+        """Have the probes fit W: its device, its precision or better, its size where gradients are kept."""
+        parameters = self.shared_parameters
+        self._last_parameters = parameters or None
+        first = next(iter(parameters.values()), None)
+        device = first.device if first is not None else device or self._device()
+        columns, dtype = 0, square_dtype(device)
+        if self.has_gradients:
+            columns, dtype = self._columns(parameters), torch.float32
+            for parameter in parameters.values():
+                dtype = torch.promote_types(dtype, parameter.dtype)
+            dtype = dtype.to_real()
+        shapes = [(rows, columns) if self.has_gradients else (2, rows) for rows in self._rows()]
+        if len(self._probes) == len(shapes) and all(
+            probe.fits(shape, dtype, device) for probe, shape in zip(self._probes, shapes, strict=True)
+        ):
+            return
+        self._probes = [Probe(shape, dtype, device, self._counter(i)) for i, shape in enumerate(shapes)]
+        self.clear()
+
+    def _counter(self, i: int) -> Any:
+        def count() -> None:
+            self._passes[i] += 1
+
+        return count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is measured belongs to the step at hand, and does not travel."""
+        gone = {"_probes": [], "_passes": [], "_nodes": [], "_arrived": set(), "alias_squares": {}}
+        return {**self.__dict__, **gone, "aliases": {}, "features": [], "_last_parameters": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the source, with probes of its own."""
+        self.__dict__.update(state)
+        if self.measuring:
+            self._place()
+
+
+def _exporting() -> bool:
+    """Whether the model is being exported, when nothing of us must be left in its graph.
+
+    The flag is read directly: `torch.compiler.is_exporting` came with PyTorch 2.7, and at first was true in whatever
+    `torch.compile` traced. A strict export in training mode is known by the flag only, from 2.10 on.
+    """
+    compiler = torch.compiler
+    return compiler.is_compiling() and (
+        not compiler.is_dynamo_compiling() or getattr(compiler, "_is_exporting_flag", False)
+    )

@@ -1,0 +1,3 @@
+"""The methods: one paper, one file."""
+
+from equipoise.methods.gradnorm import GradNorm as GradNorm

@@ -1,0 +1,104 @@
+"""The settings that GradNorm and its variants share, and the rates that they compare."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from equipoise.arguments import described, known_tasks, number, numbers_by_task
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Step
+from equipoise.engine import GradientSource
+
+
+class GradNormFamily(Balancer, ABC):
+    r"""A rule that brings the norms :math:`w_i \lVert g_i \rVert` into the ratios of :math:`p_i r_i^\alpha`.
+
+    Its state has the fields ``observed_first`` and ``observed_last``, the losses handed to `observe`.
+
+    Args:
+        fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
+        alpha: How strongly slow tasks are favoured.
+        priors: How important a task is, by name; scaled to a mean of 1. ``None``: all alike.
+        settings: Those of `Balancer`.
+    """
+
+    needs_norms: ClassVar[bool] = True
+    observed_first: Tensor
+    observed_last: Tensor
+
+    def __init__(self, fork: GradientSource, alpha: float, priors: Mapping[str, float] | None, **settings: Any) -> None:
+        super().__init__(fork, **settings)
+        self.alpha = number("alpha", alpha, "[0, inf)")
+        self._priors = None if priors is None else numbers_by_task("priors", priors, self.tasks)
+        self._observing = False
+        self.divides_by_initial = self.compares_losses = self.alpha > 0
+
+    @property
+    def priors(self) -> Tensor | float:
+        """How important each task is ``(T,)``, with a mean of 1; 1 where none is given."""
+        if self._priors is None:
+            return 1.0
+        given = torch.tensor(self._priors, dtype=self.weights.dtype)
+        return (given / given.mean()).to(self.weights.device, non_blocking=True)
+
+    @torch.no_grad()
+    def observe(self, losses: Mapping[str, float | Tensor | None]) -> None:
+        r"""Take the training rates from these losses, say those of a validation set, until the next call.
+
+        From then on :math:`\tilde L_i` is the last loss observed over the first one observed, in place of
+        :math:`L_i(t) / L_i(0)`: a task that overfits is one that does not learn. The first call sets all ratios to 1, so call it
+        before training for ratios that count from there. Where ``torch.distributed`` is initialised, every process must make
+        the call, and the losses are averaged over those processes that hand one in.
+
+        Args:
+            losses: The loss of every task by name, a number or a scalar tensor. ``None``: not observed this time; a task never
+                observed keeps its training loss.
+
+        Raises:
+            TypeError: The losses are not given by name, or one is not a number.
+            ValueError: A task is unknown or missing; a loss is negative or not finite, or is the task's first and zero.
+        """
+        known_tasks("observe", losses, self.tasks)
+        seen = (self.observed_first > 0).tolist()
+        values = [self._observed(task, losses, before) for task, before in zip(self.tasks, seen, strict=True)]
+        here = torch.tensor([value is not None for value in values], device=self.weights.device)
+        last, given = self._processes.mean_where(self.weights.new_tensor([value or 0.0 for value in values]), here)
+        self.observed_first.copy_(torch.where(given & (self.observed_first == 0), last, self.observed_first))
+        self.observed_last.copy_(torch.where(given, last, self.observed_last))
+        self._observing = True
+
+    def ratios(self, step: Step) -> Tensor:
+        r""":math:`\tilde L_i` ``(T,)``: of the training losses, or of those observed."""
+        ratios = step.losses / step.initial_losses
+        if not self._observing:
+            return ratios
+        observed = self.observed_first > 0
+        return torch.where(observed, self.observed_last / torch.where(observed, self.observed_first, 1.0), ratios)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore it."""
+        super().set_extra_state(state)
+        self._observing = bool((self.observed_first > 0).any())
+
+    def _observed(self, task: str, losses: Mapping[str, float | Tensor | None], seen: bool) -> float | None:
+        """One task's loss, checked."""
+        if task not in losses:
+            raise ValueError(f"observe: the loss of task {task!r} is missing; hand in None if there is none this time")
+        loss = losses[task]
+        if loss is None:
+            return None
+        if isinstance(loss, Tensor) and loss.dim() == 0 and not loss.is_complex():
+            loss = loss.item()
+        if isinstance(loss, Tensor):
+            raise TypeError(f"observe: task {task!r}: a loss must be a number or a scalar tensor; found {described(loss)}")
+        value = number(f"observe: task {task!r}: its loss", loss, "[0, inf)")
+        if not seen and value == 0:
+            raise ValueError(f"observe: task {task!r}: its first loss must be positive, since losses are divided by it")
+        return value
+
+

@@ -1,0 +1,128 @@
+"""Several processes: the norm is that of the averaged gradient, and all of them hold identical weights."""
+
+import copy
+
+from helpers import processes
+import pytest
+import torch
+from helpers.networks import MLP, mse
+from helpers.reference import close
+from torch import distributed
+from helpers.training import batches, network_and
+
+import equipoise as eq
+from equipoise.engine import Fork, Processes
+
+pytestmark = pytest.mark.usefixtures("double")
+
+TASKS = ("a", "b")
+STEPS = 12
+
+
+def plain_loop(build, parts, group=None, seed=1):
+    """Gradients averaged by hand. ``parts`` are the rows of the batch here, step by step; None: no labels for them."""
+    network, balancer = build()
+    balancer.process_group = group
+    results = []
+    for step, (x, y) in enumerate(batches(STEPS, TASKS, units=[1.0, 5.0], seed=seed)):
+        network.zero_grad()
+        for rows in parts(step):
+            losses = mse(network(x[rows or ...]), {t: v[rows or ...] for t, v in y.items()})
+            if rows is None:  # and what was done before that was known is thrown away
+                balancer(losses).backward()
+                network.zero_grad()
+                balancer.zero_grad()
+                losses = dict.fromkeys(TASKS)
+            (balancer(losses) / len(parts(step))).backward()
+        for parameter in network.parameters():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if distributed.is_initialized():
+                distributed.all_reduce(gradient, group=group)
+                gradient /= distributed.get_world_size(group)
+            parameter.data -= 0.05 * gradient
+        balancer.step()
+        if step % 2 == 0:  # with every=2 one process looks at nothing in between
+            results.append((balancer.weights.clone(), balancer.log()["gradient_norms"], balancer.log()["losses"]))
+    return results
+
+
+def whole(step):
+    return [slice(None)]
+
+
+def half(rank):
+    return lambda step: [slice(rank, None, 2)]
+
+
+def idle(step):
+    """The first half has no labels at all in some steps."""
+    return [None if step in (3, 4) else slice(0, None, 2), slice(1, None, 2)]
+
+
+def at_layer():
+    return network_and(eq.GradNorm, TASKS)
+
+
+def at_features():
+    torch.manual_seed(0)
+    network = MLP(TASKS)
+    network.trunk.append(network.fork.shared_layer)
+    network.fork = eq.Fork(None, TASKS)
+    return network, eq.GradNorm(network.fork, every=2)
+
+
+BUILD = {"at the layer": at_layer, "at the features": at_features}
+
+
+def two(rank, world):
+    processes.connect()
+    found = {where: plain_loop(build, half(rank)) for where, build in BUILD.items()}
+    found["idle"] = plain_loop(at_layer, lambda step: [idle(step)[rank]])
+    Processes.mean = lambda self, values: values
+    Fork.reduce = lambda self, processes: None
+    found["drifting"] = plain_loop(at_layer, half(rank))
+    return found
+
+
+def same(first, second):
+    return all(
+        torch.equal(a, b) for ours, theirs in zip(first, second, strict=True) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def all_close(seen, expected):
+    for ours, theirs in zip(seen, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            close(a, b)
+
+
+def test_two_processes_are_identical_and_equal_to_one():
+    first, second = processes.run(two, 2)
+    for where, build in BUILD.items():
+        assert same(first[where], second[where])
+        all_close(first[where], plain_loop(build, whole))
+    assert same(first["idle"], second["idle"])
+    all_close(first["idle"], plain_loop(at_layer, idle))
+    assert not same(first["drifting"], second["drifting"])  # it would be noticed
+
+
+def apart(rank, world):
+    """Two trainings at once, by two processes and by one."""
+    processes.connect()
+    groups = [distributed.new_group([0, 1]), distributed.new_group([2])]
+    group, other = groups if rank < 2 else groups[::-1]
+    rows = half(rank) if rank < 2 else whole
+    _, balancer = at_layer()
+    with pytest.raises(ValueError, match="process_group must be a group that this process is in; found one of others"):
+        balancer.process_group = other
+    balancer.process_group = group
+    assert copy.deepcopy(balancer).process_group is group
+    return {where: plain_loop(build, rows, group, seed=rank // 2) for where, build in BUILD.items()}
+
+
+def test_process_groups_train_apart():
+    ranks = processes.run(apart, 3)
+    for rank, found in enumerate(ranks):
+        for where, build in BUILD.items():
+            all_close(found[where], plain_loop(build, whole, seed=rank // 2))
+    assert not same(ranks[0]["at the layer"], ranks[2]["at the layer"])

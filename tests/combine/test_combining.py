@@ -1,0 +1,322 @@
+"""What all balancers promise that combine task gradients inside the fork."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers.entry_points import build as build_door
+from helpers.networks import MLP, mse
+from helpers.reference import close
+from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
+from torchjd import aggregation
+from helpers.training import batches, train
+
+import equipoise as eq
+
+pytestmark = pytest.mark.usefixtures("double")
+
+OF_DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+"""Where a graph ends, Dynamo looks at the .grad of tensors that are no leaves."""
+
+TASKS = ("a", "b", "c")
+UNITS = (1.0, 5.0, 30.0)
+
+
+def summed_up(matrix):
+    """An aggregator that does no more than a fork that is none."""
+    return matrix.sum(0)
+
+
+METHODS = {
+    "Aggregated, weights from the Gramian": lambda fork: eq.Aggregated(fork, aggregation.UPGrad()),
+    "Aggregated, weights from the matrix": lambda fork: eq.Aggregated(fork, aggregation.Random()),
+    "Aggregated, at the shared layer": lambda fork: eq.Aggregated(fork, aggregation.UPGrad(), at="shared_layer"),
+    "Aggregated, any": lambda fork: eq.Aggregated(fork, aggregation.ConFIG()),
+    "EnCodec": lambda fork: eq.EnCodec(fork, shares={"a": 1.0, "b": 2.0, "c": 5.0}, decay=0.9),
+    "GradDrop": lambda fork: eq.GradDrop(fork),
+}
+
+
+@pytest.fixture(params=METHODS, name="method")
+def _method(request):
+    return METHODS[request.param]
+
+
+def build(method, seed=0):
+    torch.manual_seed(seed)
+    network = MLP(TASKS)
+    return network, method(network.fork)
+
+
+def losses_of(network, x, y):
+    return {task: unit * loss for (task, loss), unit in zip(mse(network(x), y).items(), UNITS, strict=True)}
+
+
+def gradient_of(network):
+    return torch.cat([p.grad.flatten() for p in network.parameters()])
+
+
+def steps(network, balancer, data, model=None):
+    """Train; return all gradients and logs of all steps."""
+    found = []
+    for x, y in data:
+        network.zero_grad()
+        balancer(losses_of(network if model is None else model, x, y)).backward()
+        balancer.step()
+        found.append((gradient_of(network), balancer.log()))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter -= 0.001 * parameter.grad.sign()
+    return found
+
+
+def assert_same(found, expected):
+    for (gradient, log), (wanted, log_wanted) in zip(found, expected, strict=True):
+        close(gradient, wanted)
+        for key in log_wanted:
+            close(log[key], log_wanted[key], equal_nan=True)
+
+
+def test_the_heads_get_the_gradients_of_their_own_plain_losses_and_the_trunk_does_not(method):
+    network, balancer = build(method)
+    plain, equal = build(eq.Equal)
+    ((x, y),) = batches(1, TASKS)
+    balancer(losses_of(network, x, y)).backward()
+    equal(losses_of(plain, x, y)).backward()
+    for ours, theirs in zip(network.heads.parameters(), plain.heads.parameters(), strict=True):
+        close(ours.grad, theirs.grad)
+    assert not torch.allclose(network.trunk[0].weight.grad, plain.trunk[0].weight.grad)
+
+
+def test_there_is_one_backward_pass(method):
+    network, balancer = build(method)
+    passes = []
+    for part in (network.trunk[0], *(head[1] for head in network.heads.values())):
+        part.weight.register_hook(lambda gradient: passes.append(gradient.shape))
+    ((x, y),) = batches(1, TASKS)
+    balancer(losses_of(network, x, y)).backward()
+    assert len(passes) == 1 + len(TASKS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_with_a_loss_scale(method, dtype):
+    found = {}
+    for scale in (1.0, 2.0**12):
+        network, _ = build(method)
+        network.float()
+        balancer = method(network.fork).float()
+        ((x, y),) = batches(1, TASKS)
+        with torch.autocast("cpu", dtype):
+            total = balancer(losses_of(network, x.float(), {t: v.float() for t, v in y.items()}))
+        (scale * total).backward()
+        balancer.step()
+        found[scale] = network.trunk[0].weight.grad / scale, balancer.log()["gradient_norms"]
+        assert network.trunk[0].weight.grad.dtype == torch.float32
+    for one, other in zip(*found.values(), strict=True):
+        close(one, other, rtol=0.02, atol=2e-3)  # small gradients in half precision are better with a scale
+
+
+def test_a_pass_of_ones_own_through_the_fork_is_plain(method):
+    """Gradients of single losses for a log, before the step's own pass and after it."""
+    network, balancer = build(method)
+    plain, _ = build(eq.Equal)
+    ((x, y),) = batches(1, TASKS)
+    losses, wanted = losses_of(network, x, y), losses_of(plain, x, y)
+    total = balancer(losses)
+
+    def look():
+        for of in (lambda each: each["b"], lambda each: sum(each.values())):
+            (ours,) = torch.autograd.grad(of(losses), network.trunk[0].weight, retain_graph=True)
+            (theirs,) = torch.autograd.grad(of(wanted), plain.trunk[0].weight, retain_graph=True)
+            close(ours, theirs)
+
+    look()
+    total.backward(retain_graph=True)
+    look()
+    balancer.step()
+    other, other_balancer = build(method)
+    other_balancer(losses_of(other, x, y)).backward()
+    close(gradient_of(network), gradient_of(other))
+
+
+def test_a_pass_that_is_thrown_away_leaves_nothing(method):
+    first, second = batches(2, TASKS)
+    network, balancer = build(method)
+    balancer(losses_of(network, *first)).backward()
+    balancer.zero_grad()
+    steps(network, balancer, [second])
+    other, expected = build(method)
+    steps(other, expected, [second])
+    close(balancer.log()["gradient_norms"], expected.log()["gradient_norms"])
+
+
+def test_in_eval_it_is_the_plain_sum_and_notices_nothing(method):
+    network, balancer = build(method)
+    plain, equal = build(eq.Equal)
+    ((x, y),) = batches(1, TASKS)
+    balancer.eval()
+    total = balancer(losses_of(network, x, y))
+    total.backward()
+    equal(losses_of(plain, x, y)).backward()
+    close(gradient_of(network), gradient_of(plain))
+    network.eval()
+    features = network.fork(torch.ones(2, 8))
+    assert features["a"] is features["b"]
+
+
+def test_the_fork_serves_the_balancer_that_was_built_last(method):
+    network, balancer = build(method)
+    plain, _ = build(eq.Equal)
+    data = list(batches(2, TASKS))
+    steps(network, balancer, data[:1])
+    plain.load_state_dict(network.state_dict())
+    found = steps(network, eq.Equal(network.fork), data[1:])
+    expected = steps(plain, eq.Equal(plain.fork), data[1:])
+    close(found[0][0], expected[0][0])
+
+
+def test_features_that_come_in_two_calls_are_refused(method):
+    network, balancer = build(method)
+    ((x, y),) = batches(1, TASKS)
+    first, second = mse(network(x[:8]), {t: v[:8] for t, v in y.items()}), mse(network(x), y)
+    total = balancer({"a": first["a"], "b": first["b"], "c": second["c"]})
+    with pytest.raises(RuntimeError, match="the fork was called more than once for one total loss"):
+        total.backward()
+
+
+def test_a_second_derivative_is_refused(method):
+    network, balancer = build(method)
+    total = balancer(losses_of(network, *next(batches(1, TASKS))))
+    with pytest.raises(RuntimeError, match="cannot be differentiated again; found create_graph=True"):
+        torch.autograd.grad(total, network.trunk[0].weight, create_graph=True)
+
+
+@pytest.mark.parametrize("entry_point", ["attach", "PerLoss"])
+def test_a_source_with_several_places_is_refused_by_name(method, entry_point):
+    _, source = build_door(entry_point)
+    with pytest.raises(TypeError, match=f"needs a Fork, where .* found {type(source).__name__}"):
+        method(source)
+    with pytest.raises(TypeError, match="needs a Fork.* found tuple"):
+        method(TASKS)
+
+
+def test_a_loss_that_passes_the_fork_is_refused_by_name(method):
+    network, balancer = build(method)
+    ((x, y),) = batches(1, TASKS)
+    outputs = network(x)
+    with pytest.raises(
+        ValueError, match=r"task 'a': its loss must depend on features\['a'\] alone; found that it reads"
+    ):
+        balancer(mse(outputs | {"a": outputs["b"]}, y))
+    past = network.fork.shared_layer(network.trunk(x)).square().mean()
+    losses = losses_of(network, x, y)
+    with pytest.raises(ValueError, match="task 'b': .* past the fork"):
+        balancer(losses | {"b": losses["b"] + past})
+
+
+def test_a_step_without_a_combination_is_refused(method):
+    _, balancer = build(method)
+    head = torch.nn.Linear(2, 1)
+    balancer._unchecked.clear()
+    balancer({task: head(torch.ones(2)).sum() for task in TASKS}).backward()
+    with pytest.raises(RuntimeError, match="no task gradients were combined since the last step"):
+        balancer.step()
+
+
+def test_a_step_without_labels_changes_nothing(method):
+    network, balancer = build(method)
+    train(network, balancer, batches(2, TASKS))
+    before = copy.deepcopy(balancer.state_dict())
+    network.zero_grad()
+    balancer(dict.fromkeys(TASKS)).backward()
+    balancer.step()
+    for key, value in balancer.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            close(value, before[key], equal_nan=True)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_a_copy_goes_on_as_the_original_and_apart_from_it(method, duplicate, order):
+    network, balancer = build(method)
+    data = list(batches(4, TASKS))
+    steps(network, balancer, data[:2])
+    other, other_balancer = duplicate((network, balancer)[order])[order]
+    found = steps(other, other_balancer, data[2:])
+    assert_same(found, steps(network, balancer, data[2:]))
+
+
+def test_a_copy_of_the_network_alone_is_plain(method):
+    network, _balancer = build(method)
+    ((x, y),) = batches(1, TASKS)
+    alone, plain = copy.deepcopy(network), build(eq.Equal)[0]
+    for each in (alone, plain):
+        sum(losses_of(each, x, y).values()).backward()
+    close(gradient_of(alone), gradient_of(plain))
+
+
+def test_a_non_reentrant_checkpoint_around_everything(method):
+    data = list(batches(3, TASKS))
+    network, balancer = build(method)
+    found = steps(network, balancer, data, lambda x: checkpoint(network, x, use_reentrant=False))
+    assert_same(found, steps(*build(method), data))
+
+
+def test_a_check_looks_on_and_leaves_the_combination(method):
+    network, balancer = build(method)
+    expected = steps(*build(method), batches(1, TASKS))
+    ((x, y),) = batches(1, TASKS)
+    report = eq.check(network, balancer, lambda batch: mse(network(batch[0]), batch[1]), (x, y))
+    assert report.ok, str(report)
+    assert_same(steps(network, balancer, [(x, y)]), expected)
+
+
+def test_a_network_on_another_precision(method):
+    network, balancer = build(method)
+    expected = steps(network, balancer, batches(2, TASKS))
+    network, balancer = build(method)
+    network.float()
+    balancer.float()
+    data = [(x.float(), {t: v.float() for t, v in y.items()}) for x, y in batches(2, TASKS)]
+    for (gradient, _), (wanted, _) in zip(steps(network, balancer, data), expected, strict=True):
+        close(gradient.double(), wanted, rtol=1e-2, atol=1e-2)
+
+
+@pytest.fixture
+def _fresh_compiler():
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+@OF_DYNAMO
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_network_gives_what_the_network_gives(method):
+    data = list(batches(4, TASKS))
+    network, balancer = build(method)
+    found = steps(network, balancer, data, torch.compile(network, backend="aot_eager"))
+    assert_same(found, steps(*build(method), data))
+    assert counters["stats"]["unique_graphs"] >= 2  # what is below the fork, and what is above
+
+
+@OF_DYNAMO
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_balancer_in_a_compiled_function_is_refused(method):
+    network, balancer = build(method)
+    compiled = torch.compile(lambda x, y: balancer(mse(network(x), y)), backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(*next(batches(1, TASKS)))
+
+
+def test_nothing_of_it_is_left_where_the_sum_is_asked_for():
+    """The machinery alone changes nothing."""
+    network, balancer = build(lambda fork: eq.Aggregated(fork, summed_up))
+    plain, equal = build(lambda fork: eq.Equal(fork))
+    data = list(batches(3, TASKS))
+    for (ours, _), (theirs, _) in zip(steps(network, balancer, data), steps(plain, equal, data), strict=True):
+        close(ours, theirs)
