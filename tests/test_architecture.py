@@ -8,7 +8,8 @@ from pathlib import Path
 import equipoise
 
 PACKAGE = Path(equipoise.__file__).parent
-LAYERS = ["engine", "balancers", "diagnosis", "lab", "bench", "cli"]
+LAYERS = ["arguments", "engine", "balancer", "methods", "combine", "hierarchy", "check", "lab", "bench", "cli"]
+CORE = ["arguments.py", "hierarchy.py", "engine", "balancer", "methods", "combine"]
 
 
 def imported_layers(path):
@@ -44,3 +45,51 @@ print(sorted(new - set(sys.stdlib_module_names) - {"torch", "equipoise"}))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def core_files():
+    for name in CORE:
+        path = PACKAGE / name
+        yield from [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def lines(path):
+    return len(path.read_text().splitlines())
+
+
+SITTING = [
+    "balancer/balancer.py",
+    "balancer/losses.py",
+    "balancer/total_loss.py",
+    "balancer/advance.py",
+    "balancer/step.py",
+    "engine/source.py",
+    "engine/fork.py",
+    "engine/node.py",
+    "engine/rules.py",
+    "engine/probe.py",
+    "methods/gradnorm.py",
+    "methods/adam.py",
+]
+"""The files to read to follow one GradNorm step from ``balancer(losses)`` to the new weights."""
+
+
+def test_one_gradnorm_step_is_read_in_one_sitting():
+    assert len(SITTING) <= 12
+    assert sum(lines(PACKAGE / name) for name in SITTING) <= 1500
+
+
+def test_the_core_keeps_its_budget():
+    assert sum(map(lines, core_files())) <= 5000
+    assert {path.name: lines(path) for path in core_files() if lines(path) > 300} == {}
+
+
+def test_nothing_imports_a_private_name_of_another_folder():
+    for path in PACKAGE.rglob("*.py"):
+        folder = path.relative_to(PACKAGE).parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("equipoise."):
+                other = node.module.split(".")[1]
+                private = [name.name for name in node.names if name.name.startswith("_")]
+                private += [part for part in node.module.split(".") if part.startswith("_")]
+                assert other == folder or not private, f"{path} imports {private} of {node.module}"

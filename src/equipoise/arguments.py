@@ -33,8 +33,12 @@ def number(name: str, value: Any, interval: str) -> float:
         found < high if interval[-1] == ")" else found <= high
     )
     if not inside or abs(found) > LARGEST or 0 < abs(found) < SMALLEST:
-        wanted = {"(-inf, inf)": "finite", "(0, inf)": "positive and finite", "[0, inf)": "at least 0 and finite"}
-        raise ValueError(f"{name} must be {wanted.get(interval, f'in {interval}')}, in float32; found {value!r}")
+        wanted = {
+            "(-inf, inf)": "be finite in float32",
+            "(0, inf)": "be positive and finite in float32",
+            "[0, inf)": "be at least 0 and finite in float32",
+        }
+        raise ValueError(f"{name} must {wanted.get(interval, f'lie in {interval}')}; found {value!r}")
     return found
 
 

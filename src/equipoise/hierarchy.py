@@ -9,9 +9,8 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from equipoise.balancers._balancer import Balancer
-from equipoise.balancers._given import check_known, losses_by_task
-from equipoise.engine import task_names
+from equipoise.arguments import described, known_tasks, task_names
+from equipoise.balancer import Balancer
 
 
 @final
@@ -66,11 +65,11 @@ class Hierarchy(nn.Module):
     def __init__(self, root: Balancer, groups: Mapping[str, Balancer | Hierarchy]) -> None:
         super().__init__()
         if not isinstance(root, Balancer):
-            raise TypeError(f"root must be a balancer; found {type(root).__name__}")
-        check_known("groups", groups, root.tasks)
+            raise TypeError(f"root must be a balancer; found {described(root)}")
+        known_tasks("groups", groups, root.tasks)
         for name, group in groups.items():
             if not isinstance(group, Balancer | Hierarchy):
-                raise TypeError(f"groups: {name!r} must be a balancer or a Hierarchy; found {type(group).__name__}")
+                raise TypeError(f"groups: {name!r} must be a balancer or a Hierarchy; found {described(group)}")
             if name == "root":
                 raise ValueError(
                     "groups: 'root' is what the log calls the balancer above the groups; found a group of this name"
@@ -113,40 +112,53 @@ class Hierarchy(nn.Module):
         """The weights of the leaves in the total ``(T,)``: products along the path."""
         return self._products(self.root.weights, {name: group.weights for name, group in self.groups.items()})
 
-    def forward(self, losses: Mapping[str, Tensor | None], shares: Mapping[str, float] | None = None) -> Tensor:
+    def forward(
+        self, losses: Mapping[str, Tensor | None], label_fractions: Mapping[str, float] | None = None
+    ) -> Tensor:
         """The total loss.
 
         A group that has no loss at all is absent for the balancer above it, which then keeps the group's weight.
 
         Args:
             losses: The unweighted loss of every leaf by name, each a scalar; ``None`` for one without labels.
-            shares: By the name of a leaf, as a balancer takes them, for every leaf that has a label anywhere in the step: 0
-                where it has none here.
+            label_fractions: By the name of a leaf, as a balancer takes them, for every leaf that has a label anywhere in the
+                step: 0 where it has none here.
 
         Returns:
             A scalar, to call ``backward()`` on as on that of any balancer.
 
         Raises:
-            TypeError: A loss is not a tensor.
-            ValueError: What a balancer of the tree refuses, by the name of the leaf or the group.
+            TypeError: The losses are not given by name, or one is not a tensor.
+            ValueError: A task is unknown or missing, or a balancer of the tree refuses it, by the name of the leaf or the group.
         """
-        given = losses_by_task(losses, self.tasks, self.root.weights.device)
-        check_known("shares", shares or (), self.tasks)
+        known_tasks("losses", losses, self.tasks)
+        for leaf in self.tasks:
+            if leaf not in losses:
+                raise ValueError(f"task {leaf!r}: its loss is missing; hand in None if this batch has no labels for it")
+        if label_fractions is not None:
+            known_tasks("label_fractions", label_fractions, self.tasks)
         below: dict[str, Tensor | None] = {}
-        counted = None if shares is None else dict(shares)
+        fractions = None if label_fractions is None else dict(label_fractions)
+        idle: list[Tensor] = []
         groups = self.groups
         for task in self.root.tasks:
             group = groups.get(task)
             if group is None:
-                below[task] = given[task]
+                below[task] = losses[task]
                 continue
-            own = None if counted is None else {leaf: counted.pop(leaf) for leaf in group.tasks if leaf in counted}
-            below[task] = total = group({leaf: given[leaf] for leaf in group.tasks}, own)
-            if own and counted is not None and (share := fmean(own.values())):
-                # The total has the shares in it. Divided by their mean, and with that for its own share, it weighs what it
-                # did; and as the shares of a task have the mean 1 over the parts of a step, so has theirs.
-                below[task], counted[task] = total / share, share
-        return self.root(below, counted)  # type: ignore[no-any-return]
+            own = None if fractions is None else {leaf: fractions.pop(leaf) for leaf in group.tasks if leaf in fractions}
+            total = group({leaf: losses[leaf] for leaf in group.tasks}, own)
+            if all(losses[leaf] is None for leaf in group.tasks):
+                below[task] = None
+                idle.append(total)  # 0, with the way to the group's balancer, which on other processes may have labels
+                continue
+            below[task] = total
+            if own and fractions is not None and (fraction := fmean(own.values())):
+                # The total has the fractions in it. Divided by their mean, and with that for its own, it weighs as much as it
+                # did; and as the fractions of a task have the mean 1 over the parts of a step, so has theirs.
+                below[task], fractions[task] = total / fraction, fraction
+        total = self.root(below, fractions)
+        return sum(idle, total)  # type: ignore[no-any-return]
 
     def step(self, *, skip: bool = False) -> None:
         """Step every balancer of the tree, each from what it has measured; all processes must, as all do in one order.

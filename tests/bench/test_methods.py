@@ -30,8 +30,9 @@ def train(method, steps=60, workload=None):
     return weights, torch.cat([p.detach().flatten() for p in case.network.parameters()])
 
 
-def test_columns_and_the_paper_read_literally_are_one_method():
-    columns = Columns(num_tasks=4, width=8, batch_size=16)
+@pytest.mark.parametrize("num_tasks", [4, 9])  # one by one, and in batches
+def test_columns_and_the_paper_read_literally_are_one_method(num_tasks):
+    columns = Columns(num_tasks=num_tasks, width=8, batch_size=16)
     weights, network = train("gradnorm", workload=columns)
     expected_weights, expected_network = train("paper", workload=columns)
     assert (expected_weights - 1).abs().max() > 0.2
@@ -49,13 +50,20 @@ def test_ours_and_the_paper_read_literally_are_one_method(method):
     close(network, expected_network, rtol=1e-4, atol=1e-6)
 
 
-def test_every_tenth_step_moves_the_weights_at_the_tenth_step_only():
-    case = Case(MLP(num_tasks=3, width=8, batch_size=16), CPU)
-    step = METHODS["gradnorm_every_10"].build(case)
-    weights = torch.stack([torch.ones(3), *(step().clone() for _ in range(21))])
+@pytest.mark.parametrize(
+    ("method", "workload", "period"),
+    [
+        ("gradnorm_every_10", MLP(num_tasks=3, width=8, batch_size=16), 10),
+        ("gradnorm_every_10", Columns(num_tasks=3, width=8, batch_size=16), 10),
+        ("gradnorm_every_100", Columns(num_tasks=3, width=8, batch_size=16), 100),
+    ],
+)
+def test_the_weights_move_once_in_a_period(method, workload, period):
+    step = METHODS[method].build(Case(workload, CPU))
+    weights = torch.stack([torch.ones(3), *(step().clone() for _ in range(2 * period + 1))])
     moved = (weights.diff(dim=0) != 0).any(dim=1)
-    assert moved.nonzero().flatten().tolist() == [0, 10, 20]
-    assert METHODS["gradnorm_every_10"].period == 10
+    assert moved.nonzero().flatten().tolist() == [0, period, 2 * period]
+    assert METHODS[method].period == period
 
 
 def test_plain_is_gradient_descent_on_the_sum():
@@ -116,7 +124,8 @@ def test_a_compiled_case_is_compiled(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "workload", "said"),
     [
-        ("gradnorm_subset_8", Columns(num_tasks=3), "a subset of 8 is for more tasks than 3"),
+        ("gradnorm_every_100", MLP(), "only where hundreds of tasks are columns of one matrix"),
+        ("per_loss", Columns(num_tasks=3), "gradnorm measures with PerLoss there"),
         ("libmtl", MLP(), "cannot be imported unmodified"),
         ("gradnorm_pytorch", TransformerBlock(), "one parameter"),
     ],

@@ -1,5 +1,7 @@
 """Where the time goes: phases, multiplications, and the model made from them."""
 
+import json
+
 import pytest
 import torch
 from helpers.reference import close
@@ -10,15 +12,23 @@ from equipoise.bench.workloads import MLP, Columns
 
 
 @pytest.mark.parametrize(
-    "workload", [MLP(num_tasks=3, width=8, batch_size=4), Columns(num_tasks=3, width=8, batch_size=4)]
+    ("workload", "multiplications"),
+    [
+        # the Gram matrix of four samples of eight numbers, and its product with the gradient of each of three tasks
+        (MLP(num_tasks=3, width=8, batch_size=4), 4 * 4 * 8 * (1 + 3)),
+        # for each of three tasks the gradient behind the output matrix, and that of the weight
+        (Columns(num_tasks=3, width=8, batch_size=4), 3 * (4 * 3 * 8 + 4 * 8 * 8)),
+        # the same, taken together
+        (Columns(num_tasks=9, width=8, batch_size=4), 9 * (4 * 9 * 8 + 4 * 8 * 8)),
+    ],
+    ids=["a fork", "one by one", "in batches"],
 )
-def test_both_steps_are_timed_phase_by_phase_and_their_multiplications_counted(workload, tmp_path):
+def test_both_steps_are_timed_phase_by_phase_and_their_multiplications_counted(workload, multiplications, tmp_path):
     found = phases("small", workload, rounds=3, threads=1)
     assert tuple(found.plain) == tuple(found.balanced) == PHASES
     assert all(value >= 0 for value in [*found.plain.values(), *found.balanced.values()])
-    assert found.num_tasks == 3
-    # the Gram matrix of four samples of eight numbers, and its product with the gradient of each of three tasks
-    assert found.extra_multiplications == 4 * 4 * 8 * (1 + 3)
+    assert found.num_tasks == workload.num_tasks
+    assert found.extra_multiplications == multiplications
     assert found.peak > 0
     assert found.bandwidth > 0
     save([found], tmp_path / "phases.json")
@@ -57,3 +67,18 @@ def test_the_bytes_are_those_of_what_is_multiplied():
 @pytest.mark.parametrize(("multiplications", "floor"), [(1000, 1 + 1000 / 50 / 5), (10, 1 + 20 / 4 / 5)])
 def test_the_floor_is_what_takes_longer_multiplying_or_moving(multiplications, floor):
     assert made(3, multiplications, 0.0).floor == floor
+
+
+def test_a_first_step_takes_longer_for_it_is_audited():
+    """One ``autograd.grad`` for each of forty tasks, which a later step does not have."""
+    found = phases("small", MLP(num_tasks=40, width=8, batch_size=4), rounds=5, threads=1)
+    assert found.first > 1.5 * sum(found.balanced.values())
+
+
+def test_a_record_from_before_first_steps_were_timed_is_read(tmp_path):
+    path = tmp_path / "phases.json"
+    save([made(3, 10, 0.0)], path)
+    (old,) = json.loads(path.read_text())
+    assert old.pop("first") is None
+    path.write_text(json.dumps([old]))
+    assert load(path) == [made(3, 10, 0.0)]

@@ -11,7 +11,7 @@ from equipoise.bench._processes import LostError, in_processes
 
 @pytest.fixture(autouse=True)
 def _jobs_are_found(monkeypatch):
-    paths = [str(Path(jobs.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(jobs.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
 

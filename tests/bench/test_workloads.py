@@ -54,6 +54,8 @@ def test_it_steps(workload, method, monkeypatch):
     case = Case(workload, CPU)
     if (method, type(workload)) == ("paper", TransformerBlock):
         pytest.skip("PyTorch cannot differentiate its attention twice")
+    if (method, type(workload)) == ("per_loss", Columns):
+        pytest.skip("gradnorm measures with PerLoss there")
     step = METHODS[method].build(case)
     before = [p.detach().clone() for p in case.network.parameters()]
     step()

@@ -1,18 +1,22 @@
 """Any aggregator inside the fork, against TorchJD's own way through the same network."""
 
+import copy
 import inspect
+import pickle
+from itertools import count
 
 import pytest
 import torch
 from helpers.entry_points import Block
 from helpers.networks import MLP, mse
 from helpers.reference import close, task_gradients
+from helpers.training import batches, train
 from torch import nn
 from torchjd import aggregation
 from torchjd.autojac import jac_to_grad, mtl_backward
-from helpers.training import batches, train
 
 import equipoise as eq
+from equipoise.balancer.rng import generator
 
 pytestmark = [
     pytest.mark.usefixtures("double"),
@@ -63,10 +67,9 @@ def losses_of(network, x, y):
 
 
 def seeds(seed=0):
-    """The seeds of one backward pass after the other, as the documentation has them: from a generator of the balancer's."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield int(torch.randint(2**62, (), generator=generator))
+    """The seeds of the first backward pass of one step after the other."""
+    for step in count():
+        yield generator(seed, step, 0).initial_seed()
 
 
 def by_torchjd(network, aggregator, x, y, seed):
@@ -119,7 +122,7 @@ def test_at_the_shared_layer_its_gradient_is_the_aggregated_one(name, layer):
     network = network_of(shared_layer=layer())
     balancer = eq.Aggregated(network.fork, AGGREGATORS[name](), at="shared_layer")
     ((x, y),) = batches(1, TASKS)
-    W = list(network.fork.parameters_measured.values())
+    W = list(network.fork.shared_parameters.values())
     matrix = torch.stack(
         [
             torch.cat([g.flatten() for g in torch.autograd.grad(loss, W, retain_graph=True)])
@@ -267,82 +270,80 @@ def test_drawing_leaves_the_generators_of_others_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def remembered(balancer):
-    return {
-        (module, attribute): value.clone() if isinstance(value, torch.Tensor) else value
-        for module, values in balancer.get_extra_state()["aggregator"].items()
-        for attribute, value in values.items()
-    }
+class Momentum(nn.Module):
+    """An aggregator that keeps all of its memory in buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, matrix):
+        mean = matrix.mean(0)
+        self.mean = mean if self.mean is None else 0.9 * self.mean + 0.1 * mean
+        return self.mean
+
+    def reset(self):
+        self.mean = None
 
 
-def same(first, second):
-    return first.keys() == second.keys() and all(
-        torch.equal(first[key], second[key]) if isinstance(first[key], torch.Tensor) else first[key] == second[key]
-        for key in first
-    )
-
-
-@pytest.mark.parametrize("name", REMEMBERING)
-def test_what_an_aggregator_remembers_is_in_the_state_dict(name, tmp_path):
-    network = network_of()
-    balancer = eq.Aggregated(network.fork, AGGREGATORS[name]())
-    data = list(batches(6, TASKS))
+def resumed(network, balancer, data, aggregator, tmp_path):
+    """Whether the parameters are the same bit for bit after the last steps of a run that is saved and taken up again."""
     train(network, balancer, data[:3])
     torch.save({"network": network.state_dict(), "balancer": balancer.state_dict()}, tmp_path / "checkpoint.pt")
     train(network, balancer, data[3:])
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    found = []
-    for with_state in (True, False):
-        other = network_of(seed=7)
-        other_balancer = eq.Aggregated(other.fork, AGGREGATORS[name]())
-        other.load_state_dict(saved["network"])
-        if with_state:
-            other_balancer.load_state_dict(saved["balancer"])
-        train(other, other_balancer, data[3:])
-        found.append([torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True)])
-    assert all(found[0])
-    assert not all(found[1])  # it would be noticed
+    other = network_of(seed=7)
+    other_balancer = eq.Aggregated(other.fork, aggregator)
+    other.load_state_dict(saved["network"])
+    other_balancer.load_state_dict(saved["balancer"])
+    train(other, other_balancer, data[3:])
+    return all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+def test_the_buffers_of_an_aggregator_are_in_the_state_dict(tmp_path):
+    network = network_of()
+    balancer = eq.Aggregated(network.fork, Momentum())
+    assert resumed(network, balancer, list(batches(6, TASKS)), Momentum(), tmp_path)
+    assert "aggregator.mean" in balancer.state_dict()
+    fresh = eq.Aggregated(network_of().fork, Momentum()).state_dict()
+    balancer.load_state_dict(fresh)  # saved before the first call
+    assert balancer.aggregator.mean is None
+
+
+@pytest.mark.parametrize("name", ["AlignedMTL", "Constant", "PCGrad", "Random", "UPGrad"])
+def test_a_run_with_an_aggregator_without_memory_is_taken_up_again(name, tmp_path):
+    network = network_of()
+    balancer = eq.Aggregated(network.fork, AGGREGATORS[name]())
+    assert resumed(network, balancer, list(batches(6, TASKS)), AGGREGATORS[name](), tmp_path)
+
+
+@pytest.mark.parametrize("name", [*REMEMBERING, "NashMTL"])
+def test_an_aggregator_that_cannot_be_saved_begins_anew_and_says_so(name, tmp_path):
+    network = network_of()
+    balancer = eq.Aggregated(network.fork, AGGREGATORS[name]())
+    with pytest.warns(UserWarning, match=f"{name} begins anew: a part of its memory is no buffer"):
+        assert not resumed(network, balancer, list(batches(6, TASKS)), AGGREGATORS[name](), tmp_path)
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
-@pytest.mark.parametrize("how", ["skip", "not finite", "frozen", "zero_grad"])
-def test_what_an_aggregator_remembers_holds_still(name, how):
+def test_a_copy_has_the_memory_of_the_aggregator(name):
     network = network_of()
     balancer = eq.Aggregated(network.fork, AGGREGATORS[name]())
-    data = list(batches(4, TASKS))
-    train(network, balancer, data[:2])
-    before = remembered(balancer)
-    if how == "frozen":
-        balancer.freeze()
-    losses = losses_of(network, *data[2])
-    balancer(losses).backward()
-    if how == "not finite":
-        losses = losses_of(network, *data[3])
-        balancer(losses | {"b": losses["b"] * float("inf")}).backward()
-    if how == "zero_grad":
-        balancer.zero_grad()
-    else:
-        balancer.step(skip=how == "skip")
-    assert same(remembered(balancer), before)
-    assert balancer.log()["skipped_steps"] == (how in ("skip", "not finite"))
-    balancer.unfreeze()
-    train(network, balancer, data[3:])
-    assert not same(remembered(balancer), before)
+    data = list(batches(6, TASKS))
+    train(network, balancer, data[:3])
+    for duplicate in (copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))):
+        other, other_balancer = duplicate((network, balancer))
+        train(other, other_balancer, data[3:])
+        original, its_balancer = copy.deepcopy((network, balancer))
+        train(original, its_balancer, data[3:])
+        assert all(torch.equal(a, b) for a, b in zip(original.parameters(), other.parameters(), strict=True))
 
 
-def test_an_aggregator_that_cannot_be_saved_begins_anew_and_says_so(tmp_path):
+def test_in_half_precision_and_back_the_memory_keeps_its_precision():
     network = network_of()
-    balancer = eq.Aggregated(network.fork, aggregation.NashMTL(n_tasks=3, update_weights_every=5))
-    train(network, balancer, batches(2, TASKS))
-    torch.save(balancer.state_dict(), tmp_path / "state.pt")
-    fresh = aggregation.NashMTL(n_tasks=3)
-    other = eq.Aggregated(network_of().fork, fresh)
-    fresh.weighting.step = 3.0
-    with pytest.warns(
-        UserWarning, match=r"NashMTL begins anew: what it remembers is not in the state_dict, as '.*cannot be"
-    ):
-        other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert fresh.weighting.step == 0.0
+    balancer = eq.Aggregated(network.fork, Momentum())
+    train(network, balancer, batches(1, TASKS))
+    assert balancer.half().aggregator.mean.dtype == torch.float64
 
 
 def test_a_gradient_that_is_not_finite_goes_on_and_the_aggregator_is_not_asked():
@@ -362,7 +363,9 @@ def test_a_gradient_that_is_not_finite_goes_on_and_the_aggregator_is_not_asked()
 
 def test_what_cannot_be_is_refused_by_name():
     fork = network_of().fork
-    with pytest.raises(TypeError, match=r"aggregator must be callable, matrix \(T, n\) -> vector \(n,\); found str"):
+    with pytest.raises(
+        TypeError, match=r"aggregator must be callable, matrix \(T, n\) -> vector \(n,\); found 'upgrad' of type str"
+    ):
         eq.Aggregated(fork, "upgrad")
     with pytest.raises(ValueError, match="at must be 'features' or 'shared_layer'; found 'W'"):
         eq.Aggregated(fork, aggregation.UPGrad(), at="W")
@@ -375,8 +378,10 @@ def test_what_cannot_be_is_refused_by_name():
         ValueError, match="at='shared_layer' needs a Fork with a shared_layer; found one at the features"
     ):
         eq.Aggregated(eq.Fork(None, TASKS), aggregation.UPGrad(), at="shared_layer")
-    with pytest.raises(ValueError, match="seed must be an integer; found 1.5"):
+    with pytest.raises(TypeError, match="seed must be an integer; found 1.5"):
         eq.Aggregated(fork, aggregation.UPGrad(), seed=1.5)
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0; found -1"):
+        eq.Aggregated(fork, aggregation.UPGrad(), seed=-1)
 
 
 @pytest.mark.parametrize(

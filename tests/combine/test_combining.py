@@ -6,12 +6,13 @@ import pickle
 import pytest
 import torch
 from helpers.entry_points import build as build_door
+from helpers.lockstep import assert_same_state
 from helpers.networks import MLP, mse
 from helpers.reference import close
+from helpers.training import batches, train
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 from torchjd import aggregation
-from helpers.training import batches, train
 
 import equipoise as eq
 
@@ -34,7 +35,7 @@ METHODS = {
     "Aggregated, weights from the matrix": lambda fork: eq.Aggregated(fork, aggregation.Random()),
     "Aggregated, at the shared layer": lambda fork: eq.Aggregated(fork, aggregation.UPGrad(), at="shared_layer"),
     "Aggregated, any": lambda fork: eq.Aggregated(fork, aggregation.ConFIG()),
-    "EnCodec": lambda fork: eq.EnCodec(fork, shares={"a": 1.0, "b": 2.0, "c": 5.0}, decay=0.9),
+    "EnCodec": lambda fork: eq.EnCodec(fork, lambdas={"a": 1.0, "b": 2.0, "c": 5.0}, decay=0.9),
     "GradDrop": lambda fork: eq.GradDrop(fork),
 }
 
@@ -166,15 +167,80 @@ def test_in_eval_it_is_the_plain_sum_and_notices_nothing(method):
     assert features["a"] is features["b"]
 
 
-def test_the_fork_serves_the_balancer_that_was_built_last(method):
-    network, balancer = build(method)
+def test_a_balancer_that_only_weighs_has_plain_gradients(method):
+    network, _ = build(method)
     plain, _ = build(eq.Equal)
     data = list(batches(2, TASKS))
+    found = steps(network, eq.Equal(network.fork), data)
+    assert_same(found, steps(plain, eq.Equal(plain.fork), data))
+
+
+@pytest.mark.parametrize("later", [eq.GradNorm, lambda fork: eq.EnCodec(fork)], ids=["GradNorm", "EnCodec"])
+def test_one_fork_serves_one_balancer_the_one_that_was_made_last(method, later):
+    network, balancer = build(method)
+    data = list(batches(2, TASKS))
     steps(network, balancer, data[:1])
+    other = later(network.fork)
+    with pytest.raises(RuntimeError, match="another balancer was made from this fork later"):
+        balancer(losses_of(network, *data[1]))
+    balancer.reset_parameters()  # does not take the fork back
+    plain, _ = build(later)
     plain.load_state_dict(network.state_dict())
-    found = steps(network, eq.Equal(network.fork), data[1:])
-    expected = steps(plain, eq.Equal(plain.fork), data[1:])
-    close(found[0][0], expected[0][0])
+    assert_same(steps(network, other, data[1:]), steps(plain, later(plain.fork), data[1:]))
+
+
+def test_a_gradnorm_gives_way_by_name(method):
+    network, _ = build(method)
+    first = eq.GradNorm(network.fork)
+    balancer = method(network.fork)
+    with pytest.raises(RuntimeError, match="GradNorm: another balancer, made from this fork later"):
+        first(losses_of(network, *next(batches(1, TASKS))))
+    expected = steps(*build(method), batches(1, TASKS))
+    assert_same(steps(network, balancer, batches(1, TASKS)), expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 256.0])
+def test_a_term_that_is_no_task_adds_its_own_gradient_unchanged(method, scale):
+    network, balancer = build(method)
+    ((x, y),) = batches(1, TASKS)
+    balancer(losses_of(network, x, y)).backward()
+    combined = [p.grad.clone() for p in network.trunk.parameters()]
+    plain, _ = build(eq.Equal)
+    penalty = 3.0 * plain.fork.shared_layer(plain.trunk(x)).square().mean()
+    expected = torch.autograd.grad(penalty, list(plain.trunk.parameters()))
+    other, _ = build(eq.Equal)
+    other.fork = eq.Fork(other.fork.shared_layer, TASKS, others=("penalty",))
+    its_balancer = method(other.fork)
+    features = other.fork(other.trunk(x))
+    outputs = {task: other.heads[task](features[task]) for task in TASKS}
+    losses = {task: unit * loss for (task, loss), unit in zip(mse(outputs, y).items(), UNITS, strict=True)}
+    (scale * (its_balancer(losses) + 3.0 * features["penalty"].square().mean())).backward()
+    its_balancer.step()
+    for p, ours, theirs in zip(other.trunk.parameters(), combined, expected, strict=True):
+        close(p.grad / scale, ours + theirs)
+
+
+def test_a_term_that_is_no_task_alone(method):
+    """Where no task has labels, what is left of the total loss has its plain gradient."""
+    network, _ = build(eq.Equal)
+    network.fork = eq.Fork(network.fork.shared_layer, TASKS, others=("penalty",))
+    balancer = method(network.fork)
+    ((x, _),) = batches(1, TASKS)
+    penalty = network.fork(network.trunk(x))["penalty"].square().mean()
+    (balancer(dict.fromkeys(TASKS)) + penalty).backward()
+    balancer.step()
+    plain, _ = build(eq.Equal)
+    plain.fork.shared_layer(plain.trunk(x)).square().mean().backward()
+    for ours, theirs in zip(network.trunk.parameters(), plain.trunk.parameters(), strict=True):
+        close(ours.grad, theirs.grad)
+
+
+def test_a_total_loss_times_nothing_has_no_gradient(method):
+    """As in a warm-up that begins at 0."""
+    network, balancer = build(method)
+    (0.0 * balancer(losses_of(network, *next(batches(1, TASKS))))).backward()
+    balancer.step()
+    assert (gradient_of(network) == 0).all()
 
 
 def test_features_that_come_in_two_calls_are_refused(method):
@@ -216,13 +282,41 @@ def test_a_loss_that_passes_the_fork_is_refused_by_name(method):
         balancer(losses | {"b": losses["b"] + past})
 
 
+def test_an_audit_finds_no_deviation_and_leaves_no_trace(method):
+    network, balancer = build(method)
+    ((x, y),) = batches(1, TASKS)
+    balancer(losses_of(network, x, y))
+    assert all(p.grad is None for p in network.parameters())
+    assert balancer.log()["audit"] < 1e-12
+
+
+def test_an_audit_leaves_the_gradient_of_an_output_that_keeps_it():
+    output = torch.randn(4, 8, requires_grad=True) + 0
+    output.retain_grad()
+    fork = eq.Fork(None, TASKS)
+    balancer, features = eq.EnCodec(fork), fork(output)
+    balancer({task: features[task].square().mean() for task in TASKS})
+    assert output.grad is None
+
+
 def test_a_step_without_a_combination_is_refused(method):
     _, balancer = build(method)
     head = torch.nn.Linear(2, 1)
-    balancer._unchecked.clear()
     balancer({task: head(torch.ones(2)).sum() for task in TASKS}).backward()
     with pytest.raises(RuntimeError, match="no task gradients were combined since the last step"):
         balancer.step()
+
+
+def test_a_task_whose_features_are_detached_is_refused_by_name(method):
+    network, balancer = build(method)
+    ((x, y),) = batches(1, TASKS)
+    features = network.fork(network.trunk(x))
+    features["b"] = features["b"].detach()
+    total = balancer(mse({task: network.heads[task](features[task]) for task in TASKS}, y))
+    with pytest.raises(
+        RuntimeError, match="task 'b': no gradient of its loss has arrived at the fork together .*detached"
+    ):
+        total.backward()
 
 
 def test_a_step_without_labels_changes_nothing(method):
@@ -232,9 +326,7 @@ def test_a_step_without_labels_changes_nothing(method):
     network.zero_grad()
     balancer(dict.fromkeys(TASKS)).backward()
     balancer.step()
-    for key, value in balancer.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            close(value, before[key], equal_nan=True)
+    assert_same_state(before, balancer.state_dict(), but=["_extra_state"])  # which counts the steps
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])

@@ -1,14 +1,14 @@
 """Combination over two processes: what one process with the whole batch gives, the same on both."""
 
-from helpers import processes
 import pytest
 import torch
+from helpers import processes
 from helpers.networks import MLP, mse
 from helpers.reference import close
+from helpers.training import batches
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torchjd import aggregation
-from helpers.training import batches
 
 import equipoise as eq
 
@@ -155,5 +155,5 @@ def idle(rank, world):
 
 
 def test_a_process_without_labels_is_refused_where_all_draw_for_the_same_features():
-    ends = processes.outcomes(idle, 2, seconds=60)
+    ends = processes.outcomes(idle, 2, seconds=150)
     assert "over several processes each must have labels for one task at least" in ends[1][1]

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from helpers.networks import MLP, mse
 from helpers.reference import close
 from helpers.training import batches
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import equipoise as eq
-from equipoise.balancers._encodec import averaged, encodec_scales
+from equipoise.combine.encodec import State, encodec_scales
 
 pytestmark = pytest.mark.usefixtures("double")
 
 TASKS = ("a", "b", "c")
-SHARES = {"a": 1.0, "b": 2.0, "c": 5.0}
+LAMBDAS = {"a": 1.0, "b": 2.0, "c": 5.0}
 
 
 class Reference:
@@ -29,11 +29,11 @@ class Reference:
         for task, norm in norms.items():
             self.total[task] = self.total.get(task, 0.0) * self.decay + norm
             self.fix[task] = self.fix.get(task, 0.0) * self.decay + 1
-        shares = sum(SHARES[task] for task in gradients)
+        total = sum(LAMBDAS[task] for task in gradients)
         result = 0
         for task, samples in gradients.items():
             average = self.total[task] / self.fix[task]
-            result = result + self.norm * SHARES[task] / shares * torch.stack(samples) / average
+            result = result + self.norm * LAMBDAS[task] / total * torch.stack(samples) / average
         return result, norms
 
 
@@ -64,7 +64,7 @@ def test_ten_steps_are_those_of_the_equation(scale):
     network, plain = MLP(TASKS), MLP(TASKS)
     plain.load_state_dict(network.state_dict())
     reference = Reference(norm=2.0, decay=0.9)
-    balancer = eq.EnCodec(network.fork, shares=SHARES, norm=2.0, decay=0.9)
+    balancer = eq.EnCodec(network.fork, lambdas=LAMBDAS, norm=2.0, decay=0.9)
     for t, (x, y) in enumerate(batches(10, TASKS)):
         missing = ("b",) if t in (3, 4) else ()
         features, losses = step_of(plain, x, y, missing)
@@ -86,7 +86,7 @@ def test_ten_steps_are_those_of_the_equation(scale):
                 theirs.copy_(ours.sub_(0.01 * torch.randn_like(ours)))
 
 
-def shares_seen(build, scale=1.0, units=(1.0, 1e4, 1e-5)):
+def fractions_seen(build, scale=1.0, units=(1.0, 1e4, 1e-5)):
     """Mean norms per sample of what goes on, in three parts of the output that belong to a task each."""
     torch.manual_seed(0)
     output = torch.randn(5, 6, requires_grad=True)
@@ -103,15 +103,15 @@ def shares_seen(build, scale=1.0, units=(1.0, 1e4, 1e-5)):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0, 1e-3])
-def test_the_share_of_a_loss_in_the_gradient_is_the_one_given_whatever_its_size(scale):
+def test_the_fraction_of_a_loss_in_the_gradient_is_the_one_given_whatever_its_size(scale):
     expected = torch.tensor([1.0, 2.0, 5.0]) / 8
-    close(shares_seen(lambda fork: eq.EnCodec(fork, shares=SHARES), scale) / scale, expected)
-    found = shares_seen(eq.Equal, scale)
+    close(fractions_seen(lambda fork: eq.EnCodec(fork, lambdas=LAMBDAS), scale) / scale, expected)
+    found = fractions_seen(eq.Equal, scale)
     assert not torch.allclose(found / found.sum(), expected, rtol=0.5)
 
 
 def test_all_losses_are_alike_by_default():
-    close(shares_seen(eq.EnCodec), torch.full((3,), 1 / 3))
+    close(fractions_seen(eq.EnCodec), torch.full((3,), 1 / 3))
 
 
 def test_features_of_several_tensors_have_one_norm_per_sample():
@@ -140,24 +140,77 @@ def test_a_task_without_gradient_is_left_out():
 )
 @settings(deadline=None, max_examples=50)
 def test_the_average_is_the_weighted_mean_of_all_norms(norms, decay):
-    sums = counts = torch.zeros((), dtype=torch.float64)
+    state = State(*torch.zeros(2, dtype=torch.float64))
     for norm in norms:
-        sums, counts = averaged(sums, counts, torch.tensor(norm, dtype=torch.float64), decay)
+        state = state.after(torch.tensor(norm, dtype=torch.float64), decay)
     weights = [decay ** (len(norms) - 1 - k) for k in range(len(norms))]
     expected = sum(w * n for w, n in zip(weights, norms, strict=True)) / sum(weights)
-    close(sums / counts, torch.tensor(expected, dtype=torch.float64))
+    close(state.norm_sums / state.norm_counts, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_scales_are_those_of_the_equation():
-    scales = encodec_scales(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 0.0]), 4.0)
+    scales = encodec_scales(torch.tensor([0.25, 0.75]), torch.tensor([2.0, 0.0]), 4.0)
     close(scales, torch.tensor([4 * 0.25 / 2, 0.0]))
+
+
+@pytest.mark.parametrize("how", ["frozen", "skip", "not finite"])
+def test_the_average_holds_still(how):
+    network = MLP(TASKS)
+    balancer = eq.EnCodec(network.fork, decay=0.5)
+    first, second, third = batches(3, TASKS)
+    balancer(losses_of(network, *first)).backward()
+    balancer.step()
+    before = balancer.norm_sums.clone()
+    if how == "frozen":
+        balancer.freeze()
+    losses = losses_of(network, *second)
+    if how == "not finite":
+        losses["b"] = losses["b"] * float("inf")
+    balancer(losses).backward()
+    balancer.step(skip=how == "skip")
+    assert torch.equal(balancer.norm_sums, before)
+    assert balancer.log()["skipped_steps"] == (how != "frozen")
+    balancer.unfreeze()
+    balancer(losses_of(network, *third)).backward()
+    balancer.step()
+    assert (balancer.norm_sums != before).all()
+
+
+def test_a_run_is_taken_up_again_from_the_state_dict():
+    torch.manual_seed(0)
+    network = MLP(TASKS)
+    balancer = eq.EnCodec(network.fork, decay=0.5)
+    first, second = batches(2, TASKS)
+    balancer(losses_of(network, *first)).backward()
+    balancer.step()
+    found = []
+    for state in (balancer.state_dict(), {}):
+        other = eq.EnCodec(network.fork, decay=0.5)
+        if state:
+            other.load_state_dict(state)
+        network.zero_grad()
+        other(losses_of(network, *second)).backward()
+        other.step()
+        found.append(network.trunk[0].weight.grad.clone())
+    original = eq.EnCodec(network.fork, decay=0.5)
+    for batch in (first, second):
+        network.zero_grad()
+        original(losses_of(network, *batch)).backward()
+        original.step()
+    close(found[0], network.trunk[0].weight.grad)
+    assert not torch.allclose(found[1], found[0])
 
 
 def test_what_cannot_be_is_refused_by_name():
     fork = MLP(TASKS).fork
-    with pytest.raises(ValueError, match="norm must be positive; found 0"):
-        eq.EnCodec(fork, norm=0)
-    with pytest.raises(ValueError, match="decay must be at least 0 and below 1; found 1"):
+    for norm in (0, float("nan"), 1e39):
+        with pytest.raises(ValueError, match="norm must be positive and finite in float32; found"):
+            eq.EnCodec(fork, norm=norm)
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\); found 1"):
         eq.EnCodec(fork, decay=1)
-    with pytest.raises(ValueError, match="shares: task 'b' is missing"):
-        eq.EnCodec(fork, shares={"a": 1.0})
+    with pytest.raises(TypeError, match="decay must be a number; found '1' of type str"):
+        eq.EnCodec(fork, decay="1")
+    with pytest.raises(ValueError, match="lambdas: task 'b' is missing"):
+        eq.EnCodec(fork, lambdas={"a": 1.0})
+    with pytest.raises(TypeError, match="lambdas must be a dict by task name; found list"):
+        eq.EnCodec(fork, lambdas=[1.0])

@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from helpers.networks import MLP, mse
 from helpers.reference import close
-from torch import nn
 from helpers.training import batches
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 import equipoise as eq
-from equipoise.balancers._graddrop import positive_sign_purity, sign_masks
+from equipoise.balancer.rng import generator
+from equipoise.combine.graddrop import positive_sign_purity, sign_masks
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -44,12 +45,11 @@ def test_the_gradient_is_that_of_the_algorithm(leaks, scale):
     network, plain = MLP(TASKS), MLP(TASKS)
     plain.load_state_dict(network.state_dict())
     balancer = eq.GradDrop(network.fork, leaks=leaks, seed=3)
-    generator = torch.Generator().manual_seed(3)
-    for x, y in batches(3, TASKS):
+    for step, (x, y) in enumerate(batches(3, TASKS)):
         features = plain.fork.shared_layer(plain.trunk(x))
         losses = mse({task: plain.heads[task](features) for task in TASKS}, y)
         rows = torch.stack([torch.autograd.grad(loss, features, retain_graph=True)[0] for loss in losses.values()])
-        uniform = torch.rand(8, generator=generator)
+        uniform = torch.rand(8, generator=generator(3, step, 0))
         plain.zero_grad()
         features.backward(dropped(rows, features, list(leaks.values()) if leaks else [0.0] * 3, uniform))
         network.zero_grad()
@@ -109,25 +109,52 @@ def test_a_mask_keeps_one_sign_and_a_pure_feature_as_a_whole(values):
 
 
 def test_a_convolution_draws_for_every_channel_and_place():
-    fork = eq.Fork(nn.Conv2d(2, 3, 3), TASKS)
+    """With gradients of opposite sign and equal size at every number of one sample, each keeps one or the other."""
+    fork = eq.Fork(nn.Conv2d(2, 3, 3), ("a", "b"))
+    balancer = eq.GradDrop(fork, seed=4)
+    features = fork(torch.randn(1, 2, 5, 5))
+    signs = features["a"].detach()[0].sign()
+    balancer({"a": features["a"].sum(), "b": -features["b"].sum()}).backward()
+    uniform = torch.rand(3, 3, 3, generator=generator(4, 0, 0))
+    drawn = torch.where(uniform < 0.5, 1.0, -1.0) * signs
+    close(fork.shared_layer.bias.grad, drawn.sum((1, 2)))
+
+
+def test_micro_batches_of_a_step_draw_anew_and_a_pass_that_is_thrown_away_does_not_count():
+    features = torch.randn(1, 50).requires_grad_()
+    fork = eq.Fork(None, ("a", "b"))
     balancer = eq.GradDrop(fork)
-    features = fork(torch.randn(4, 2, 5, 5))
-    total = balancer({task: features[task].square().mean() * (1 - i) for i, task in enumerate(TASKS)})
-    before = balancer._generator.get_state()
-    total.backward()
-    drawn = torch.Generator()
-    drawn.set_state(before)
-    torch.rand(3, 3, 3, generator=drawn)
-    assert torch.equal(drawn.get_state(), balancer._generator.get_state())
+
+    def drawn():
+        features.grad = None
+        given = fork(features)
+        balancer({"a": given["a"].sum(), "b": -given["b"].sum()}).backward()
+        return features.grad.clone()
+
+    first, second = drawn(), drawn()
+    assert not torch.equal(first, second)
+    balancer.zero_grad()
+    assert torch.equal(drawn(), first)
+    balancer.step()
+    assert not torch.equal(drawn(), first)
+
+
+def test_a_feature_that_is_zero_in_the_whole_batch_lets_nothing_but_the_leaks_through():
+    features = torch.tensor([[0.0, 0.0], [0.0, 2.0]], requires_grad=True)
+    fork = eq.Fork(None, ("a", "b"))
+    balancer = eq.GradDrop(fork, leaks={"a": 0.25, "b": 0.0})
+    given = fork(features)
+    balancer({"a": given["a"].sum(), "b": given["b"].sum()}).backward()
+    close(features.grad, torch.tensor([[0.25, 2.0], [0.25, 2.0]]))  # the second: by the sign in the other sample
 
 
 def test_what_cannot_be_is_refused_by_name():
     fork = MLP(TASKS).fork
-    with pytest.raises(ValueError, match="leaks: task 'b' must have a number between 0 and 1; found 2"):
+    with pytest.raises(ValueError, match=r"leaks: task 'b': its value must lie in \[0, 1\]; found 2"):
         eq.GradDrop(fork, leaks={"a": 0, "b": 2, "c": 0})
     with pytest.raises(ValueError, match="leaks: task 'c' is missing"):
         eq.GradDrop(fork, leaks={"a": 0, "b": 1})
     with pytest.raises(ValueError, match="leaks: unknown task 'd'"):
         eq.GradDrop(fork, leaks={"d": 0})
-    with pytest.raises(ValueError, match="seed must be an integer"):
+    with pytest.raises(TypeError, match="seed must be an integer"):
         eq.GradDrop(fork, seed="x")

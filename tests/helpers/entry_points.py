@@ -55,32 +55,32 @@ class Block(nn.Module):
 def fork_by_rule():
     """A fork behind a layer that has a rule of its own."""
     network = Forked(nn.Linear(WIDTH, WIDTH))
-    return network, network.fork, [network.fork.shared_layer.weight]
+    return network, network.fork
 
 
 def fork_of_a_block():
     """A fork behind a block, measured from the original graph."""
     network = Forked(Block())
-    return network, network.fork, list(network.fork.shared_layer.parameters())
+    return network, network.fork
 
 
 def fork_at_the_features():
     """A fork that measures at the features."""
     network = Forked(None)
-    return network, network.fork, None
+    return network, network.fork
 
 
 def attached():
     """Hooks on a model whose code is not touched."""
     network = Plain()
     source = eq.attach(network, shared_layer="shared", heads={task: f"heads.{task}" for task in TASKS})
-    return network, source, list(network.shared.parameters())
+    return network, source
 
 
 def per_loss():
     """One autograd.grad per loss."""
     network = Plain()
-    return network, eq.PerLoss(network.shared, TASKS), list(network.shared.parameters())
+    return network, eq.PerLoss(network.shared, TASKS)
 
 
 ENTRY_POINTS = {
@@ -90,13 +90,13 @@ ENTRY_POINTS = {
     "attach": attached,
     "PerLoss": per_loss,
 }
-"""Door -> builder of (network, source, parameters that make up W, or None for the features)."""
+"""Entry point -> builder of the network and its source."""
 
 
 def build(entry_point, seed=0, dtype=torch.float64):
-    """The network behind a entry_point, the same for the same seed."""
+    """The network behind an entry point, the same for the same seed."""
     torch.manual_seed(seed)
-    network, source, _ = ENTRY_POINTS[entry_point]()
+    network, source = ENTRY_POINTS[entry_point]()
     network.to(dtype)
     return network, source
 
@@ -105,9 +105,8 @@ def measured_parameters(entry_point, network):
     """The parameters that make up W in ``network``; None for the features."""
     if entry_point == "Fork, features":
         return None
-    if entry_point == "Fork, by rule":
-        return [network.fork.shared_layer.weight]
-    return list((network.fork.shared_layer if entry_point == "Fork, a block" else network.shared).parameters())
+    layer = network.shared if isinstance(network, Plain) else network.fork.shared_layer
+    return list(layer.parameters()) if entry_point == "Fork, a block" else [layer.weight]
 
 
 def losses_of(network, x, y):
@@ -129,9 +128,7 @@ def reference_norms(entry_point, network, x, y):
     if (parameters := measured_parameters(entry_point, network)) is None:
         handle = network.trunk.register_forward_hook(lambda module, inputs, output: seen.update(features=output))
     was_training = network.training
-    network.eval()  # a fork in eval() is nothing; the network has no layer that minds
-    if hasattr(network, "shared"):
-        network.shared.eval()
+    network.eval()  # where nothing is measured; no layer of the network computes anything else then
     losses = losses_of(network, x, y)
     wanted = parameters if parameters is not None else [seen["features"]]
     norms = []

@@ -20,18 +20,29 @@ def sgd(network):
 
 
 def largest_deviation(
-    entry_point, batches, backward=ordinary, prepare=None, dtype=torch.float64, every=1, optimizers=sgd, between=None
+    entry_point,
+    batches,
+    backward=ordinary,
+    prepare=None,
+    dtype=torch.float64,
+    every=1,
+    accumulate=False,
+    optimizers=sgd,
+    between=None,
+    audited=True,
 ):
     """Train both; return the largest deviation of gradient norms, balancer weights and the network's gradients.
 
     The norms are those of one `autograd.grad` per task. ``prepare(network)`` returns the network of the set-up, and
-    ``backward(network, balancer, x, y)`` leaves its gradients on one batch as the set-up gets them; ``optimizers(network)`` are
-    those of the set-up. ``between(network)`` happens to both networks before they take their steps.
+    ``backward(network, balancer, x, y)`` leaves its gradients on one batch as the set-up gets them, in several passes where it
+    accumulates; ``optimizers(network)`` are those of the set-up. ``between(network)`` happens to both networks before they take
+    their steps. ``audited`` says whether the first step can be compared with a reference in this set-up.
     """
     plain, plain_source = build(entry_point, dtype=dtype)
     network, source = build(entry_point, dtype=dtype)
     model = network if prepare is None else prepare(network)
-    reference, balancer = (eq.GradNorm(s, every=every).to(dtype) for s in (plain_source, source))
+    reference = eq.GradNorm(plain_source, every=every).to(dtype)
+    balancer = eq.GradNorm(source, every=every, accumulate=accumulate).to(dtype)
     stepping = [*sgd(plain), *optimizers(network)]
     worst = 0.0
     for i, (x, y) in enumerate(batches):
@@ -54,12 +65,13 @@ def largest_deviation(
         for optimizer in stepping:
             optimizer.step()
     assert (reference.weights - 1).abs().max() > 0.05, "the run is too short to tell weights apart"
+    assert bool(balancer.log()["audit"].isfinite()) == audited, repr(balancer)
     return worst
 
 
 def gradient_of(network):
-    """All gradients of a network as one vector."""
-    return torch.cat([p.grad.reshape(-1) for p in network.parameters()])
+    """All gradients of a network as one vector, zeros where there is none."""
+    return torch.cat([torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in network.parameters()])
 
 
 def assert_same_state(before, after, but=()):

@@ -16,7 +16,7 @@ import torch
 from torch import distributed, multiprocessing
 
 
-def run(function, world, *arguments, seconds=90):
+def run(function, world, *arguments, seconds=600):
     """What ``function(rank, world, *arguments)`` returns in each of ``world`` processes.
 
     The function must stand at the top of its module. All that it finds goes back as tensors, strings and dicts of them.
@@ -27,7 +27,7 @@ def run(function, world, *arguments, seconds=90):
     return [value for value, _ in ends]
 
 
-def outcomes(function, world, *arguments, seconds=90):
+def outcomes(function, world, *arguments, seconds=600):
     """(what it returned, the text of its error) of every process; those that do not end in time are ended."""
     with tempfile.TemporaryDirectory() as folder:
         place = (folder, function.__code__.co_filename, function.__name__)
@@ -71,7 +71,7 @@ def connect():
         init_method=f"file://{os.environ['RENDEZVOUS']}",
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=600),
     )
 
 

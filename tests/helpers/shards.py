@@ -7,14 +7,17 @@ import functools
 import itertools
 import re
 
-from helpers import matrix
 import torch
+from helpers import matrix
 from helpers.entry_points import TASKS, UNITS, build, data, reference_norms
 from torch import nn
 
 import equipoise as eq
 
 LR = 1e-3
+
+COMPARED = ("norms", "weights", "network")
+"""The figures of a run that must be those of one process."""
 
 
 class Present(nn.Module):
@@ -48,7 +51,7 @@ def one_pass(step, rank):
 
 
 def share_of(rank, world, steps, passes=one_pass, missing=none_missing):
-    """What one process gets of every step's batch, in micro-batches."""
+    """The part of every step's batch for one process, in micro-batches."""
     for step, parts in enumerate(parts_of(steps, world, missing)):
         x, y = parts[rank]
         number = passes(step, rank)
@@ -63,12 +66,12 @@ def losses_of_labels(model, x, y):
     return {task: unit * errors[task] if task in y else None for task, unit in zip(TASKS, UNITS, strict=True)}
 
 
-def train(model, source, steps, before=None, balancer=None):
+def train(model, source, steps, before=None, balancer=None, accumulate=False):
     """Train on the micro-batches of every step; the gradient norms and weights of every step, and the network in the end.
 
-    ``before`` is called before every step with the weights and the micro-batches.
+    ``before`` is called before every step with the weights and the micro-batches; ``accumulate`` says whether there are several.
     """
-    balancer = balancer or eq.GradNorm(source).double()
+    balancer = balancer or eq.GradNorm(source, accumulate=accumulate).double()
     optimizer = torch.optim.SGD(model.parameters(), LR)
     norms, weights = [], []
     for micro_batches in steps:
@@ -84,7 +87,8 @@ def train(model, source, steps, before=None, balancer=None):
         balancer.step()
         norms.append(balancer.log()["gradient_norms"])
         weights.append(balancer.weights.clone())
-    return {"norms": torch.stack(norms), "weights": torch.stack(weights), "network": flat(model)}
+    audit = {"audit": balancer.log()["audit"], "repr": repr(balancer)}
+    return {"norms": torch.stack(norms), "weights": torch.stack(weights), "network": flat(model)} | audit
 
 
 @functools.cache
@@ -100,18 +104,25 @@ def alone(entry_point, steps, parts=1, missing=none_missing):
         y = {task: torch.cat([part[task].detach() for part in y]) for task in TASKS}
         norms.append(weights * reference_norms(entry_point, network.train(), x, y))
 
-    run = train(Present(network), source, parts_of(steps, parts, missing), reference)
-    return run | {"norms": torch.stack(norms)}
+    run = train(Present(network), source, parts_of(steps, parts, missing), reference, accumulate=parts > 1)
+    run |= {"norms": torch.stack(norms)}
+    return {name: run[name] for name in COMPARED}
 
 
-def check(entry_point, setup, runs, expected, refused=None, precision="float64"):
-    """The verdict on a cell: every process's run is the same to the last bit, and that of one process; or is refused."""
+def check(entry_point, setup, runs, expected, refused=None, precision="float64", left_out=None):
+    """The verdict on a cell: every process's run is the same to the last bit, and that of one process; or is refused.
+
+    ``left_out`` is a pattern for the reason why there was no audit; None: there was one.
+    """
     for run in runs:
         error = run.get("error")
         assert bool(error) == bool(refused), f"{entry_point} x {setup}: {run.get('trace', 'should have been refused')}"
         assert not error or re.search(refused, error, re.DOTALL), f"{entry_point} x {setup}: {error}"
     if refused:
         return matrix.refused(entry_point, setup, error)
+    for run in runs:
+        assert bool(run["audit"].isfinite()) == (left_out is None), f"{entry_point} x {setup}: {run['repr']}"
+        assert left_out is None or re.search(f"audit left out: .*{left_out}", run["repr"]), f"{entry_point} x {setup}: {run['repr']}"
     for run, name in itertools.product(runs[1:], expected):
         assert torch.equal(run[name].nan_to_num(), runs[0][name].nan_to_num()), f"{entry_point} x {setup}: {name} differ"
     # a task that no process has labels for has no norm in the log, and a zero in the reference

@@ -96,14 +96,14 @@ def test_the_digest_covers_all_source_that_computes_a_run(tmp_path, monkeypatch)
     for name in ("lab/_report.py", "lab/_table.py", "lab/_statistics.py", "bench/_run.py", "cli.py"):
         (package / name).write_text("changed")
         assert code_digest("toy") == before
-    for name in ("__init__.py", "engine/_fork.py", "balancers/_gradnorm.py", "lab/_train.py", "lab/problems/_toy.py"):
+    for name in ("__init__.py", "engine/fork.py", "methods/gradnorm.py", "lab/_train.py", "lab/problems/_toy.py"):
         path = package / name
         source = path.read_text()
         path.write_text(source + "\n")
         assert code_digest("toy") != before
         path.write_text(source)
     assert code_digest("toy") == before
-    (package / "balancers" / "_more.py").write_text("")
+    (package / "methods" / "more.py").write_text("")
     assert code_digest("toy") != before
 
 

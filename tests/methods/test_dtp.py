@@ -61,8 +61,9 @@ def test_dtp_a_task_without_an_indicator_keeps_its_weight_and_its_state():
     assert balancer.weights[1] == 1
     before = copy.deepcopy(balancer.state_dict())
     balancer.observe({"a": 0.3, "b": 0.4, "c": None})
-    for key in ("weights", "indicators", "counts"):
+    for key in ("weights", "indicators"):
         assert balancer.state_dict()[key][2] == before[key][2]
+        assert (balancer.state_dict()[key][:2] != before[key][:2]).all()
 
 
 def test_dtp_takes_nothing_in_while_it_is_frozen():
@@ -70,33 +71,84 @@ def test_dtp_takes_nothing_in_while_it_is_frozen():
     balancer.freeze()
     balancer.observe({"a": 0.2, "b": 0.3, "c": 0.5})
     assert balancer.weights.tolist() == [1.0, 1.0, 1.0]
+    assert balancer.indicators.tolist() == [-1.0, -1.0, -1.0]
     balancer.unfreeze()
     balancer.observe({"a": 0.2, "b": 0.3, "c": 0.5})
     assert (balancer.weights != 1).all()
 
 
-@pytest.mark.parametrize(
-    ("indicators", "message"),
-    [
-        ({"a": 0.5}, "indicators: task 'b' is missing"),
-        ({"a": 0.5, "b": 1.5}, r"indicators: task 'b' must have a number in \[0, 1\]; found 1.5"),
-        ({"a": 0.5, "b": math.nan}, r"indicators: task 'b' must have a number in \[0, 1\]; found nan"),
-        ({"a": 0.5, "b": 0.5, "z": 0.5}, "indicators: unknown task 'z'"),
-    ],
-)
-def test_dtp_checks_what_it_observes(indicators, message):
-    with pytest.raises(ValueError, match=message):
-        eq.DTP(("a", "b")).observe(indicators)
+def test_dtp_takes_indicators_before_start_and_moves_the_weights_from_then_on():
+    balancer = eq.DTP(("a", "b"), start=1, gamma=1.0)
+    balancer.observe({"a": 0.2, "b": 0.8})
+    assert balancer.weights.tolist() == [1.0, 1.0]
+    for _ in range(2):
+        balancer(torch.ones(2, requires_grad=True)).backward()
+        balancer.step()
+    close(balancer.weights, torch.tensor([-0.8 * math.log(0.2), -0.2 * math.log(0.8)]))
+
+
+def test_dtp_the_log_of_a_step_has_the_weights_of_its_losses():
+    balancer = eq.DTP(("a", "b"))
+    losses = torch.ones(2, requires_grad=True)
+    balancer(losses).backward()
+    balancer.observe({"a": 0.2, "b": 0.8})
+    balancer.step()
+    close(balancer.log()["weights"], losses.grad)
+    assert balancer.averaged() == {"a": 1.0, "b": 1.0}
+    assert balancer.weights[0] > 1 > balancer.weights[1]
+
+
+def test_dtp_the_running_indicators_are_restored():
+    balancer, other = eq.DTP(("a", "b")), eq.DTP(("a", "b"))
+    balancer.observe({"a": 0.2, "b": None})
+    other.load_state_dict(balancer.state_dict())
+    for each in (balancer, other):
+        each.observe({"a": torch.tensor(0.6), "b": 1})
+    assert balancer.weights.tolist() == other.weights.tolist()
+    close(balancer.indicators, torch.tensor([0.4, 1.0]))
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("indicators", "error", "message"),
     [
-        ({"alpha": 0.0}, r"alpha must lie in \(0, 1\]; found 0.0"),
-        ({"gamma": -1.0}, "gamma must be at least 0 and finite; found -1.0"),
-        ({"floor": 0.5}, "floor must lie between 0 and 0.5; found 0.5"),
+        ([0.5, 0.5], TypeError, "observe: indicators must be a dict by task name; found list"),
+        ({"a": 0.5}, ValueError, "indicators: task 'b' is missing"),
+        ({"a": 0.5, "b": "x"}, TypeError, "indicators: task 'b': its value must be a number; found 'x'"),
+        (
+            {"a": 0.5, "b": torch.ones(2)},
+            TypeError,
+            r"task 'b': its value must be a number; found a tensor of shape \(2,\)",
+        ),
+        ({"a": 0.5, "b": 1.5}, ValueError, r"indicators: task 'b': its value must lie in \[0, 1\]; found 1.5"),
+        ({"a": 0.5, "b": math.nan}, ValueError, r"indicators: task 'b': its value must lie in \[0, 1\]; found nan"),
+        ({"a": 0.5, "b": 0.5, "z": 0.5}, ValueError, "indicators: unknown task 'z'"),
     ],
 )
-def test_dtp_refuses(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_dtp_checks_what_it_observes(indicators, error, message):
+    balancer = eq.DTP(("a", "b"))
+    with pytest.raises(error, match=message):
+        balancer.observe(indicators)
+    assert balancer.indicators.tolist() == [-1.0, -1.0]
+
+
+def test_dtp_an_indicator_too_small_for_float32_is_zero():
+    balancer = eq.DTP(("a", "b"))
+    balancer.observe({"a": math.exp(-100), "b": torch.tensor(math.exp(-100))})
+    assert balancer.indicators.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"alpha": 0.0}, ValueError, r"alpha must lie in \(0, 1\]; found 0.0"),
+        ({"alpha": None}, TypeError, "alpha must be a number; found None"),
+        ({"gamma": -1.0}, ValueError, "gamma must be at least 0 and finite in float32; found -1.0"),
+        ({"gamma": 1e39}, ValueError, "gamma must be at least 0 and finite in float32; found 1e.39"),
+        ({"gamma": math.nan}, ValueError, "gamma must be at least 0 and finite in float32; found nan"),
+        ({"floor": 0.5}, ValueError, r"floor must lie in \(0, 0.5\); found 0.5"),
+        ({"floor": "0.1"}, TypeError, "floor must be a number; found '0.1'"),
+    ],
+)
+def test_dtp_refuses(settings, error, message):
+    with pytest.raises(error, match=message):
         eq.DTP(TASKS, **settings)

@@ -82,39 +82,91 @@ def test_famo_all_losses_fall_at_the_same_rate(observe):
     assert steep > 20 * shallow
 
 
+def step(balancer, losses, after=None):
+    """One step with these losses, and those after it."""
+    tensors = {t: None if v is None else torch.tensor(v, requires_grad=True) for t, v in losses.items()}
+    balancer(tensors).backward()
+    if after is not None:
+        balancer.observe({t: None if v is None else torch.tensor(v) for t, v in after.items()})
+    balancer.step()
+
+
 def test_famo_compares_no_step_twice():
     balancer = eq.FAMO(("a", "b"))
     counts = []
-    for a, after in ((1.0, 0.5), (0.5, None), (0.5, None)):
-        balancer({"a": torch.tensor(a, requires_grad=True), "b": torch.tensor(1.0)}).backward()
-        if after is not None:
-            balancer.observe({"a": torch.tensor(after), "b": torch.tensor(1.0)})
-        balancer.step()
+    for a, after in ((1.0, {"a": 0.5, "b": 1.0}), (0.5, None), (0.5, None)):
+        step(balancer, {"a": a, "b": 1.0}, after)
         counts.append(balancer.adam_count.tolist())
     assert counts == [[1, 1], [1, 1], [2, 2]], "what was observed in the first step is not compared again in the second"
 
 
-def test_famo_an_observation_that_is_not_finite_changes_nothing_and_is_counted():
+def test_famo_an_observation_belongs_to_its_step_even_where_the_method_does_not_move():
     balancer = eq.FAMO(("a", "b"))
-    balancer({"a": torch.tensor(1.0, requires_grad=True), "b": torch.tensor(1.0)}).backward()
-    balancer.observe({"a": torch.tensor(math.nan), "b": torch.tensor(1.0)})
-    balancer.step()
+    balancer.freeze()
+    step(balancer, {"a": 1.0, "b": 1.0}, after={"a": 0.5, "b": 1.0})
+    balancer.unfreeze()
+    step(balancer, {"a": 1.0, "b": 1.0})
+    assert balancer.logits.tolist() == [0.0, 0.0]
+
+
+def test_famo_a_task_that_was_absent_is_compared_with_its_last_loss():
+    balancer = eq.FAMO(TASKS, gamma=0.0, lr=0.1)
+    step(balancer, {"a": 1.0, "b": 2.0, "c": 3.0})
+    step(balancer, {"a": 0.5, "b": None, "c": 3.0})
+    assert balancer.adam_count.tolist() == [1, 0, 1]
+    assert balancer.logits[1] == 0
+    close(balancer.logits[[0, 2]], torch.tensor([-0.1, 0.1]), rtol=1e-6)  # Adam's epsilon
+    before = balancer.logits.clone()
+    step(balancer, {"a": None, "b": 0.2, "c": 3.0})
+    assert balancer.adam_count.tolist() == [1, 1, 2]
+    assert balancer.logits[1] < before[1], "its loss has fallen by more than that of c"
+
+
+def test_famo_a_task_in_its_first_step_is_not_compared_with_the_others():
+    balancer = eq.FAMO(TASKS, gamma=0.0, lr=0.1)
+    step(balancer, {"a": 1.0, "b": 1.0, "c": None})
+    step(balancer, {"a": 1 / 2, "b": 1 / 3, "c": 1.0})
+    close(balancer.logits, torch.tensor([0.1, -0.1, 0.0]), rtol=1e-6)  # Adam's epsilon
+
+
+def test_famo_a_task_that_was_not_observed_waits_for_its_next_loss():
+    balancer = eq.FAMO(("a", "b"))
+    step(balancer, {"a": 1.0, "b": 1.0}, after={"a": 0.5, "b": None})
+    assert balancer.adam_count.tolist() == [1, 0]
+    step(balancer, {"a": 1.0, "b": 0.5})
+    assert balancer.adam_count.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("loss", [math.nan, 0.0, -1.0, math.inf])
+def test_famo_an_observation_without_a_logarithm_changes_nothing_and_is_counted(loss):
+    balancer = eq.FAMO(("a", "b"))
+    step(balancer, {"a": 1.0, "b": 1.0}, after={"a": loss, "b": 1.0})
     assert balancer.logits.tolist() == [0.0, 0.0]
     assert balancer.skipped_steps == 1
 
 
 def test_famo_checks_what_it_observes():
+    balancer = eq.FAMO(("a", "b"))
     with pytest.raises(ValueError, match="task 'b': its loss is missing"):
-        eq.FAMO(("a", "b")).observe({"a": torch.tensor(1.0)})
+        balancer.observe({"a": torch.tensor(1.0)})
+    with pytest.raises(TypeError, match="task 'a': a loss must be a tensor or None; found float"):
+        balancer.observe({"a": 1.0, "b": 1.0})
+    step(balancer, {"a": 1.0, "b": 1.0})
+    with pytest.raises(RuntimeError, match=r"observe comes after backward\(\) and before balancer.step\(\)"):
+        balancer.observe(torch.ones(2))
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "error", "message"),
     [
-        ({"lr": 0.0}, "lr must be positive and finite; found 0.0"),
-        ({"gamma": -0.1}, "gamma must be at least 0 and finite; found -0.1"),
+        ({"lr": 0.0}, ValueError, "lr must be positive and finite in float32; found 0.0"),
+        ({"lr": 1e39}, ValueError, "lr must be positive and finite in float32; found 1e.39"),
+        ({"gamma": -0.1}, ValueError, "gamma must be at least 0 and finite in float32; found -0.1"),
+        ({"gamma": math.inf}, ValueError, "gamma must be at least 0 and finite in float32; found inf"),
+        ({"gamma": "0"}, TypeError, "gamma must be a number; found '0'"),
+        ({"accumulate": None}, TypeError, "accumulate must be True or False; found None"),
     ],
 )
-def test_famo_refuses(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_famo_refuses(settings, error, message):
+    with pytest.raises(error, match=message):
         eq.FAMO(TASKS, **settings)

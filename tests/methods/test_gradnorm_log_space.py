@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers.networks import mse
 from helpers.reference import close, task_gradients
-from torch import nn
 from helpers.training import batches, network_and, train
+from torch import nn
 
 import equipoise as eq
 
@@ -24,7 +24,6 @@ def test_it_is_adam_on_log_w(alpha):
         values = torch.stack([*losses.values()]).detach()
         initial = values if initial is None else initial
         norms = torch.stack([g.norm() for g in task_gradients(losses.values(), network.fork.shared_layer.weight)])
-        network.fork.reset()
         G = log_weights.exp() * norms
         rates = values / initial / (values / initial).mean()
         if optimizer is None:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import processes
 from helpers.networks import mse
 from helpers.reference import close
-from torch import distributed, multiprocessing
 from helpers.training import batches, network_and, train
 
 import equipoise as eq
@@ -67,18 +67,16 @@ def test_a_task_that_overfits_counts_as_slow_where_validation_is_observed(build)
     assert off < 0.8
 
 
-def worker(rank, folder):
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def observe_on_each(rank, world):
+    processes.connect()
     _, balancer = network_and(eq.GradNorm, AB)
     balancer.observe([{"a": 1.0, "b": 5.0}, {"a": 3.0, "b": None}][rank])
-    torch.save(balancer.observed_last, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return balancer.observed_last
 
 
-def test_several_processes_observe_their_mean(tmp_path):
-    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        close(torch.load(tmp_path / f"{rank}.pt"), torch.tensor([2.0, 5.0], dtype=torch.float32))
+def test_several_processes_observe_their_mean():
+    for observed in processes.run(observe_on_each, 2):
+        close(observed, torch.tensor([2.0, 5.0]))
 
 
 def test_observations_are_in_the_state_dict():
@@ -99,11 +97,19 @@ def test_observations_are_in_the_state_dict():
     [
         ([1.0, 2.0], TypeError, "observe: losses must be a dict by task name; found list"),
         ({"a": 1.0}, ValueError, "observe: the loss of task 'b' is missing; hand in None"),
-        ({"a": 1.0, "b": 1.0, "c": 1.0}, ValueError, "observe: unknown task 'c'; the tasks are 'a', 'b'"),
-        ({"a": "low", "b": 1.0}, TypeError, "observe: task 'a': a loss must be a number.*found str"),
+        ({"a": 1.0, "b": 1.0, "c": 1.0}, ValueError, "observe: losses: unknown task 'c'; the tasks are 'a', 'b'"),
+        ({"a": "low", "b": 1.0}, TypeError, "observe: task 'a': a loss must be a number; found 'low' of type str"),
         ({"a": 1.0, "b": torch.ones(2)}, TypeError, r"observe: task 'b'.*found a tensor of shape \(2,\)"),
-        ({"a": 1.0, "b": -1.0}, ValueError, "observe: task 'b': a loss must be finite and not negative; found -1.0"),
-        ({"a": float("nan"), "b": 1.0}, ValueError, "observe: task 'a': a loss must be finite.*found nan"),
+        (
+            {"a": 1.0, "b": -1.0},
+            ValueError,
+            "observe: task 'b': a loss must be at least 0 and finite in float32; found -1.0",
+        ),
+        (
+            {"a": float("nan"), "b": 1.0},
+            ValueError,
+            "observe: task 'a': a loss must be at least 0 and finite.*found nan",
+        ),
         ({"a": 1.0, "b": 0.0}, ValueError, "observe: task 'b': its first loss must be positive"),
     ],
 )

@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from helpers.networks import MLP, mse, targets_of
 from helpers.reference import close
 from helpers.training import batches, train
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import equipoise as eq
-from equipoise.balancers._gradnorm import gradnorm_targets, renormalise
-from equipoise.balancers._initial_losses import training_rates
+from equipoise.balancer import Step
+from equipoise.balancer.advance import training_rates
+from equipoise.methods.gradnorm import gradnorm_targets, renormalise
 
 pytestmark = pytest.mark.usefixtures("double")
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -123,15 +124,21 @@ def test_identical_tasks_stay_at_weight_1_within_the_rate_and_the_log_shows_it()
 positive = st.floats(1e-3, 1e3)
 
 
+def step_with(weights, present, total):
+    """A step in which these tasks are present, whose weights are to sum to ``total``."""
+    uniform = present / present.sum()
+    ones = torch.ones_like(weights)
+    return Step(ones, weights, uniform, total / present.sum(), ones, ones, 0)
+
+
 @many
 @given(st.data(), st.integers(2, 8), st.floats(0.01, 3))
 def test_a_slower_task_never_has_a_smaller_target(data, tasks, alpha):
     draw = lambda: torch.tensor(data.draw(st.lists(positive, min_size=tasks, max_size=tasks)))  # noqa: E731
     losses, initial, norms = draw(), draw(), draw()
-    present = torch.ones(tasks, dtype=torch.bool)
-    rates = training_rates(losses, initial, present)
-    close(rates.mean(), torch.tensor(1.0))
-    targets = gradnorm_targets(norms, rates, alpha, 1.0, present)
+    step = step_with(torch.ones(tasks), torch.ones(tasks, dtype=torch.bool), tasks)
+    close(training_rates(losses, initial, step).mean(), torch.tensor(1.0))
+    targets = gradnorm_targets(norms, losses / initial, alpha, 1.0, step)
     order = (losses / initial).argsort()
     assert (targets[order].diff() >= -1e-12 * targets.max()).all()
 
@@ -144,20 +151,18 @@ def test_renormalised_weights_keep_sum_bounds_and_order(data, tasks, floor, cap)
     present[0] = True
     here = int(present.sum())
     total = torch.tensor(data.draw(st.floats(floor * here, cap * here)))
-    result = renormalise(weights, present, total, floor, cap)
-    assert torch.equal(result[~present], weights[~present])
+    result = renormalise(weights, step_with(weights, present, total), floor, cap)
     mine, before = result[present], weights[present].clamp(min=floor)
     close(mine.sum(), total)
     assert ((mine >= floor) & (mine <= cap)).all()
     assert (mine[before.argsort()].diff() >= 0).all()
     free = (mine > floor * (1 + 1e-9)) & (mine < cap * (1 - 1e-9))
     ratios = (mine / before)[free]
-    close(
-        ratios, ratios.mean().expand_as(ratios), rtol=1e-8
-    )  # one common factor; cancellation near a bound costs digits
+    # One common factor; cancellation near a bound costs digits.
+    close(ratios, ratios.mean().expand_as(ratios), rtol=1e-8)
 
 
 def test_renormalising_is_the_papers_where_no_bound_is_met():
     weights = torch.tensor([0.9, 1.3, 1.1])
-    present = torch.ones(3, dtype=torch.bool)
-    close(renormalise(weights, present, torch.tensor(3.0), 1e-3, 3.0), weights * 3 / weights.sum())
+    step = step_with(weights, torch.ones(3, dtype=torch.bool), 3.0)
+    close(renormalise(weights, step, 1e-3, 3.0), weights * 3 / weights.sum())

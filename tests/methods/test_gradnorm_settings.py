@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers.networks import MLP, mse
 from helpers.reference import close
-from torch import nn
 from helpers.training import batches, network_and, train
+from torch import nn
 
 import equipoise as eq
 
@@ -99,13 +99,13 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
     network, balancer = network_and(eq.GradNorm, AB)
     data = list(batches(6, AB))
     train(network, balancer, data[:3])
-    before = {k: v.clone() for k, v in balancer.state_dict().items() if isinstance(v, torch.Tensor)}
+    before = {name: value.clone() for name, value in balancer.named_buffers()}
     losses = mse(network(data[3][0]), data[3][1])
     balancer({"a": bad * losses["a"], "b": losses["b"]}).backward()
     balancer.step()
     for name, value in before.items():
         expected = value + 1 if name == "skipped_steps" else value
-        assert torch.equal(balancer.state_dict()[name], expected), name
+        assert torch.equal(balancer.get_buffer(name), expected), name
     network.zero_grad()
     train(network, balancer, data[4:])
     assert balancer.skipped_steps == 1
@@ -157,22 +157,27 @@ def test_only_every_kth_step_is_measured():
     assert changed == measured
 
 
-@pytest.mark.parametrize("every", [1, 10])
-def test_a_step_that_is_to_be_skipped_is_counted_and_left_out_of_the_mean(every):
-    """Also where nothing would have been looked at in it."""
+@pytest.mark.parametrize(("every", "moved"), [(1, 9), (4, 2), (10, 2)])
+def test_a_step_that_is_to_be_skipped_is_counted_and_left_out_of_the_mean(every, moved):
+    """Also where nothing would have been measured in it."""
     network, balancer = network_and(eq.GradNorm, AB, every=every)
-    steps = 0
     for number, (x, y) in enumerate(batches(11, AB)):
-        skip = number in (4, 5)
-        steps += not skip
         balancer(mse(network(x), y)).backward()
-        balancer.step(skip=skip)
+        balancer.step(skip=number in (4, 5))
     assert int(balancer.skipped_steps) == 2
-    assert balancer.mean_count.tolist() == [steps, steps]
+    assert balancer.weight_counts.tolist() == [moved, moved]
+
+
+@pytest.mark.parametrize("skip", [1, None, "yes"])
+def test_skip_is_true_or_false(fork, skip):
+    balancer = eq.GradNorm(fork)
+    balancer(constant_losses(fork, X, a=1.0, b=1.0)).backward()
+    with pytest.raises(TypeError, match="skip must be True or False; found"):
+        balancer.step(skip=skip)
 
 
 def test_micro_batches_make_one_large_batch():
-    network, balancer = network_and(eq.GradNorm, AB)
+    network, balancer = network_and(eq.GradNorm, AB, accumulate=True)
     whole, whole_balancer = network_and(eq.GradNorm, AB)
     for x, y in batches(5, AB, size=12):
         whole_balancer(mse(whole(x), y)).backward()
@@ -186,8 +191,27 @@ def test_micro_batches_make_one_large_batch():
     close(balancer.weights, whole_balancer.weights)
 
 
+def test_a_second_backward_pass_in_a_step_must_be_announced():
+    network, balancer = network_and(eq.GradNorm, AB)
+    ((x, y),) = batches(1, AB)
+    balancer(mse(network(x), y)).backward()
+    second = balancer(mse(network(x), y))
+    with pytest.raises(RuntimeError, match=r"GradNorm\(\.\.\., accumulate=True\) and step\(\) after the last of them"):
+        second.backward()
+    balancer.zero_grad()
+    balancer(mse(network(x), y)).backward()
+    balancer.step()
+    balancer.accumulate = True
+    for _ in range(2):
+        balancer(mse(network(x), y)).backward()
+    balancer.step()
+    assert balancer.weight_counts.tolist() == [2, 2]
+    with pytest.raises(TypeError, match="accumulate must be True or False; found 1 of type int"):
+        balancer.accumulate = 1
+
+
 def test_micro_batches_that_are_summed_or_averaged_make_no_difference():
-    (averaged, one), (summed, other) = network_and(eq.GradNorm, AB), network_and(eq.GradNorm, AB)
+    (averaged, one), (summed, other) = (network_and(eq.GradNorm, AB, accumulate=True) for _ in range(2))
     for x, y in batches(5, AB, size=12):
         for part in (slice(0, 6), slice(6, 12)):
             (one(mse(averaged(x[part]), {t: y[t][part] for t in AB})) / 2).backward()
@@ -199,14 +223,14 @@ def test_micro_batches_that_are_summed_or_averaged_make_no_difference():
 
 
 def test_at_the_features_micro_batches_make_one_large_batch():
-    def network():
+    def network(accumulate):
         torch.manual_seed(0)
         network = MLP(AB)
         network.trunk.append(network.fork.shared_layer)
         network.fork = eq.Fork(None, AB)
-        return network, eq.GradNorm(network.fork)
+        return network, eq.GradNorm(network.fork, accumulate=accumulate)
 
-    (whole, whole_balancer), (split, balancer) = network(), network()
+    (whole, whole_balancer), (split, balancer) = network(False), network(True)
     for x, y in batches(5, AB, size=12):
         whole_balancer(mse(whole(x), y)).backward()
         whole_balancer.step()
@@ -222,7 +246,7 @@ def test_evaluation_leaves_no_trace():
     network, balancer = network_and(eq.GradNorm, AB)
     data = list(batches(4, AB))
     train(network, balancer, data[:2])
-    before = {k: v for k, v in balancer.state_dict().items() if isinstance(v, torch.Tensor)}
+    before = {name: value.clone() for name, value in balancer.state_dict().items()}
     with torch.no_grad():
         total = balancer(mse(network(data[2][0]), data[2][1]))
     assert not total.requires_grad
@@ -232,23 +256,40 @@ def test_evaluation_leaves_no_trace():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "error", "message"),
     [
-        ({"alpha": -1.0}, "alpha must be at least 0.*found -1"),
-        ({"alpha": float("nan")}, "alpha"),
-        ({"every": 0}, "every must be a positive integer; found 0"),
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"betas": (0.9, 1.0)}, "betas"),
-        ({"floor": 0.0}, "floor must lie between"),
-        ({"cap": 1.0}, "cap must be more than 1"),
-        ({"initial_steps": 0}, "initial_steps"),
-        ({"initial_losses": {"a": 1.0}}, "initial_losses: task 'b' is missing"),
-        ({"initial_losses": {"a": 1.0, "b": 0.0}}, "initial_losses: task 'b' must have a positive"),
-        ({"priors": {"a": 1.0, "b": 1.0, "c": 1.0}}, "priors: unknown task 'c'"),
+        ({"alpha": -1.0}, ValueError, "alpha must be at least 0 and finite in float32; found -1"),
+        ({"alpha": math.nan}, ValueError, "alpha must be at least 0.*found nan"),
+        ({"alpha": 1e39}, ValueError, r"alpha must be at least 0 and finite in float32; found 1e\+39"),
+        ({"alpha": "1.5"}, TypeError, "alpha must be a number; found '1.5' of type str"),
+        ({"alpha": True}, TypeError, "alpha must be a number; found True of type bool"),
+        ({"every": 0}, ValueError, "every must be an integer of at least 1; found 0"),
+        ({"every": 2.0}, TypeError, "every must be an integer; found 2.0 of type float"),
+        ({"start": -1}, ValueError, "start must be an integer of at least 0; found -1"),
+        ({"accumulate": 1}, TypeError, "accumulate must be True or False; found 1 of type int"),
+        ({"lr": 0.0}, ValueError, "lr must be positive and finite in float32; found 0"),
+        ({"lr": math.inf}, ValueError, "lr must be positive and finite in float32; found inf"),
+        ({"betas": (0.9, 1.0)}, ValueError, r"betas must lie in \[0, 1\); found 1"),
+        ({"betas": 0.9}, TypeError, "betas must be two numbers; found 0.9 of type float"),
+        ({"betas": (0.9, math.nan)}, ValueError, r"betas must lie in \[0, 1\); found nan"),
+        ({"floor": 0.0}, ValueError, r"floor must lie in \(0, 1\); found 0"),
+        ({"cap": 1.0}, ValueError, r"cap must lie in \(1, inf\); found 1"),
+        ({"cap": math.nan}, ValueError, r"cap must lie in \(1, inf\); found nan"),
+        ({"initial_steps": 0}, ValueError, "initial_steps must be an integer of at least 1; found 0"),
+        ({"initial_losses": {"a": 1.0}}, ValueError, "initial_losses: task 'b' is missing"),
+        ({"initial_losses": {"a": 1.0, "b": 0.0}}, ValueError, "initial_losses: task 'b': its value must be positive"),
+        ({"initial_losses": {"a": 1.0, "b": None}}, TypeError, "initial_losses: task 'b': its value must be a number"),
+        ({"initial_losses": (1.0, 1.0)}, TypeError, "initial_losses must be a dict by task name; found tuple"),
+        ({"priors": {"a": 1.0, "b": 1.0, "c": 1.0}}, ValueError, "priors: unknown task 'c'; the tasks are 'a', 'b'"),
+        ({"priors": {"a": 1.0, "b": math.inf}}, ValueError, "priors: task 'b': its value must be positive and finite"),
+        ({"initial_weights": {"a": 1.0}}, ValueError, "initial_weights: task 'b' is missing"),
+        ({"initial_weights": {"a": 1.0, "b": -1.0}}, ValueError, "initial_weights: task 'b': its value must be posi"),
+        ({"initial_weights": "even"}, ValueError, "initial_weights must be 'balanced'; found 'even' of type str"),
+        ({"initial_weights": [1.0, 1.0]}, TypeError, "initial_weights must be a dict by task name; found list"),
     ],
 )
-def test_a_setting_out_of_range_is_refused(fork, settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_setting_out_of_range_is_refused(fork, settings, error, message):
+    with pytest.raises(error, match=message):
         eq.GradNorm(fork, **settings)
 
 

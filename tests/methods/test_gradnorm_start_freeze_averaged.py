@@ -13,8 +13,8 @@ AB = ("a", "b")
 FAMILY = [eq.GradNorm, eq.GradNormLogSpace, eq.GradNormClosedForm]
 
 
-def tensors(balancer):
-    return {k: v.clone() for k, v in balancer.state_dict().items() if isinstance(v, torch.Tensor)}
+def buffers(balancer):
+    return {name: value.clone() for name, value in balancer.named_buffers()}
 
 
 @pytest.mark.parametrize("build", FAMILY)
@@ -34,10 +34,10 @@ def test_what_is_frozen_does_not_move_and_goes_on_where_it_stopped(build):
     network, balancer = network_and(build, AB)
     data = list(batches(9, AB))
     train(network, balancer, data[:3])
-    before = tensors(balancer)
+    before = buffers(balancer)
     balancer.freeze()
     logs = train(network, balancer, data[3:6])
-    for name, value in tensors(balancer).items():
+    for name, value in buffers(balancer).items():
         assert torch.equal(value, before[name]), name
     assert not torch.equal(logs[0]["gradient_norms"], logs[2]["gradient_norms"])
     balancer.unfreeze()
@@ -86,10 +86,10 @@ def test_the_average_is_that_of_the_weights_since_the_start(build):
     close(eq.Static(AB, balancer.averaged()).weights, mean)
 
 
-def test_steps_between_two_measurements_count_for_the_average():
+def test_the_average_is_over_the_measured_steps():
     network, balancer = network_and(eq.GradNorm, AB, every=4)
     logs = train(network, balancer, batches(9, AB, units=[1.0, 3.0]))  # the last one is measured
-    mean = torch.stack([log["weights"] for log in logs]).mean(0)
+    mean = torch.stack([log["weights"] for log in logs[::4]]).mean(0)
     close(torch.tensor(list(balancer.averaged().values())), mean)
     assert len({tuple(log["weights"].tolist()) for log in logs}) == 3
 
@@ -117,5 +117,5 @@ def test_frozen_absent_and_unusable_steps_do_not_count_for_the_average():
 
 @pytest.mark.parametrize("start", [-1, 1.5, True])
 def test_a_start_out_of_range_is_refused(start):
-    with pytest.raises(ValueError, match="start must be an integer of at least 0; found"):
+    with pytest.raises((TypeError, ValueError), match="start must be an integer.*; found"):
         network_and(eq.GradNorm, AB, start=start)

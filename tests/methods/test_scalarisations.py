@@ -60,18 +60,19 @@ def losses_of(**values):
     return {t: None if v is None else torch.tensor(float(v), requires_grad=True) for t, v in values.items()}
 
 
-NEED_POSITIVE_LOSSES = [eq.SI, eq.GLS, eq.UWSO, eq.CoV, eq.STCH, eq.FAMO, eq.SoftAdapt, eq.ReLoBRaLo]
+NEED_POSITIVE_LOSSES = ["SI", "GLS", "UWSO", "CoV", "STCH", "FAMO", "SoftAdapt", "ReLoBRaLo"]
 
 
-@pytest.mark.parametrize("cls", NEED_POSITIVE_LOSSES)
+@pytest.mark.parametrize("name", NEED_POSITIVE_LOSSES)
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_loss_that_is_not_positive_is_refused_by_name(cls, steps):
-    balancer = cls(("a", "b"))
+@pytest.mark.parametrize("loss", [-1.0, 0.0])
+def test_a_loss_that_is_not_positive_is_refused_by_name(name, steps, loss):
+    balancer = getattr(eq, name)(("a", "b"), **({"loss_weighted": True} if name == "SoftAdapt" else {}))
     for _ in range(steps):
         balancer(losses_of(a=1.0, b=1.0)).backward()
         balancer.step()
-    with pytest.raises(ValueError, match=rf"task 'b': {cls.__name__} needs positive losses; found -1.0"):
-        balancer(losses_of(a=1.0, b=-1.0))
+    with pytest.raises(ValueError, match=rf"task 'b': {name} needs positive losses; found {loss}"):
+        balancer(losses_of(a=1.0, b=loss))
     balancer(losses_of(a=1.0, b=None)).backward()
 
 
@@ -133,6 +134,14 @@ def test_imtl_l_is_adam_on_the_published_loss():
             close(mine.detach(), theirs.detach())
 
 
+def test_imtl_l_starts_at_the_logarithms_of_the_initial_weights():
+    balancer = eq.IMTLL(("a", "b"), lr=0.1, initial_weights={"a": 3.0, "b": 1.0})
+    close(balancer.weights, torch.tensor([1.5, 0.5]))
+    balancer(losses_of(a=1.0, b=1.0)).backward()
+    balancer.step()
+    close(balancer.weights, torch.tensor([1.5 * math.exp(-0.1), 0.5 * math.exp(0.1)]), rtol=1e-7)  # Adam's epsilon
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_imtl_l_brings_every_loss_to_one(on):
     balancer = eq.IMTLL(("a", "b"), lr=0.1) if on else eq.Equal(("a", "b"))
@@ -169,17 +178,59 @@ def test_uwso_lies_between_all_for_the_smallest_loss_and_equal_weights(temperatu
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("build", "error", "message"),
     [
-        (lambda: eq.IMTLL(TASKS, lr=0.0), "lr must be positive and finite; found 0.0"),
-        (lambda: eq.UWSO(TASKS, temperature=-1.0), "temperature must be positive and finite; found -1.0"),
-        (lambda: eq.STCH(TASKS, mu=0.0), "mu must be positive and finite; found 0.0"),
-        (lambda: eq.STCH(TASKS, initial_losses={"a": 1.0}), "initial_losses: task 'b' is missing"),
+        (lambda: eq.IMTLL(TASKS, lr=0.0), ValueError, "lr must be positive and finite in float32; found 0.0"),
+        (lambda: eq.IMTLL(TASKS, lr=None), TypeError, "lr must be a number; found None"),
+        (lambda: eq.IMTLL(TASKS, initial_weights={"z": 1.0}), ValueError, "initial_weights: unknown task 'z'"),
+        (lambda: eq.UWSO(TASKS, temperature=-1.0), ValueError, "temperature must be positive and finite"),
+        (lambda: eq.UWSO(TASKS, temperature=1e39), ValueError, "temperature must be positive and finite"),
+        (lambda: eq.UWSO(TASKS, temperature=True), TypeError, "temperature must be a number; found True"),
+        (lambda: eq.STCH(TASKS, mu=0.0), ValueError, "mu must be positive and finite in float32; found 0.0"),
+        (lambda: eq.STCH(TASKS, mu=math.nan), ValueError, "mu must be positive and finite in float32; found nan"),
+        (lambda: eq.STCH(TASKS, mu="1"), TypeError, "mu must be a number; found '1'"),
+        (lambda: eq.STCH(TASKS, initial_losses={"a": 1.0}), ValueError, "initial_losses: task 'b' is missing"),
+        (lambda: eq.STCH(TASKS, initial_steps=0), ValueError, "initial_steps must be an integer of at least 1"),
+        (lambda: eq.SI(TASKS, start=-1), ValueError, "start must be an integer of at least 0; found -1"),
+        (lambda: eq.SI(TASKS, every=2), ValueError, "every: gradient norms are measured at a fork"),
+        (lambda: eq.GLS(TASKS, accumulate=1), TypeError, "accumulate must be True or False; found 1"),
     ],
 )
-def test_bad_settings_are_refused_by_name(build, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_settings_are_refused_by_name(build, error, message):
+    with pytest.raises(error, match=message):
         build()
+
+
+WEIGHTS_OF_THE_LOSSES = {
+    "SI": lambda a, b: (1 / a, 1 / b),
+    "GLS": lambda a, b: (math.sqrt(a * b) / 2 / a, math.sqrt(a * b) / 2 / b),
+    "UWSO": lambda a, b: tuple(2 / (1 + math.exp(sign * (1 / b - 1 / a))) for sign in (1, -1)),
+    "FAMO": lambda a, b: (2 * b / (a + b), 2 * a / (a + b)),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS_OF_THE_LOSSES)
+def test_every_micro_batch_is_weighted_by_its_own_losses_and_the_log_has_the_mean(name):
+    balancer = getattr(eq, name)(("a", "b"), accumulate=True)
+    micro_batches = [(0.5, 2.0), (1.0, 0.4)]
+    for a, b in micro_batches:
+        losses = losses_of(a=a, b=b)
+        (balancer(losses) / 2).backward()
+        for loss, weight in zip(losses.values(), WEIGHTS_OF_THE_LOSSES[name](a, b), strict=True):
+            close(loss.grad, torch.tensor(weight / 2))
+    balancer.step()
+    weights = torch.tensor([WEIGHTS_OF_THE_LOSSES[name](a, b) for a, b in micro_batches])
+    close(balancer.log()["weights"], weights.mean(0))
+    close(balancer.log()["losses"], torch.tensor([0.75, 1.2]))
+
+
+@pytest.mark.parametrize("name", WEIGHTS_OF_THE_LOSSES)
+def test_before_start_all_weights_are_one(name):
+    balancer = getattr(eq, name)(("a", "b"), start=1)
+    for expected in ((1.0, 1.0), WEIGHTS_OF_THE_LOSSES[name](0.5, 2.0)):
+        balancer(losses_of(a=0.5, b=2.0)).backward()
+        balancer.step()
+        close(balancer.log()["weights"], torch.tensor(expected))
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -203,6 +254,17 @@ def test_stch_descends_the_smooth_maximum_of_the_log_ratios(mu):
         return 3 * mu * torch.log(((losses / nadir).log() / mu).exp().sum())
 
     trains_as_published(eq.STCH, published, mu=mu, initial_steps=3)
+
+
+def test_stch_takes_the_smooth_maximum_over_the_tasks_present():
+    balancer = eq.STCH(TASKS, mu=0.5, initial_losses=dict.fromkeys(TASKS, 1.0))
+    a, b = (torch.tensor(v, requires_grad=True) for v in (0.5, 2.0))
+    balancer({"a": a, "b": b, "c": None}).backward()
+    x, y = (torch.tensor(v, requires_grad=True) for v in (0.5, 2.0))
+    (2 * 0.5 * torch.log((x.log() / 0.5).exp() + (y.log() / 0.5).exp())).backward()
+    close(torch.stack([a.grad, b.grad]), torch.stack([x.grad, y.grad]))
+    balancer.step()
+    assert balancer.weights[2] == 1
 
 
 def worst_ratio(balancer, steps=600, lr=2e-3):

@@ -1,8 +1,8 @@
 """Gradient accumulation: several backward passes, one step, the same as one large batch."""
 
-from helpers import matrix
 import pytest
 import torch
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, TASKS, build, data, losses_of, reference_norms
 from helpers.lockstep import largest_deviation
 
@@ -38,14 +38,14 @@ def rescaled(backward, factor):
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_with_the_loss_over_k(entry_point):
-    found = largest_deviation(entry_point, data(8, SIZE), in_parts((4, 4, 4), (1 / 3, 1 / 3, 1 / 3)))
+    found = largest_deviation(entry_point, data(8, SIZE), in_parts((4, 4, 4), (1 / 3,) * 3), accumulate=True)
     matrix.exact(entry_point, "gradient accumulation, loss / k", found)
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_without_dividing(entry_point):
     """The network's gradient is k times as long; norms and weights do not see it."""
-    found = largest_deviation(entry_point, data(8, SIZE), rescaled(in_parts((4, 4, 4), (1, 1, 1)), 1 / 3))
+    found = largest_deviation(entry_point, data(8, SIZE), rescaled(in_parts((4, 4, 4), (1, 1, 1)), 1 / 3), accumulate=True)
     matrix.exact(entry_point, "gradient accumulation, plain sum", found)
 
 
@@ -53,14 +53,14 @@ def test_without_dividing(entry_point):
 def test_unequal_parts(entry_point):
     """Each mean loss counts by its share of the samples."""
     sizes = (5, 1, 4, 2)
-    found = largest_deviation(entry_point, data(8, SIZE), in_parts(sizes, [size / SIZE for size in sizes]))
+    found = largest_deviation(entry_point, data(8, SIZE), in_parts(sizes, [size / SIZE for size in sizes]), accumulate=True)
     matrix.exact(entry_point, "gradient accumulation, unequal micro-batches", found)
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_with_a_loss_scale_and_every_second_step_measured(entry_point):
     backward = rescaled(in_parts((6, 6), (1024 / 2, 1024 / 2)), 1 / 1024)
-    found = largest_deviation(entry_point, data(8, SIZE), backward, every=2)
+    found = largest_deviation(entry_point, data(8, SIZE), backward, every=2, accumulate=True)
     matrix.exact(entry_point, "gradient accumulation, loss scale, every=2", found)
 
 
@@ -75,14 +75,15 @@ def test_one_backward_pass_on_the_sum_of_the_parts(entry_point):
         ]
         balancer({task: (halves[0][task] + halves[1][task]) / 2 for task in TASKS}).backward()
 
-    matrix.exact(entry_point, "the fork called twice in one step", largest_deviation(entry_point, data(8, SIZE), backward))
+    found = largest_deviation(entry_point, data(8, SIZE), backward, accumulate=True)
+    matrix.exact(entry_point, "the fork called twice in one step", found)
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_a_task_with_labels_in_one_part_only(entry_point):
     """Its gradient is the one that the network gets: over two parts with loss / 2, half of that of its one part."""
     network, source = build(entry_point)
-    balancer = eq.GradNorm(source).double()
+    balancer = eq.GradNorm(source, accumulate=True).double()
     (x, y) = next(data(1, SIZE))
     first, second = ((x[part], {task: target[part] for task, target in y.items()}) for part in (slice(6), slice(6, 12)))
     expected = reference_norms(entry_point, network, x, y)

@@ -1,13 +1,13 @@
-"""What the processes do together and when, what one of them may do alone, and what is saved."""
+"""What the processes do together, what one of them may do alone, and what is saved."""
 
 import copy
 import itertools
 import pickle
 import warnings
 
-from helpers import processes
 import pytest
 import torch
+from helpers import processes
 from helpers.entry_points import ENTRY_POINTS, TASKS, build, data, losses_of
 from helpers.shards import Present, alone, check, losses_of_labels, parts_of, share_of, train
 from torch import distributed
@@ -21,27 +21,29 @@ pytestmark = pytest.mark.usefixtures("double")
 STEPS = 6
 
 
-def events(rank, world, entry_point, passes):
-    """When the gradients of the tasks are sent, and when the trunk has its own, in every step."""
+def collectives(rank, world, entry_point, passes):
+    """How many of the balancer's own collectives there are in every backward pass and in every step."""
     network, source = build(entry_point)
+    model, balancer = DistributedDataParallel(Present(network)), eq.GradNorm(source, accumulate=passes > 1).double()
     seen, all_reduce = [], distributed.all_reduce
 
-    def watched(tensor, *arguments, async_op=False, **settings):
-        if async_op:
-            seen[-1].append("sent")
-        return all_reduce(tensor, *arguments, async_op=async_op, **settings)
+    def counted(*arguments, **settings):
+        seen[-1] += 1
+        return all_reduce(*arguments, **settings)
 
-    handle = network.trunk[2].weight.register_post_accumulate_grad_hook(lambda parameter: seen[-1].append("trunk"))
-    distributed.all_reduce = watched
-    model = DistributedDataParallel(Present(network))
-    train(model, source, share_of(rank, world, 4, passes), before=lambda *step: seen.append([]))
+    distributed.all_reduce = counted
+    for micro_batches in share_of(rank, world, 3, lambda step, rank: passes):
+        seen.append(0)
+        for x, y in micro_batches:
+            balancer(losses_of_labels(model, x, y)).backward()
+        seen.append(0)
+        balancer.step()
     distributed.all_reduce = all_reduce
-    handle.remove()
     return seen
 
 
 def something_alone(model, source, balancer):
-    """What a process may do between two steps without the others: copies, an evaluation, a pass that is thrown away."""
+    """Between two steps a process may do without the others: copies, an evaluation, a pass that is thrown away."""
 
     def before(weights, micro_batches):
         ((x, y),) = micro_batches
@@ -63,22 +65,25 @@ def something_alone(model, source, balancer):
 def worker(rank, world, folder):
     # PyTorch 2.6 does itself, in saving a checkpoint, what it warns against
     warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
-    built = {entry_point: (*parts, eq.GradNorm(parts[1]).double()) for entry_point in ENTRY_POINTS for parts in [build(entry_point)]}
+    built = {}
+    for entry_point in ENTRY_POINTS:
+        network, source = build(entry_point)
+        built[entry_point] = network, source, eq.GradNorm(source).double()  # before there are other processes
     processes.connect()
     found = {}
     for entry_point, (network, source, balancer) in built.items():
-        one, two = (events(rank, world, entry_point, lambda step, rank, n=n: n) for n in (1, 2))
+        counts = [collectives(rank, world, entry_point, passes) for passes in (1, 2)]
         model = DistributedDataParallel(Present(network))
         before = something_alone(model, source, balancer) if rank == 0 else None
         run = train(model, source, share_of(rank, world, STEPS), before, balancer)
         state = {"balancer": balancer.state_dict(), "network": network.state_dict()}
         checkpoint.save(state, checkpoint_id=folder / entry_point)
-        found[entry_point] = {"one pass": one, "two passes": two, "run": run, "state": state}
+        found[entry_point] = {"collectives": counts, "run": run, "state": state}
     return found
 
 
 def continued(entry_point, state):
-    """One process goes on from what two have saved."""
+    """One process goes on from the state that two have saved."""
     network, source = build(entry_point, seed=1)
     balancer = eq.GradNorm(source).double()
     balancer.load_state_dict(state["balancer"])
@@ -88,24 +93,17 @@ def continued(entry_point, state):
 
 # that one process loads what two have saved is intended
 @pytest.mark.filterwarnings("ignore:torch.distributed is .*assuming the intent:UserWarning")
-def test_what_is_sent_when_and_what_one_process_may_do_alone_and_what_is_saved(tmp_path):
+def test_one_collective_a_step_and_what_one_process_may_do_alone_and_what_is_saved(tmp_path):
     for entry_point, (first, second) in processes.by_cell(processes.run(worker, 2, tmp_path)):
         for found in (first, second):
-            # from the second step on: what the first did could be anything, and the groups are made at its end
-            assert found["one pass"] == [["trunk", "sent"]] + [["sent", "trunk"]] * 3
-            # and no longer where a second pass has made it useless
-            again = ["sent", "trunk", "trunk", "sent"]
-            assert found["two passes"] == [["trunk", "trunk", "sent"], again] + [["trunk", "trunk", "sent"]] * 2
-        check(
-            entry_point,
-            "DDP, one process copies and evaluates between steps",
-            [first["run"], second["run"]],
-            alone(entry_point, STEPS),
-        )
+            assert found["collectives"] == [[0, 1] * 3] * 2
+        runs = [first["run"], second["run"]]
+        check(entry_point, "DDP, one process copies and evaluates between steps", runs, alone(entry_point, STEPS))
         expected = alone(entry_point, 2 * STEPS)
         later = {name: values[STEPS:] for name, values in expected.items()} | {"network": expected["network"]}
         check(entry_point, "saved by 2 processes, loaded by 1", [continued(entry_point, first["state"])], later)
-        state = {"balancer": eq.GradNorm(build(entry_point)[1]).double().state_dict(), "network": build(entry_point)[0].state_dict()}
+        network, source = build(entry_point)
+        state = {"balancer": eq.GradNorm(source).double().state_dict(), "network": network.state_dict()}
         checkpoint.load(state, checkpoint_id=tmp_path / entry_point)
         check(entry_point, "saved by 2 processes, loaded by 1", [continued(entry_point, state)], later)
 
@@ -134,7 +132,7 @@ def bad_input_on_one(rank, world):
 
 
 def test_an_error_on_one_process_is_raised_there_and_ends_the_others():
-    (_, first), (_, second) = processes.outcomes(bad_input_on_one, 2, seconds=60)
+    (_, first), (_, second) = processes.outcomes(bad_input_on_one, 2)
     assert "task 'b': its first loss must be finite; found nan" in second
     assert first  # PyTorch tells it that the other has gone
     assert "not done after" not in first

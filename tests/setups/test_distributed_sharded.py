@@ -3,10 +3,9 @@
 import warnings
 from functools import partial
 
-from helpers import matrix
-from helpers import processes
 import pytest
 import torch
+from helpers import matrix, processes
 from helpers.entry_points import ENTRY_POINTS, Forked, build
 from helpers.reference import close
 from helpers.shards import Present, alone, check, parts_of, share_of, train
@@ -83,7 +82,7 @@ SPLIT = {
 }
 
 RESHARDED, PART = (
-    "is sharded again by fully_shard after",
+    "fully_shard has sharded it again: use reshard_after_forward=False",
     r"parameters=\('weight',\), so that it is measured from the graph",
 )
 
@@ -114,7 +113,7 @@ def split(mesh, network, source, wrap):
     """Every process works on the whole batch."""
     wrap(network, mesh)
     balancer = eq.GradNorm(source).double()
-    if not source.parameters_measured:
+    if not source.shared_parameters:
         # squares at the features add up over the parts of the batch, and here every process has all of it
         balancer.process_group = distributed.new_group([mesh.get_local_rank()], use_local_synchronization=True)
     return train(Present(network), source, parts_of(STEPS, 1), balancer=balancer)
@@ -147,7 +146,8 @@ def test_equal_to_one_process():
     ranks = processes.run(worker, 2)
     for (name, entry_point), runs in processes.by_cell([found for found, _ in ranks]):
         precision = "half" if name.endswith("bfloat16") else "float64"
-        check(entry_point, name, runs, alone(entry_point, STEPS), REFUSED.get((name, entry_point)), precision)
+        expected, refused = alone(entry_point, STEPS), REFUSED.get((name, entry_point))
+        check(entry_point, name, runs, expected, refused, precision, "fully_shard" if name in SHARDED else None)
     for (name, entry_point), reason in NOT_APPLICABLE.items():
         matrix.not_applicable(entry_point, name, reason)
     expected = alone("Fork, by rule", STEPS)

@@ -24,7 +24,7 @@ def under_inference_mode(network, balancer, x, y):
 
 
 def in_eval(network, balancer, x, y):
-    """The model is in eval(), and somebody wants gradients all the same (a saliency map)."""
+    """The model is in eval(), and gradients are taken all the same (a saliency map)."""
     network.eval()
     total = balancer(losses_of(network, x, y))
     gradients = [p.grad for p in network.parameters()]
@@ -62,22 +62,18 @@ def test_no_state_changes(entry_point, mode):
     before = copy.deepcopy([balancer.state_dict(), network.state_dict()])
     for x, y in data(2):
         total = MODES[mode](network, balancer, x, y)
-        assert total == sum(losses_of(network, x, y).values())
+        torch.testing.assert_close(total, sum(losses_of(network, x, y).values()))
     assert_same_state(before[0], balancer.state_dict())
     assert_same_state(before[1], network.state_dict())
-    assert not source.measured
     with pytest.raises(RuntimeError, match=r"in training mode; found no backward pass"):
         balancer.step()
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_no_cost(entry_point):
-    """The graph of a pass in eval(), and of a pass that is not measured, is that of a model that nobody measures."""
+    """The graph of a pass in eval(), and of a pass that is not measured, is that of a model without a balancer."""
     (x, y) = next(data(1))
-    alone, source = build(entry_point)
-    alone.train()
-    source.measure(False)
-    losses_of(alone, x, y)  # the first pass in training is looked at for heads that work in place
+    alone, _ = build(entry_point)
     wanted = nodes(losses_of(alone, x, y))
     network, source = build(entry_point)
     balancer = eq.GradNorm(source, every=2).double()
@@ -87,7 +83,6 @@ def test_no_cost(entry_point):
     assert nodes(losses_of(network, x, y)) == wanted
     network.train()
     balancer.step()
-    losses_of(network, x, y)
     assert nodes(losses_of(network, x, y)) == wanted
     total = balancer(losses_of(network, x, y))
     assert "ForkNodeBackward" not in nodes({"total": total})

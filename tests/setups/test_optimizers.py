@@ -26,7 +26,7 @@ def test_several_optimizers(entry_point):
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_lbfgs(entry_point):
-    """The closure calls backward many times; what counts is its last call, at the parameters of that call."""
+    """The closure calls backward many times; its last call counts, at the parameters of that call."""
     network, source = build(entry_point)
     plain, plain_source = build(entry_point)
     balancer, reference = eq.GradNorm(source).double(), eq.GradNorm(plain_source).double()
@@ -49,7 +49,7 @@ def test_lbfgs(entry_point):
 
         def plain_closure(x=x, y=y):
             plain_optimizer.zero_grad()
-            plain_source.measure(False)
+            plain.eval()
             total = sum(w * loss for w, loss in zip(reference.weights, losses_of(plain, x, y).values(), strict=True))
             total.backward()
             return total
@@ -60,8 +60,7 @@ def test_lbfgs(entry_point):
         after = copy.deepcopy(plain.state_dict())
         plain.load_state_dict(last)
         norms = reference.weights * reference_norms(entry_point, plain, x, y)
-        plain_source.measure(True)
-        ordinary(plain, reference, x, y)
+        ordinary(plain.train(), reference, x, y)
         reference.step()
         plain.load_state_dict(after)
         for found, expected in (

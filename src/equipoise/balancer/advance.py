@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from equipoise.balancer.balancer import Balancer
 
 
-def advance(balancer: Balancer, note: Note, norms: Tensor | None, skip: bool) -> dict[str, Tensor | Callable[[], Tensor]] | None:
+def advance(
+    balancer: Balancer, note: Note, norms: Tensor | None, skip: bool, everyone: bool
+) -> dict[str, Tensor | Callable[[], Tensor]] | None:
     """Have the method move, and keep the outcome where all of it is finite.
 
     Args:
@@ -26,43 +28,54 @@ def advance(balancer: Balancer, note: Note, norms: Tensor | None, skip: bool) ->
         note: The note of the step.
         norms: The norms of the gradients that the backward passes have sent ``(T,)``; None where they were not measured.
         skip: Keep nothing, and count the step as skipped.
+        everyone: Whether all tasks are known to be present.
 
     Returns:
         What the log shows of the step; None where there was none, for no task was present.
     """
     free = reads_without_sync(note.present)
-    here = note.present != 0
-    everyone = free and bool(here.all())
-    if free and not everyone and not here.any():
-        return None
-    losses = note.losses / (note.present if everyone else torch.where(here, note.present, 1.0))
-    weights = note.weights / note.scale if balancer.weighs else balancer.weights.clone()  # they are about to move
-    norms = None if norms is None else norms.to(losses.dtype) / note.weights
-    step = step_of(balancer, losses, weights, norms, None if everyone else here)
-    old, log = {"weights": balancer.weights, **balancer.state._asdict()}, {}
+    here = None if everyone else note.present != 0  # None: all tasks are present
+    if here is not None and free:
+        if not here.any():
+            return None
+        here = None if here.all() else here
+    losses = note.losses / (note.present if here is None else torch.where(here, note.present, 1.0))
+    if balancer.weighs:
+        weights = note.weights / (note.present if here is None else torch.where(here, note.present, 1.0))
+    else:
+        weights = balancer.weights.clone()  # they are about to move
+    norms = None if norms is None else norms.to(losses.dtype) / (note.scale * weights)
+    step = step_of(balancer, losses, weights, norms, here)
+    old, log = balancer.state, {}
     new: dict[str, Tensor] = {}
     if balancer._plan.move:
-        moved, state, log = balancer.update(step._replace(number=balancer._steps), balancer.state)
-        new = {"weights": moved, **state._asdict()}
-        if not everyone:
-            new = {name: keep_where(~here, old[name], value) for name, value in new.items()}
-    needed = [step.losses, *new.values()] if norms is None else [step.losses, step.norms, *new.values()]
+        moved, state, log = balancer.update(step._replace(number=balancer._steps), old)
+        before = zip(state._fields, old, state, strict=True)
+        new = {
+            name: now if here is None else keep_where(~here, was, now) for name, was, now in before if now is not was
+        }
+        new["weights"] = moved if here is None or balancer.moves_absent else torch.where(here, moved, balancer.weights)
+    needed = (
+        [step.losses, *new.values()]
+        if norms is None or not balancer.needs_norms
+        else [losses, step.norms, *new.values()]
+    )
     usable = all_finite([value for value in needed if value.is_floating_point()])
     if not free:
-        usable = usable & _in_domain(balancer, step.losses, here) & (not skip)
+        usable = usable & _in_domain(balancer, step.losses)
     if not balancer._settled:
-        new |= {
-            "initial_losses": torch.where(here, step.initial_losses, balancer.initial_losses),
-            "initial_seen": balancer.initial_seen + (here & (balancer.initial_seen < balancer._initial_steps)),
-        }
-    _keep(balancer, new, step.weights, None if everyone else here, usable, skip)
+        first = balancer.initial_seen < balancer._initial_steps
+        first = first if here is None else first & here
+        new["initial_losses"] = torch.where(first, step.initial_losses, balancer.initial_losses)
+        new["initial_seen"] = balancer.initial_seen + first
+    _keep(balancer, new, weights, here, usable, skip)
     shown: dict[str, Tensor | Callable[[], Tensor]] = {
-        "losses": partial(nan_where_absent, step.losses, here),
-        "weights": step.weights,
+        "losses": partial(nan_where_absent, losses, here),
+        "weights": weights,
         "training_rates": partial(_training_rates, step, here),
     }
     if norms is not None:
-        shown["gradient_norms"] = partial(nan_where_absent, step.weights * step.norms, here)
+        shown["gradient_norms"] = partial(_gradient_norms, step, here)
     return shown | {name: partial(_shown, value, here) for name, value in log.items()}
 
 
@@ -107,42 +120,46 @@ def training_rates(losses: Tensor, initial_losses: Tensor, step: Step) -> Tensor
     return ratios / step.mean(ratios)
 
 
-def _training_rates(step: Step, here: Tensor) -> Tensor:
+def _training_rates(step: Step, here: Tensor | None) -> Tensor:
     return nan_where_absent(training_rates(step.losses, step.initial_losses, step), here)
 
 
-def _shown(value: Tensor | Callable[[], Tensor], here: Tensor) -> Tensor:
+def _gradient_norms(step: Step, here: Tensor | None) -> Tensor:
+    assert step.norms is not None
+    return nan_where_absent(step.weights * step.norms, here)
+
+
+def _shown(value: Tensor | Callable[[], Tensor], here: Tensor | None) -> Tensor:
     found = value() if callable(value) else value
     return nan_where_absent(found, here) if found.dim() == 1 and found.is_floating_point() else found
 
 
-def _in_domain(balancer: Balancer, losses: Tensor, here: Tensor) -> Tensor:
+def _in_domain(balancer: Balancer, losses: Tensor) -> Tensor | bool:
     """Whether the losses are such as the method has a meaning for; on the host that was checked in the forward pass."""
     if balancer.positive_losses:
         return (losses > 0).all()
-    if balancer.compares_losses:
-        return (losses >= 0).all()
-    return here.any() | ~here.any()
+    return (losses >= 0).all() if balancer.compares_losses else True
 
 
 def _keep(
-    balancer: Balancer, new: dict[str, Tensor], weights: Tensor, here: Tensor | None, usable: Tensor, skip: bool
+    balancer: Balancer, new: dict[str, Tensor], weights: Tensor, here: Tensor | None, usable: Tensor | bool, skip: bool
 ) -> None:
     """Write the new state to the buffers, where the step is usable; ``here`` is None where all tasks are present."""
-    buffers, values = [getattr(balancer, name) for name in new], [*new.values()]
+    buffers, values = [balancer._buffers[name] for name in new], [*new.values()]
     counted: Tensor | int = 1 if here is None else here
-    if reads_without_sync(usable):
+    if isinstance(usable, bool) or reads_without_sync(usable):
         if skip or not usable:
-            balancer.skipped_steps += 1
+            balancer.skipped_steps.add_(1)
             return
     else:
-        some = here.any() if here is not None else usable | True
-        balancer.skipped_steps += some & ~usable
+        usable = usable & (not skip)
+        some = torch.ones_like(usable) if here is None else here.any()
+        balancer.skipped_steps.add_(some & ~usable)
         usable = usable & some
-        values = [torch.where(usable, *pair) for pair in zip(values, buffers, strict=True)]
-        counted = usable & counted if here is not None else usable
+        values = [torch.where(usable, now, was) for now, was in zip(values, buffers, strict=True)]
+        counted = usable & counted if here is not None else usable.expand(len(weights))
     if values:
         torch._foreach_copy_(buffers, values)
     if balancer._plan.move:
-        balancer.weight_sums += weights if isinstance(counted, int) else torch.where(counted, weights, 0.0)
-        balancer.weight_counts += counted
+        balancer.weight_sums.add_(weights if isinstance(counted, int) else torch.where(counted, weights, 0.0))
+        balancer.weight_counts.add_(counted)

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from equipoise.arguments import count, described, flag, numbers_by_task, one_of, task_names
 from equipoise.balancer.advance import advance, step_of
+from equipoise.balancer.checks import check_arrivals, check_values
 from equipoise.balancer.first_step import FirstStep
+from equipoise.balancer.inspection import Inspection
 from equipoise.balancer.losses import Losses, check_gradients, parse
 from equipoise.balancer.losses import label_fractions as fractions_of
-from equipoise.balancer.masking import reads_without_sync
-from equipoise.balancer.state import SavedState
-from equipoise.balancer.step import Log, Step
+from equipoise.balancer.step import Log, Progress, Step
 from equipoise.balancer.step_after import step_after
 from equipoise.balancer.total_loss import Note, noted_total
 from equipoise.engine import GradientSource
 from equipoise.engine.processes import Processes
+from equipoise.engine.source import in_transform
 
 
 class Plan(NamedTuple):
@@ -31,7 +32,7 @@ class Plan(NamedTuple):
     move: bool
 
 
-class Balancer(SavedState, ABC):
+class Balancer(Inspection, ABC):
     """Weights for T losses, and the rule that moves them.
 
     ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then moves
@@ -69,10 +70,12 @@ class Balancer(SavedState, ABC):
 
     needs_norms: ClassVar[bool] = False
     """Whether the method moves its weights at measured steps only."""
-    positive_losses: ClassVar[bool] = False
+    positive_losses: bool = False
     """Whether the method has no meaning where a loss is zero or negative."""
     weighs: ClassVar[bool] = False
     """Whether the weights of a step depend on its own losses; see `weigh`."""
+    moves_absent: bool = False
+    """Whether the method moves the weights of absent tasks too."""
     divides_by_initial: bool = False
     """Whether the method divides by ``L_i(0)``, which must be positive then."""
     compares_losses: bool = False
@@ -92,7 +95,9 @@ class Balancer(SavedState, ABC):
         super().__init__()
         source = tasks if isinstance(tasks, GradientSource) else None
         if self.needs_norms and source is None:
-            raise TypeError(f"{type(self).__name__} needs a Fork, or what attach or PerLoss give; found {described(tasks)}")
+            raise TypeError(
+                f"{type(self).__name__} needs a Fork, or what attach or PerLoss give; found {described(tasks)}"
+            )
         self.tasks: tuple[str, ...] = source.tasks if source is not None else task_names(tasks)
         if every is not None and source is None:
             raise ValueError("every: gradient norms are measured at a fork; found task names only")
@@ -106,7 +111,6 @@ class Balancer(SavedState, ABC):
         self._token = object()
         self._processes = Processes()
         self._first, self._plan, self._frozen = FirstStep(), Plan(False, False, False), False
-        self._here_now: tuple[bool, ...] | None = None
         parameter = next(iter(source.shared_parameters.values()), None) if source is not None and every else None
         precision = torch.get_default_dtype() if parameter is None else parameter.dtype.to_real()
         self._make_state(torch.promote_types(precision, torch.float32), None if parameter is None else parameter.device)
@@ -166,17 +170,20 @@ class Balancer(SavedState, ABC):
         fractions = here if label_fractions is None else fractions_of(label_fractions, given, self.tasks)
         nothing = given.present is not None and not any(given.present)
         source = self._source
-        learning = torch.is_grad_enabled() and self.training and (source is None or source.training)
+        learning = (
+            torch.is_grad_enabled() and self.training and (source is None or source.training) and not in_transform()
+        )
         if not (learning and (nothing or values.requires_grad)):
             with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
                 weights = self._weights_for(given, alone=True)
             return torch.dot(weights.to(values.dtype), fractions.to(values.dtype) * values)
         check_gradients(given)
         if not (self._plan.note or nothing):
+            self._now.weighed = True
             return torch.dot(self.weights.to(values.dtype), values if label_fractions is None else fractions * values)
         if not torch.compiler.is_compiling():
             self._open(given)
-        self._check_values(given)
+        check_values(self, given)
         if source is not None and source.taps and self._plan.measure:
             values = source.tap(given.each, values)
         weights = self._weights_for(given)
@@ -200,12 +207,16 @@ class Balancer(SavedState, ABC):
             ValueError: The audit of a task's first step failed; the message names the task and the likely cause.
         """
         flag("skip", skip)
+        nodes = torch.autograd._get_sequence_nr()
+        if self._plan.measure and not self._source.auditing:  # type: ignore[union-attr]
+            self._first.compare_graphs(nodes - self._nodes_before)
+        self._nodes_before = nodes
         if self._plan.note:
             self._noted_step(skip)
         elif skip:
-            self.skipped_steps += 1
+            self.skipped_steps.add_(1)
         self._probe.clear()
-        self._passes = 0
+        self._now = Progress()
         self._steps += 1
         self._plan_next_step()
 
@@ -233,9 +244,10 @@ class Balancer(SavedState, ABC):
         A step that is thrown away needs it, and a closure that is evaluated several times before one step.
         """
         self._probe.clear()
-        self._passes = 0
-        if self._measures_here():
-            self._source.clear()  # type: ignore[union-attr]
+        self._now = Progress()
+        source = self._source
+        if source is not None and self._plan.measure and source.owner is self._token:
+            source.clear()
 
     def freeze(self) -> None:
         """Hold the weights and the state of the method where they are, until `unfreeze`.
@@ -250,52 +262,6 @@ class Balancer(SavedState, ABC):
         """Let the method go on where `freeze` stopped it."""
         self._frozen = False
         self._plan_next_step()
-
-    def averaged(self) -> dict[str, float]:
-        r"""The weights averaged over training, to train again with constant ones: ``Static(tasks, balancer.averaged())``.
-
-        Returns:
-            By task name, :math:`\mathrm{mean}_t w_i(t)` of the weights that the task's losses were weighted with: over the
-            steps in which it was present and the method moved. The weight as it is, where there was no such step. Reading them
-            synchronises.
-
-        References:
-            Chen et al. 2018, GradNorm, Table 1: "GradNorm Static".
-        """
-        mean = self.weight_sums / self.weight_counts.clamp(min=1)
-        weights = torch.where(self.weight_counts > 0, mean, self.weights)
-        return dict(zip(self.tasks, weights.tolist(), strict=True))
-
-    def log(self) -> dict[str, Tensor]:
-        """What the last step saw and did, as tensors on the device of the weights, not synchronised until they are read.
-
-        Returns:
-            ``losses``, ``weights`` (those the losses were weighted with), ``training_rates``, ``gradient_norms`` (of the
-            weighted losses) where they were measured, and what else the method reports, each ``(T,)`` in task order; NaN for a
-            task that was absent. Scalars: ``skipped_steps``; ``audit``, the largest deviation found in the tasks' first
-            measured steps, NaN where the graph could not be differentiated twice (the repr of the balancer says why). What
-            the last step did not note or measure is that of the last step that did.
-        """
-        seen = {name: value() if callable(value) else value for name, value in self._log.items()}
-        audit = {} if self._first.deviation is None else {"audit": self._first.deviation}
-        return {"weights": self.weights.clone(), **seen, **audit, "skipped_steps": self.skipped_steps.clone()}
-
-    def scalars(self) -> dict[str, float]:
-        """The log as numbers by name, for any logger: ``{"weight/price": 1.2, "gradient_norm/price": 0.3, ...}``.
-
-        Names are those of `log`, in the singular with the task behind them; quantities of an absent task are left out. Reading
-        them synchronises.
-        """
-        found: dict[str, float] = {}
-        for name, value in self.log().items():
-            if value.dim() == 0:
-                found[name] = value.item()
-                continue
-            singular = "loss" if name == "losses" else name.removesuffix("s")
-            for task, number in zip(self.tasks, value.tolist(), strict=True):
-                if number == number:  # not NaN
-                    found[f"{singular}/{task}"] = float(number)
-        return found
 
     @abstractmethod
     def init_state(self, weights: Tensor) -> tuple[Tensor, NamedTuple]:
@@ -317,9 +283,10 @@ class Balancer(SavedState, ABC):
         """The weights for the losses at hand ``(T,)``, for a method whose weights depend on them. Writes to no buffer."""
         return step.weights
 
-    def priors_of_tasks(self) -> Tensor:
+    @property
+    def priors(self) -> Tensor | float:
         """How important each task is ``(T,)``; 1 for a method that does not ask."""
-        return self._ones
+        return 1.0
 
     def _open(self, given: Losses) -> None:
         """Before a backward pass: whose is the fork, what lies there from before the step, and which tasks are new."""
@@ -330,20 +297,21 @@ class Balancer(SavedState, ABC):
                     f"{type(self).__name__}: another balancer, made from this fork later, measures at it; one fork serves one "
                     "balancer that measures. Make one that only weighs from the names of the tasks, or with every=None"
                 )
-            if self._in_closure and not self._accumulate:
+            if self._in_closure and not (self._accumulate and source.has_gradient()):
                 self.zero_grad()
-            if self._passes == 0:
+            if self._now.passes == 0:
                 source.clear()
-            elif self._passes == 1:
+            elif self._now.passes == 1:
                 self._first.finish(self._probe.numbers, source, self.tasks)
-        if self._passes == 0 and self._first.new(self.tasks, source is not None):
+        if self._now.passes == 0 and (self._first.new(self.tasks, source is not None) or (source and source.auditing)):
             self._first.begin(self, given, source)
-        self._here_now = given.present
+        self._now.present = given.present
+        self._now.everyone = self._now.everyone is not False and given.present is None
 
     def _passed(self) -> None:
         """A backward pass has gone through the total loss."""
-        self._passes += 1
-        if self._passes > 1 and self._plan.measure and not self._accumulate:
+        self._now.passes += 1
+        if self._now.passes > 1 and self._plan.measure and not self._accumulate:
             raise RuntimeError(
                 f"a second backward pass has gone through the total loss of {type(self).__name__} before step(): where a step is "
                 f"made of several micro-batches, {type(self).__name__}(..., accumulate=True) and step() after the last of them; "
@@ -359,10 +327,10 @@ class Balancer(SavedState, ABC):
                 "backward pass"
             )
         if source is not None and note is not None and not skip:
-            self._check_arrivals(source)
-            if self._passes == 1:
+            check_arrivals(self, source)
+            if self._now.passes == 1:
                 self._first.finish(note, source, self.tasks)
-        note = torch.zeros_like(self._probe.leaf) if note is None else note.detach()
+        note = torch.zeros_like(self._probe.leaf) if note is None else note.detach() if note.requires_grad else note
         measured = () if source is None else (source.measured(),)
         if number > 1:
             self._processes.agree(self.tasks)
@@ -370,42 +338,10 @@ class Balancer(SavedState, ABC):
         norms = source.norms(measured[0], number) if source is not None else None
         if source is not None:
             source.clear()
-        moved = advance(self, Note(*note.unbind()), norms, skip)
+        everyone = number == 1 and bool(self._now.everyone)
+        moved = advance(self, Note(*note.unbind()), norms, skip, everyone)
         if moved is not None:
             self._log |= moved
-
-    def _check_arrivals(self, source: GradientSource) -> None:
-        """Refuse a step whose measurement is not of the total loss alone, or not of all its tasks."""
-        present = self._here_now or (True,) * len(self.tasks)
-        if source.passes > self._passes:
-            raise RuntimeError(
-                f"the fork has seen {source.passes} backward passes since the last step, of which {self._passes} came from the "
-                "balancer's total loss: differentiate other losses before balancer(losses), or in a forward pass of their own "
-                "in eval() or from Fork(..., others=('name',))"
-            )
-        missing = [] if torch.compiler.is_compiling() else source.not_arrived(present)
-        if missing:
-            raise RuntimeError(
-                f"task {missing[0]!r}: no gradient of its loss has arrived where it is measured: {source.why_not(missing[0])}. Hand "
-                "in None where a batch has no labels for the task"
-            )
-
-    def _check_values(self, given: Losses) -> None:
-        """Refuse losses that have no meaning for the method; on an accelerator that would wait for the device."""
-        if not (self.positive_losses or self.compares_losses) or not reads_without_sync(given.values):
-            return
-        values = given.values.detach()
-        least = float(values.min()) if given.present is None else min(
-            value for value, here in zip(values.tolist(), given.present, strict=True) if here or not any(given.present)
-        )
-        if least < 0 or (self.positive_losses and least == 0 and (given.present is None or any(given.present))):
-            task = next(t for t, v in zip(self.tasks, values.tolist(), strict=True) if v == least)
-            if self.positive_losses:
-                raise ValueError(f"task {task!r}: {type(self).__name__} needs positive losses; found {least}")
-            raise ValueError(
-                f"task {task!r}: a loss must not be negative with alpha > 0, since a ratio of losses then has no meaning; "
-                f"found {least}. alpha=0 needs no ratios"
-            )
 
     def _weights_for(self, given: Losses, *, alone: bool = False) -> Tensor:
         """The weights for these losses; ``alone`` without asking the other processes."""
@@ -429,7 +365,8 @@ class Balancer(SavedState, ABC):
 
     def _plan_next_step(self) -> None:
         """Decide what the next step does."""
-        if not self._settled and self._steps & (self._steps - 1) == 0:  # a look, which waits for the device, is rare
+        looks = self._steps & (self._steps - 1) == 0  # a look, which waits for the device, is rare
+        if looks and not self._settled and not self.initial_seen.is_meta:
             self._settled = bool((self.initial_seen >= self._initial_steps).all())
         measure = self._every is not None and self._steps % self._every == 0
         move = not self._frozen and self._steps >= self._start and (measure or not self.needs_norms)
@@ -438,7 +375,10 @@ class Balancer(SavedState, ABC):
             self._plan = plan
         if self._source is not None and self._every is not None and self._source.owner is self._token:
             self._source.plan(measure, gradients=self._accumulate or self._processes.number > 1)
-            self._source.auditing = measure and self._first.pending(self.tasks)
+            number = self._steps // self._every
+            again = not self._source.taps and self._first.due(number)
+            self._source.auditing = measure and (self._first.pending(self.tasks) or again)
+            self._source.forget_aliases()
 
     def _checked_weights(self, given: Any, source: GradientSource | None) -> list[float] | str | None:
         if given is None:

@@ -1,8 +1,12 @@
-"""A task's first step: its first loss is looked at, its gradient audited, and weights may be balanced from it."""
+"""A task's first step: its first loss is looked at, its gradient audited, and weights may be balanced from it.
+
+Later measured steps are audited again by what a loss reads: at number 1, 2, 4, 8, ..., and after a step whose graph had another
+number of nodes than those before, as when a term is added to the total loss.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -10,11 +14,28 @@ import torch
 from torch import Tensor
 
 from equipoise.engine import GradientSource
-from equipoise.engine.audit import STATIC_GRAPH, Reference, cause, deviations, reference, tolerance
+from equipoise.engine.audit import (
+    STATIC_GRAPH,
+    Reference,
+    cause,
+    deviations,
+    past_the_fork,
+    precisions,
+    reference,
+    reference_at_aliases,
+    tolerance,
+)
 
 if TYPE_CHECKING:
     from equipoise.balancer.balancer import Balancer
     from equipoise.balancer.losses import Losses
+
+
+MOST_GRAPHS = 16
+"""So many numbers of nodes are told apart; a network whose graph is always another is not audited in each step."""
+
+MOST_TASKS = 32
+"""So many tasks are audited again at a time."""
 
 
 class FirstStep:
@@ -34,7 +55,20 @@ class FirstStep:
         self.left_out = ""
         self._expected: Reference | None = None
         self._limit = 0.0
-        self._balanced = False
+        self._balanced = self._begun = False
+        self._graphs: set[int] = set()
+        self._changed = False
+        self._next_task = 0
+
+    def due(self, number: int) -> bool:
+        """Whether the measured step of this number is audited again."""
+        return self._changed or number & (number - 1) == 0
+
+    def compare_graphs(self, nodes: int) -> None:
+        """Told after a measured step that was not audited how many nodes were made for it."""
+        self._changed = nodes not in self._graphs and len(self._graphs) < MOST_GRAPHS
+        if self._changed:
+            self._graphs.add(nodes)
 
     def pending(self, tasks: Sequence[str]) -> bool:
         """Whether a task is still to be audited."""
@@ -51,6 +85,7 @@ class FirstStep:
             ValueError: A first loss is not finite, or not one that the method can start from; or weights are to be balanced
                 from gradients that cannot be had. The message names the task.
         """
+        self._begun = True
         each = given.each or dict(zip(balancer.tasks, given.values.unbind(), strict=True))
         for task, loss in each.items():
             if task not in self.seen:
@@ -61,6 +96,10 @@ class FirstStep:
         balances = balancer._given_weights == "balanced" and balancer._steps == 0 and not self._balanced
         losses = {task: loss for task, loss in each.items() if balances or task not in self.audited}
         if not losses:
+            self._changed = False
+            if source.auditing and not self.left_out and torch.float16 not in precisions(source, given.values):
+                self._begin_again(source, each, tolerance(source, given.values) ** 0.5)
+            source.forget_aliases()
             return
         self._expected = reference(source, losses)
         source.forget_aliases()
@@ -83,12 +122,16 @@ class FirstStep:
             ValueError: They differ; the message names the task and the likely cause.
         """
         expected, self._expected = self._expected, None
-        if expected is None or expected.rows is None or note is None:
+        if not self._begun:
+            self._none_for(tasks, "the balancer is called in compiled code")
+        if expected is None or expected.at_alias is None or note is None:
             return
         places = list(expected.tasks)
         scaled = note[2].detach().double()[places]
-        norms = source.norms(source.measured())[places].double() / scaled
-        found = deviations(norms, expected.norms)
+        first = expected.rows is not None
+        wanted = expected.norms if first else expected.at_alias
+        norms = (source.norms(source.measured())[places] if first else _at_aliases(source, places)).double() / scaled
+        found = deviations(norms, wanted)
         worst = None
         for place, deviation in enumerate(found.tolist()):
             task = tasks[places[place]]
@@ -99,15 +142,38 @@ class FirstStep:
                 at_alias = None if square is None else square.double().sqrt() / scaled[place]
                 why = cause(source, expected, place, at_alias, self._limit)
                 raise ValueError(
-                    f"task {task!r}: {why} (a norm of {norms[place]:.4g} was measured, its gradient has {expected.norms[place]:.4g})"
+                    f"task {task!r}: {why} (a norm of {norms[place]:.4g} was measured, its gradient has {wanted[place]:.4g})"
                 )
-            self.audited.add(task)
-            worst = deviation if worst is None else max(worst, deviation)
+            if first:
+                self.audited.add(task)
+                worst = deviation if worst is None else max(worst, deviation)
         if worst is not None:
             largest = worst if self.deviation is None else max(worst, self.deviation.item())
             self.deviation = found.new_tensor(largest)
 
-    def _leave_out(self, source: GradientSource, tasks: Sequence[str] | set[str], balances: bool) -> None:
+    def _begin_again(self, source: GradientSource, each: Mapping[str, Tensor], limit: float) -> None:
+        """Take references at the aliases, for some of the tasks where there are many.
+
+        Args:
+            source: What measures.
+            each: The loss of every task that is present.
+            limit: The tolerance; larger than in the first step, as gradients may be small against their terms by now.
+        """
+        aliases = source.aliases
+        known = [task for task in each if source.tasks.index(task) in aliases]
+        begin = self._next_task % max(len(known), 1)
+        some = {task: each[task] for task in (known[begin:] + known[:begin])[:MOST_TASKS]}
+        self._next_task += len(some)
+        try:
+            for task, loss in some.items():
+                why = past_the_fork(source, loss, source.tasks.index(task), limit)
+                if why:
+                    raise ValueError(f"task {task!r}: {why}")
+            self._expected, self._limit = reference_at_aliases(source, some) if some else None, limit
+        except RuntimeError:
+            return  # a part of the graph that cannot be differentiated twice
+
+    def _leave_out(self, source: GradientSource, tasks: Collection[str], balances: bool) -> None:
         assert self._expected is not None
         why = self._expected.left_out
         if balances:
@@ -121,9 +187,13 @@ class FirstStep:
                 "static_graph=True takes the end of the first such pass for that of backward() and averages too early: use "
                 "static_graph=False, or a Fork inside the model"
             )
+        self._expected = None
+        self._none_for(tasks, why)
+
+    def _none_for(self, tasks: Iterable[str], why: str) -> None:
+        """There is no reference for these tasks."""
         self.audited |= set(tasks)
-        self.left_out, self._expected = why, None
-        self.deviation = torch.tensor(float("nan"))
+        self.left_out, self.deviation = why, torch.tensor(float("nan"))
 
     def _balance(self, balancer: Balancer, expected: Reference, tasks: Sequence[str]) -> None:
         """Weights in inverse proportion to the norms of the first batch."""
@@ -137,11 +207,19 @@ class FirstStep:
                     f"found a norm of {norm}"
                 )
         places = list(expected.tasks)
-        inverse = balancer.priors_of_tasks()[places] / norms
+        inverse = (torch.ones_like(balancer.weights) * balancer.priors)[places] / norms
         weights = torch.ones_like(balancer.weights)
         weights[places] = inverse * (len(tasks) / inverse.sum())
         balancer._set_state(*balancer.init_state(weights))
         self._balanced = True
+
+
+def _at_aliases(source: GradientSource, places: list[int]) -> Tensor:
+    """The norms of what arrived at the aliases of these tasks; NaN where it is not known."""
+    unknown = torch.full((), torch.nan, dtype=torch.float64)
+    squares = [source.alias_squares.get(place) for place in places]
+    known = next((square for square in squares if square is not None), unknown)
+    return torch.stack([unknown.to(known) if square is None else square for square in squares]).sqrt()
 
 
 def check_first_loss(balancer: Balancer, task: str, loss: float) -> None:

@@ -44,7 +44,7 @@ def parse(losses: Any, tasks: Sequence[str], weights: Tensor) -> Losses:
         loss = losses.get(task, losses)  # the dict itself is no loss
         if loss is None:
             continue
-        if type(loss) is not Tensor or loss.dim() or loss.device != weights.device or not loss.is_floating_point():
+        if type(loss) is not Tensor or loss.dim() or loss.device != weights.device or not _is_real(loss):
             loss = _checked(task, loss, losses, weights.device)
         alike = alike and loss.dtype == weights.dtype
         each[task] = loss
@@ -89,11 +89,15 @@ def label_fractions(fractions: Any, losses: Losses, tasks: Sequence[str]) -> Ten
     for task, here in zip(tasks, present, strict=True):
         value = number(f"label_fractions: task {task!r}: its value", fractions.get(task, 0.0), "[0, inf)")
         if here != (value > 0):
-            wanted = "has a loss, so its fraction must be positive" if here else "has no loss, so its fraction must be 0"
+            wanted = (
+                "has a loss, so its fraction must be positive" if here else "has no loss, so its fraction must be 0"
+            )
             raise ValueError(f"label_fractions: task {task!r} {wanted}; found {value}")
         found.append(value)
     values = losses.values
-    return torch.tensor(found, dtype=values.dtype).to(values.device, non_blocking=True)  # without waiting for the device
+    return torch.tensor(found, dtype=values.dtype).to(
+        values.device, non_blocking=True
+    )  # without waiting for the device
 
 
 def _checked(task: str, loss: Any, losses: Mapping[str, Any], device: torch.device) -> Tensor:
@@ -109,8 +113,13 @@ def _checked(task: str, loss: Any, losses: Mapping[str, Any], device: torch.devi
     if loss.is_nested or loss.dim() != 0:
         shape = "a nested tensor" if loss.is_nested else tuple(loss.shape)
         raise ValueError(f"task {task!r}: a loss must be a scalar, of shape (); found {shape}")
-    if not loss.is_floating_point():
-        raise TypeError(f"task {task!r}: a loss must be a real floating-point tensor; found {loss.dtype}")
+    if not _is_real(loss):
+        found = loss.dtype if loss.layout == torch.strided else f"one of layout {loss.layout}"
+        raise TypeError(
+            f"task {task!r}: a loss must be a real floating-point tensor, dense, of 16 bits or more; found {found}"
+        )
+    if loss.is_meta and device.type != "meta":
+        raise ValueError(f"task {task!r}: its loss is on the meta device, where tensors have no values")
     if loss.device != device:
         raise ValueError(
             f"task {task!r}: its loss is on {loss.device}, the weights are on {device}; "
@@ -119,13 +128,21 @@ def _checked(task: str, loss: Any, losses: Mapping[str, Any], device: torch.devi
     return loss.as_subclass(Tensor)
 
 
+def _is_real(loss: Tensor) -> bool:
+    """Whether it is of a dtype and layout that losses are summed in."""
+    return loss.dtype in _REAL and loss.layout == torch.strided
+
+
+_REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def _check_vector(losses: Tensor, tasks: Sequence[str], device: torch.device) -> None:
     if losses.shape != (len(tasks),):
         raise ValueError(
             f"losses must be a dict by task name, or a tensor of shape ({len(tasks)},) in task order; found {described(losses)}"
         )
-    if not losses.is_floating_point():
-        raise TypeError(f"losses must be a real floating-point tensor; found {losses.dtype}")
+    if not _is_real(losses):
+        raise TypeError(f"losses must be a real floating-point tensor, dense, of 16 bits or more; found {losses.dtype}")
     if losses.device != device:
         raise ValueError(
             f"the losses are on {losses.device}, the weights are on {device}; call balancer.to({str(losses.device)!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -13,14 +14,18 @@ def reads_without_sync(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def nan_where_absent(values: Tensor, present: Tensor) -> Tensor:
-    """``values`` ``(T,)`` as a log shows them: NaN for an absent task."""
-    return values.masked_fill(~present, float("nan"))
+def nan_where_absent(values: Tensor, present: Tensor | None) -> Tensor:
+    """``values`` ``(T,)`` as a log shows them: NaN for an absent task; ``present`` is None where there is none."""
+    return values if present is None else values.masked_fill(~present, float("nan"))
 
 
-def all_finite(values: Sequence[Tensor]) -> Tensor:
-    """Whether all numbers are finite, as a bool tensor ``()``: their sum is, unless one of them is not."""
-    return torch.isfinite(torch.cat([value.reshape(-1) for value in values]).sum())
+def all_finite(values: Sequence[Tensor]) -> Tensor | bool:
+    """Whether all numbers are finite: on the host by their sum, which is finite then unless it overflows."""
+    alike = all(value.shape == values[0].shape for value in values)
+    joined = torch.stack([*values]) if alike else torch.cat([value.reshape(-1) for value in values])
+    if reads_without_sync(joined) and isfinite(joined.sum().item()):
+        return True
+    return torch.isfinite(joined).all()
 
 
 def keep_where(keep: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.balancer.first_step import FirstStep
+from equipoise.balancer.step import Progress
 from equipoise.balancer.total_loss import NOTE_ROWS
 from equipoise.engine.probe import Probe
 
@@ -75,24 +76,7 @@ class SavedState(nn.Module):
         seen = self.initial_seen.tolist()
         self._settled = min(seen) >= self._initial_steps
         self._first.seen |= {task for task, number in zip(self.tasks, seen, strict=True) if number}
-        self._plan_next_step()
-
-    def extra_repr(self) -> str:
-        """The settings and the weights."""
-        weights = "" if self.weights.is_meta else ", ".join(
-            f"{task}: {weight:.4g}" for task, weight in zip(self.tasks, self.weights.tolist(), strict=True)
-        )
-        settings = [f"{name}={value!r}" for name, value in self._settings().items()]
-        audit = [f"audit left out: {self._first.left_out}"] if self._first.left_out else []
-        return "\n".join([f"weights: {weights}", ", ".join(settings), *audit])
-
-    def _settings(self) -> Mapping[str, Any]:
-        """The settings of the method, for the repr: the attributes that the constructor's arguments are kept in."""
-        import inspect
-
-        names = [name for name in inspect.signature(type(self)).parameters if name not in ("tasks", "fork")]
-        kept = {name: getattr(self, f"_{name}", getattr(self, name, None)) for name in names}
-        return {name: value for name, value in kept.items() if value is not None and not isinstance(value, Tensor)}
+        self._place()  # the buffers may have been assigned, from another device
 
     def _make_state(self, precision: torch.dtype, device: torch.device | None) -> None:
         """Decide precision and device; ``reset_parameters`` makes the rest."""
@@ -112,7 +96,7 @@ class SavedState(nn.Module):
         self._ones = torch.ones_like(self.weights)
         self._uniform = self._ones / len(self.tasks)
         self._masks: dict[tuple[bool, ...], tuple[Tensor, Tensor]] = {}
-        self._passes = 0
+        self._now, self._nodes_before = Progress(), 0
         self._in_closure = False
         self._probe = Probe((NOTE_ROWS, len(self.tasks)), self.weights.dtype, self.weights.device, self._passed)
         self._plan_next_step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,23 @@ from torch import Tensor
 
 Log = Mapping[str, Tensor | Callable[[], Tensor]]
 """Quantities for the log by name; a function is called when the log is read."""
+
+
+@dataclass
+class Progress:
+    """How far the step at hand has come, on the host.
+
+    Attributes:
+        passes: The backward passes that have gone through the total loss.
+        weighed: Whether the losses have been weighed.
+        present: Which tasks had a loss in the last forward pass; None: all.
+        everyone: Whether all tasks had one in each forward pass; None where there was none, or only compiled ones.
+    """
+
+    passes: int = 0
+    weighed: bool = False
+    present: tuple[bool, ...] | None = None
+    everyone: bool | None = None
 
 
 class Step(NamedTuple):
@@ -43,10 +61,14 @@ class Step(NamedTuple):
 
     def among(self, known: Tensor) -> Step:
         """The same step among the tasks that are present and ``known`` ``(T,)``, bool: the others keep their weights."""
-        part = self.uniform * known
-        fraction = part.sum()
-        mean_weight = (self.mean_weight - torch.dot(self.weights, self.uniform - part)) / fraction
-        return self._replace(uniform=part / fraction, mean_weight=mean_weight)
+        return self.as_if_present(known & (self.uniform > 0))
+
+    def as_if_present(self, tasks: Tensor) -> Step:
+        """The same step as if these ``tasks`` ``(T,)``, bool, were those present."""
+        here = tasks.to(self.weights.dtype)
+        number = here.sum()
+        kept = torch.dot(self.weights, 1 - here)
+        return self._replace(uniform=here / number, mean_weight=(len(here) - kept) / number)
 
     def in_proportion(self, values: Tensor) -> Tensor:
         """Weights ``(T,)`` in proportion to ``values``, which are not negative, such that all weights sum to T."""

@@ -26,20 +26,25 @@ class Handle:
 
 def step_after(balancer: Balancer, optimizer: Any) -> Handle:
     """See `Balancer.step_after`."""
-    inner = optimizer
-    while not isinstance(inner, torch.optim.Optimizer):
-        inner = getattr(inner, "optimizer", None)
-        if inner is None:
-            raise TypeError(
-                f"optimizer must be a torch.optim.Optimizer, or hold one as .optimizer; found {described(optimizer)}"
-            )
+    inner = _innermost(optimizer)
+    if inner is None:
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, or hold one as .optimizer; found {described(optimizer)}"
+        )
 
     def before(*_: Any) -> None:
         balancer._in_closure = True
 
     def after(*_: Any) -> None:
         balancer._in_closure = False
-        if balancer._passes or not balancer._plan.note:
+        if balancer._now.passes or balancer._now.weighed:
             balancer.step()
 
     return Handle([inner.register_step_pre_hook(before), inner.register_step_post_hook(after)])
+
+
+def _innermost(optimizer: Any) -> torch.optim.Optimizer | None:
+    """The optimiser that a wrapper holds, itself an Optimizer or not, perhaps without an Optimizer's hooks."""
+    held = getattr(optimizer, "optimizer", None)
+    inner = None if held is None or held is optimizer else _innermost(held)
+    return optimizer if inner is None and isinstance(optimizer, torch.optim.Optimizer) else inner

@@ -20,7 +20,7 @@ class Note(NamedTuple):
     Attributes:
         losses: The sum of c f L.
         present: The sum of c f; 0 for an absent task.
-        weights: The sum of c w.
+        weights: The sum of c f w.
         scale: The sum of c, the same for every task.
     """
 
@@ -43,24 +43,25 @@ def noted_total(values: Tensor, weights: Tensor, fractions: Tensor, ones: Tensor
         ones: ``(T,)``.
         probe: A leaf of zeros ``(4, T)``.
     """
-    part = values if fractions is ones else fractions * values
-    note = torch.stack([part.detach(), fractions.to(part.dtype), weights.to(part.dtype), ones.to(part.dtype)])
-    return cast(Tensor, _Total.apply(part, probe, note))
+    note = torch.stack([values.detach(), ones.to(values.dtype), weights.to(values.dtype), ones.to(values.dtype)])
+    if fractions is not ones:
+        note = torch.cat([note[:3] * fractions.to(values.dtype), note[3:]])
+    return cast(Tensor, _Total.apply(values, probe, note))
 
 
 class _Total(torch.autograd.Function):
-    """``(f L (T,), probe (4, T), note (4, T)) -> sum_i f_i w_i L_i`` in one node of the graph."""
+    """``(losses (T,), probe (4, T), note (4, T)) -> sum_i f_i w_i L_i`` in one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, probe: Tensor, note: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, probe: Tensor, note: Tensor) -> Tensor:
         """The weighted sum."""
         ctx.save_for_backward(note)
         ctx.probe_dtype = probe.dtype
-        return torch.dot(note[2], part)
+        return torch.dot(note[2], values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        """The weights for the losses, the note for the probe."""
+        """The weights, times the label fractions, for the losses; the note for the probe."""
         (note,) = ctx.saved_tensors
         scaled = gradient * note
         return scaled[2], scaled.to(ctx.probe_dtype), None

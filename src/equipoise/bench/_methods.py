@@ -6,19 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
-from equipoise.balancers import GradNorm
 from equipoise.bench._case import CannotRunError, Case, Network
 from equipoise.bench._gradnorm_pytorch import gradnorm_pytorch
 from equipoise.bench._libmtl import libmtl
 from equipoise.bench._paper import paper
 from equipoise.bench._torchjd import autogram, mtl_backward
-from equipoise.bench.workloads._columns import Named, Outputs
-from equipoise.bench.workloads._workload import Workload
-from equipoise.engine import Columns, Fork, PerLoss
+from equipoise.bench.workloads import Columns, Workload
+from equipoise.engine import Fork, PerLoss
+from equipoise.methods import GradNorm
 
 FLOOR = "plain"
 """The method that all others are divided by."""
@@ -71,9 +70,9 @@ def plain(case: Case) -> Callable[[], None]:
     return step
 
 
-def forked(case: Case, *, every: int = 1, subset: int | None = None) -> Callable[[], Tensor]:
-    """GradNorm of this library, measured where the network splits into its tasks; the step returns the weights."""
-    model, balancer = balanced(case, every=every, subset=subset)
+def gradnorm(case: Case, *, every: int = 1) -> Callable[[], Tensor]:
+    """GradNorm of this library; the step returns the weights."""
+    model, balancer = balanced(case, every=every)
 
     def step() -> Tensor:
         balancer(case.balanced(model)).backward()
@@ -84,23 +83,29 @@ def forked(case: Case, *, every: int = 1, subset: int | None = None) -> Callable
     return step
 
 
-def balanced(case: Case, *, every: int = 1, subset: int | None = None) -> tuple[nn.Module, GradNorm]:
-    """The network with a fork, or what stands for it, in the place of its last shared layer, and the balancer."""
-    if subset is not None and subset >= len(case.tasks):
-        raise CannotRunError(f"a subset of {subset} is for more tasks than {len(case.tasks)}")
-    trunk, layer, heads = case.network.trunk, case.network.shared_layer, case.network.heads
-    if isinstance(heads, Outputs):
-        source: Columns | Fork = Columns(
-            cast(nn.Linear, layer), heads.activation, heads.matrix, case.tasks, subset=subset
-        )
-        heads = Named()
-    else:
-        source = Fork(layer, case.tasks, subset=subset)
-    return case.prepared(Network(trunk, source, heads)), GradNorm(source, every=every)
+def every_hundredth(case: Case) -> Callable[[], Tensor]:
+    """The same at every hundredth step, where a measured step costs many plain ones."""
+    if not isinstance(case.workload, Columns):
+        raise CannotRunError("measured at every hundredth step only where hundreds of tasks are columns of one matrix")
+    return gradnorm(case, every=100)
+
+
+def balanced(case: Case, *, every: int = 1) -> tuple[nn.Module, GradNorm]:
+    """The network as this library measures it, and the balancer.
+
+    A fork takes the place of the last shared layer. Where the tasks are columns of one output matrix there is no place for
+    one, and `PerLoss` measures the network as it is.
+    """
+    if isinstance(case.workload, Columns):
+        return case.prepared(case.network), GradNorm(PerLoss(case.network.shared_layer, case.tasks), every=every)
+    fork = Fork(case.network.shared_layer, case.tasks)
+    return case.prepared(Network(case.network.trunk, fork, case.network.heads)), GradNorm(fork, every=every)
 
 
 def per_loss(case: Case) -> Callable[[], Tensor]:
-    """The same through the library's last resort, one ``autograd.grad`` of first order per loss."""
+    """The same for any graph: a gradient of first order per loss, in batches from eight losses on."""
+    if isinstance(case.workload, Columns):
+        raise CannotRunError("gradnorm measures with PerLoss there")
     balancer = GradNorm(PerLoss(case.measured, case.tasks))
 
     def step() -> Tensor:
@@ -115,20 +120,14 @@ def per_loss(case: Case) -> Callable[[], Tensor]:
 _JD, _GP = "torchjd", "gradnorm_pytorch"
 METHODS: dict[str, Method] = {
     FLOOR: Method("the sum of the losses, without any library", plain, everywhere=True),
-    "gradnorm": Method("eq.GradNorm, measured at every step", forked, everywhere=True, ours=True),
+    "gradnorm": Method("eq.GradNorm, measured at every step", gradnorm, everywhere=True, ours=True),
     "gradnorm_every_10": Method(
-        "eq.GradNorm, measured at every tenth step", partial(forked, every=10), period=10, everywhere=True, ours=True
+        "eq.GradNorm, measured at every tenth step", partial(gradnorm, every=10), period=10, everywhere=True, ours=True
     ),
-    "gradnorm_subset_8": Method(
-        "eq.GradNorm, measured at every step for 8 tasks in turn", partial(forked, subset=8), ours=True
+    "gradnorm_every_100": Method(
+        "eq.GradNorm, measured at every hundredth step", every_hundredth, period=100, ours=True
     ),
-    "gradnorm_subset_8_every_10": Method(
-        "eq.GradNorm, measured at every tenth step for 8 tasks in turn",
-        partial(forked, subset=8, every=10),
-        period=10,
-        ours=True,
-    ),
-    "per_loss": Method("eq.GradNorm at PerLoss: one autograd.grad per task", per_loss, ours=True),
+    "per_loss": Method("eq.GradNorm at PerLoss: the gradient of every loss by autograd", per_loss, ours=True),
     "paper": Method(
         "the paper read literally: T calls of autograd.grad with create_graph, L_grad differentiated by the weights",
         partial(paper, through_everything=False),

@@ -24,6 +24,7 @@ from equipoise.bench._methods import balanced
 from equipoise.bench._processes import in_processes
 from equipoise.bench.workloads import Workload
 from equipoise.lab._fingerprint import environment
+from equipoise.methods import GradNorm
 
 PHASES = ("forward", "total", "backward", "optimiser", "balancer")
 """Forward pass and losses; the total loss; the backward pass; optimiser and ``zero_grad``; ``balancer.step()``."""
@@ -33,6 +34,9 @@ Losses = Mapping[str, Tensor] | Tensor
 
 _PATIENCE = 600.0
 """The seconds in which a workload must have been looked at."""
+
+_FIRST_STEPS = 5
+"""How often a balancer is made anew and its first step timed."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Phases:
         peak: Multiplications per millisecond of one large matrix product on this machine.
         bandwidth: Bytes per millisecond of a sum over more numbers than any cache holds.
         environment: Versions, machine class, threads, commit and date.
+        first: Median milliseconds of the first step of a balancer, which audits every task; None in older records.
     """
 
     workload: str
@@ -64,6 +69,7 @@ class Phases:
     peak: float
     bandwidth: float
     environment: Mapping[str, Any]
+    first: float | None = None
 
     @property
     def extra(self) -> float:
@@ -97,7 +103,7 @@ def phases(name: str, workload: Workload, *, rounds: int, threads: int) -> Phase
 
 def _looked_at(rank: int, workload: Workload, rounds: int) -> dict[str, Any]:
     """What a `Phases` says of a workload."""
-    steps = _steps(rank, workload)
+    steps, balancer = _steps(rank, workload)
     taken: dict[str, list[Sequence[float]]] = {kind: [] for kind in steps}
     for _ in range(5):
         for step in steps.values():
@@ -106,16 +112,20 @@ def _looked_at(rank: int, workload: Workload, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             for kind, step in steps.items():
                 taken[kind].append([1e3 * (end - start) for start, end in pairwise(step())])
+        firsts = []
+        for _ in range(_FIRST_STEPS):
+            balancer.reset_parameters()
+            marks = steps["balanced"]()
+            firsts.append(1e3 * (marks[-1] - marks[0]))
     found: dict[str, Any] = {
         kind: dict(zip(PHASES, map(median, zip(*rows, strict=True)), strict=True)) for kind, rows in taken.items()
     }
     if workload.setup == "compiled":
-        steps = _steps(rank, replace(workload, setup="eager"))
-        for _ in range(2):  # the first step of all finds out how to measure
-            steps["balanced"]()
+        steps, _ = _steps(rank, replace(workload, setup="eager"))
+    steps["balanced"]()  # whose first step is audited
     for kind, step in steps.items():
         found[f"{kind}_multiplications"], found[f"{kind}_bytes"] = _counted(step)
-    return {**found, "peak": _peak(), "bandwidth": _bandwidth()}
+    return {**found, "peak": _peak(), "bandwidth": _bandwidth(), "first": median(firsts)}
 
 
 def save(found: Sequence[Phases], path: Path) -> None:
@@ -129,14 +139,15 @@ def load(path: Path) -> list[Phases]:
     return [Phases(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def _steps(rank: int, workload: Workload) -> dict[str, Callable[[], list[float]]]:
-    """Both steps, each on a network of its own; they return the times between their phases."""
+def _steps(rank: int, workload: Workload) -> tuple[dict[str, Callable[[], list[float]]], GradNorm]:
+    """Both steps, each on a network of its own, and the balancer; a step returns the times between its phases."""
     plain, other = (Case(workload, torch.device("cpu"), rank) for _ in range(2))
     model, balancer = balanced(other)
-    return {
+    steps = {
         "plain": partial(_marks, plain, plain.prepared(plain.network), _summed, lambda: None),
         "balanced": partial(_marks, other, model, balancer, balancer.step),
     }
+    return steps, balancer
 
 
 def _marks(

@@ -20,8 +20,8 @@ from equipoise.bench.workloads import Workload
 from equipoise.lab._fingerprint import environment
 
 _PEERS = ("torchjd", "gradnorm-pytorch")
-_STEPS_AT_MOST = 20
-"""What a process that tries one method out takes at the very most, with a second for each besides: it starts and compiles."""
+_STEPS_AT_MOST, _START = 20, 60.0
+"""What a process that tries one method out takes at the very most: so many steps, and seconds to start and to compile."""
 
 
 def measure(
@@ -58,12 +58,12 @@ def measure(
         raise ValueError(f"unknown method {wrong[0]!r}; wanted some of {', '.join(METHODS)}")
     number = workload.processes
     each = threads or (1 if number > 1 else torch.get_num_threads())
-    periods = {method: METHODS[method].period for method in METHODS if method in methods or method == FLOOR}
-    periods[FLOOR] = max(periods.values())  # timed over the same number of steps as what does its work now and then
-    steps: dict[str, int] = {}
+    taken: dict[str, float] = {}
     peaks: dict[str, int] = {}
     not_run: dict[str, str] = {}
-    for method, period in periods.items():
+    for method in METHODS:
+        if method not in methods and method != FLOOR:
+            continue
         found: tuple[float, int] | str | None = METHODS[method].refusal(workload)
         if found is None:
             say(f"{name}: {method}")
@@ -71,14 +71,16 @@ def measure(
         if isinstance(found, str):
             not_run[method] = found
         else:
-            seconds, peaks[method] = found
-            steps[method] = steps_at_a_stretch(seconds, period)
-    if FLOOR not in steps:
+            taken[method], peaks[method] = found
+    if FLOOR not in taken:
         raise RuntimeError(f"workload {name!r}: the plain step could not be run: {not_run[FLOOR]}")
+    periods = {method: METHODS[method].period for method in taken}
+    periods[FLOOR] = max(periods.values())  # timed over the same number of steps as what does its work now and then
+    steps = {method: steps_at_a_stretch(seconds, periods[method]) for method, seconds in taken.items()}
     say(f"{name}: {rounds} rounds of {len(steps)} methods")
     together = _patience(limit) * len(steps) * rounds
     try:
-        taken = in_processes(take_times, number, each, workload, steps, device, rounds, seconds=together)
+        times = in_processes(take_times, number, each, workload, steps, device, rounds, seconds=together)
     except LostError as error:
         raise RuntimeError(f"workload {name!r}: the methods could not be timed: {error}") from None
     return Record(
@@ -88,7 +90,7 @@ def measure(
         num_tasks=len(workload.tasks),
         settings=asdict(workload),
         device=device,
-        costs={method: Cost(steps[method], tuple(taken[method]), peaks[method]) for method in steps},
+        costs={method: Cost(steps[method], tuple(times[method]), peaks[method]) for method in steps},
         not_run=not_run,
         environment=_environment(device, each),
     )
@@ -109,7 +111,7 @@ def _tried(
 
 def _patience(limit: float) -> float:
     """The seconds in which one method must have been tried."""
-    return _STEPS_AT_MOST * (limit + 1)
+    return _START + _STEPS_AT_MOST * limit
 
 
 def _environment(device: str, threads: int) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def _methods(records: Sequence[Record]) -> list[str]:
 
 
 def _reasons(records: Sequence[Record]) -> list[str]:
-    return list(dict.fromkeys(reason for record in records for reason in record.not_run.values()))
+    """Why methods were not run; those of methods that are gone are in no row."""
+    not_run = [(method, reason) for record in records for method, reason in record.not_run.items()]
+    return list(dict.fromkeys(reason for method, reason in not_run if method in METHODS))
 
 
 def _provenance(records: Sequence[Record]) -> str:

@@ -1,5 +1,5 @@
-"""What a user runs first when the weights look wrong."""
+"""One batch looked at before training, or where the weights look wrong: the audit of the first step, as a report."""
 
-from equipoise.diagnosis._check import check as check
-from equipoise.diagnosis._report import CheckReport as CheckReport
-from equipoise.diagnosis._report import Finding as Finding
+from equipoise.check.check import check as check
+from equipoise.check.report import CheckReport as CheckReport
+from equipoise.check.report import Finding as Finding

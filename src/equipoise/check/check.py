@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import combinations
-from math import isfinite, nan
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.balancers import Balancer
-from equipoise.balancers._given import losses_by_task, stacked
-from equipoise.diagnosis._report import CheckReport, Finding
-from equipoise.diagnosis._undisturbed import undisturbed
-from equipoise.engine import Examination, Fork, Source, check_separable, examined
+from equipoise.balancer import Balancer
+from equipoise.balancer.losses import Losses, parse
+from equipoise.check import findings
+from equipoise.check.report import CheckReport
+from equipoise.check.report import found as finding
+from equipoise.check.undisturbed import undisturbed
+from equipoise.engine import GradientSource
+from equipoise.engine.audit import Reference, deviations, measure, reference, tolerance
 
 Batch = TypeVar("Batch")
 
-FAR_APART = 1e3
-"""The ratio of gradient norms that is worth a warning."""
-
-OPPOSED = -0.95
-"""The cosine of two gradients that is worth a warning."""
-
 
 def check(
-    model: nn.Module | Source,
+    model: nn.Module | GradientSource,
     balancer: Balancer,
-    losses_fn: Callable[[Batch], Mapping[str, Tensor | None]],
+    losses_fn: Callable[[Batch], Mapping[str, Tensor | None] | Tensor],
     batch: Batch,
 ) -> CheckReport:
-    """Look at one batch: is every task measured, and as it should be?
+    """Look at one batch: is every task measured, and is there anything to balance?
 
-    It is answered by name: does every loss reach the last shared layer, and only through its own alias; does a head work in
-    place; is a task dead; do two losses train different parts of the layer; how far apart are norms and directions; which
-    precision. What the balancer measures is compared with one ``autograd.grad`` per task, so that anything else that makes
-    it wrong (a hook that changes the layer's output, say) shows as a deviation.
+    It is the audit of a task's first step, the norms measured against one ``autograd.grad`` per task, with the cause where they
+    differ: a loss that is detached, goes past the fork or reads another task's features; a layer that does not compute what its
+    rule says. It also finds heads that work in place, tasks without gradient, layers shared above the fork, losses that the
+    method cannot start from, scales far apart and opposed gradients; and says whether there is anything to balance at all.
 
-    Nothing is changed: no ``.grad``, no state of the balancer, no log, no buffer of any module, no random number. It costs a
-    forward pass and T + 1 backward passes down to the layer. Several processes must all call it; each sees its own part of
-    the batch, and no gradients are exchanged. A compiled model is run as it was written.
+    Nothing is changed: no ``.grad``, no state of the balancer, no log, no buffer, no random number. A compiled model is run as
+    it was written. Of several processes each sees its own part of the batch, alone.
 
     Args:
         model: The model, a fork in it, or what `attach` or `PerLoss` give.
@@ -50,13 +44,12 @@ def check(
         batch: What ``losses_fn`` takes.
 
     Returns:
-        The report. ``print`` it, or look at ``report.ok`` and ``report.findings``.
+        The report, to be printed or looked at. Where a graph cannot be differentiated ahead of the backward pass
+        (``fully_shard``, DDP's ``static_graph``, a reentrant checkpoint) there are no gradients in it, and it says why.
 
     Raises:
-        TypeError: What ``losses_fn`` returns is nothing that the balancer takes; or ``balancer`` is none, as a `Hierarchy`,
-            whose balancers are checked one at a time.
-        ValueError: As above; there is no loss; there is nothing that measures, or it has other tasks than the balancer; or the
-            model is under ``fully_shard``, or in the first step of ``DistributedDataParallel`` with ``static_graph=True``.
+        TypeError: The balancer does not take these losses; or it is none, as a `Hierarchy`, whose balancers are checked apart.
+        ValueError: As above; there is no loss; there is nothing that measures, or it has other tasks than the balancer.
 
     Example:
         >>> from equipoise import Fork, GradNorm
@@ -67,171 +60,88 @@ def check(
         ...     features = fork(x)
         ...     return {"small": features["small"].square().sum(), "large": 9 * features["large"].square().sum()}
         >>> report = check(fork, balancer, losses_fn, torch.ones(1, 3))
-        >>> print(report)
+        >>> print(report)  # doctest: +ELLIPSIS
         task   loss     weight  gradient norm  cos small  cos large
         small  0.03405  1       0.6392         +1.00      +1.00
         large  0.3064   1       5.753          +1.00      +1.00
         <BLANKLINE>
-        W: weight (2, 3), float32
-        features: float32, autocast: -
-        largest gradient norm over the smallest: 9
-        largest deviation from one autograd.grad per task: 0.0e+00
+        W: weight (2, 3)
+        precisions: W: float32; features: float32
+        largest deviation from one autograd.grad per task: ...
+        out of balance: the gradient norm of task 'large' is 9 times that of task 'small'
         ok
     """
     if not isinstance(balancer, Balancer):
-        raise TypeError(
-            f"check takes one balancer at a time, with the losses that it is given; found {type(balancer).__name__}"
-        )
+        raise TypeError(f"check takes one balancer at a time, and its losses; found {type(balancer).__name__}")
     source = _source(model, balancer)
-    with undisturbed(model, balancer.weights.device) as autocast, examined(source) as examination:
-        given = losses_by_task(losses_fn(batch), balancer.tasks, balancer.weights.device)
-        losses = {task: loss for task, loss in given.items() if loss is not None}
-        if not losses:
+    found = [*findings.of_set_up(balancer, source)]
+    expected, norms = Reference(), None
+    with undisturbed(model, balancer.weights.device) as autocast, source.examine(measure=not found):
+        given = parse(losses_fn(batch), balancer.tasks, balancer.weights)
+        if given.present is not None and not any(given.present):
             raise ValueError("check needs a batch with a loss; found None for every task")
-        parameters = model.parameters() if isinstance(model, nn.Module) else ()
-        check_separable(losses.values(), (*source.parameters_measured.values(), *parameters))
-        report = _look(balancer, examination, losses, autocast)
-        findings = [*_errors(balancer, examination, losses, report), *_warnings(report)]
-        return replace(report, findings=tuple(findings))
+        losses = dict(given.each or zip(balancer.tasks, given.values.unbind(), strict=True))
+        if not (found or source.taps or source.aliases):
+            found = [finding("error", f"no gradient arrives: {source.why_not(task)}", task) for task in losses]
+        elif not found:
+            expected = reference(source, losses)
+            found += findings.in_place(source)
+        found += findings.of_losses(balancer, losses)
+        if expected.left_out:
+            found += findings.of_reference(source, expected.left_out)
+        elif expected.rows is not None:
+            limit = tolerance(source, given.values)
+            try:
+                values = source.tap(given.each, given.values) if source.taps else given.values
+                norms = measure(source, values.sum())
+                found += findings.of_gradients(source, losses, expected, norms, limit)
+            except RuntimeError as error:  # as backward() would raise it
+                found.append(finding("error", str(error)))
+            found += [] if found else findings.shared_above(model, source, losses)
+        weights = balancer._weights_for(given, alone=True).detach().clone()
+        report = _report(weights, source, given, expected, norms, autocast)
+    found += findings.of_numbers(report, expected.rows)
+    return replace(report, findings=tuple(sorted(found, key=lambda one: one.level)))
 
 
-def _source(model: nn.Module | Source, balancer: Balancer) -> Source:
-    if balancer._source is not None:
-        return balancer._source
-    found = [model] if isinstance(model, Source) else [part for part in model.modules() if isinstance(part, Fork)]
-    if len(found) != 1:
+def _source(model: nn.Module | GradientSource, balancer: Balancer) -> GradientSource:
+    top: Any = vars(balancer)["_source"] or model
+    parts = [top] if isinstance(top, GradientSource) else [*top.modules()]
+    forks = [part for part in parts if isinstance(part, GradientSource)]
+    if len(forks) != 1:
         raise ValueError(
-            f"check needs to know where to measure: the balancer was made from names only, and {type(model).__name__} has "
-            f"{len(found)} forks. Hand in the fork itself, or what attach or PerLoss give"
+            f"check needs one place to measure at: the balancer was made from names only, and {type(model).__name__} has "
+            f"{len(forks)} forks. Hand in the fork itself, or what attach or PerLoss give"
         )
-    if found[0].tasks != balancer.tasks:
-        raise ValueError(f"the balancer has the tasks {balancer.tasks}; the fork has {found[0].tasks}")
-    return found[0]
+    if forks[0].tasks != balancer.tasks:
+        raise ValueError(f"the balancer has the tasks {balancer.tasks}; the fork has {forks[0].tasks}")
+    return forks[0]
 
 
-def _look(
-    balancer: Balancer, examination: Examination, losses: dict[str, Tensor], autocast: list[torch.dtype]
+def _report(
+    weights: Tensor, source: GradientSource, given: Losses, expected: Reference, norms: Tensor | None, autocast: Any
 ) -> CheckReport:
-    """The numbers of the report."""
-    parameters = examination.source.parameters_measured
-    measured, gradients = examination.measured(losses), examination.gradients(losses)
-    norms = measured.norm(dim=1) if parameters else measured.sum(1).sqrt()
-    deviations = torch.full_like(norms, nan)
-    if gradients is not None:
-        exact = gradients.norm(dim=1)
-        deviations = ((measured - gradients).norm(dim=1) if parameters else (norms - exact).abs()) / exact
-        norms = exact
-    elif parameters:
-        gradients = measured
-    else:
-        gradients = torch.full_like(measured, nan)
-    absent = torch.tensor([task not in losses for task in balancer.tasks], device=norms.device)
+    """The numbers."""
+    here = torch.tensor(given.present or (True,) * len(weights), device=weights.device)
+    true, cosines = torch.full_like(weights, torch.nan), weights.new_full((len(weights),) * 2, torch.nan)
+    if expected.rows is not None:
+        true[here] = expected.norms.to(weights)
+        units = expected.rows / expected.norms.unsqueeze(1)
+        cosines[here.unsqueeze(1) & here] = (units @ units.mT).to(weights).reshape(-1)
+    w = source.measured_parameters if expected.rows is not None else {}
+    precisions = {
+        "W": [p.dtype for p in w.values()],
+        "features": [f.dtype for f in source.features],
+        "autocast": autocast,
+    }
     return CheckReport(
-        tasks=balancer.tasks,
-        parameters={name: tuple(parameter.shape) for name, parameter in parameters.items()},
-        losses=stacked({task: losses.get(task) for task in balancer.tasks}, balancer.weights)
-        .detach()
-        .masked_fill(absent, nan),
-        weights=balancer.weights.clone(),
-        gradient_norms=(balancer.weights * norms).masked_fill(absent, nan),
-        cosines=(gradients @ gradients.mH).real / norms.outer(norms),
-        disjoint=tuple(_disjoint(balancer.tasks, gradients)) if parameters else (),
-        deviations=deviations,
-        weight_dtype=next((parameter.dtype for parameter in parameters.values()), None),
-        feature_dtypes=tuple(dict.fromkeys(features.dtype for _, features in examination.handed_out)),
-        autocast_dtypes=tuple(dict.fromkeys(autocast)),
-        findings=(),
+        tasks=source.tasks,
+        parameters={name: tuple(parameter.shape) for name, parameter in w.items()},
+        losses=given.values.detach().to(weights).masked_fill(~here, torch.nan),
+        weights=weights,
+        gradient_norms=weights * true,
+        cosines=cosines,
+        deviations=torch.full_like(true, torch.nan) if norms is None else deviations(norms, true).to(weights),
+        left_out=expected.left_out,
+        precisions={name: tuple(dict.fromkeys(some)) for name, some in precisions.items() if some},
     )
-
-
-def _disjoint(tasks: tuple[str, ...], gradients: Tensor) -> Iterator[tuple[str, str]]:
-    """The pairs of tasks that have a gradient, but at no entry both."""
-    touched = dict(zip(tasks, gradients != 0, strict=True))
-    for a, b in combinations((task for task in tasks if touched[task].any()), 2):
-        if not (touched[a] & touched[b]).any():
-            yield a, b
-
-
-def _errors(
-    balancer: Balancer, examination: Examination, losses: dict[str, Tensor], report: CheckReport
-) -> Iterator[Finding]:
-    for task in examination.working_in_place():
-        yield _error(task, "its head works in place on the features; use inplace=False, or clone() them first")
-    numbers = torch.stack([report.losses, report.gradient_norms], 1).tolist()
-    for task, (loss, norm) in zip(report.tasks, numbers, strict=True):
-        if task not in losses:
-            continue
-        if not isfinite(loss):
-            yield _error(task, f"its loss must be finite; found {loss}")
-            continue
-        try:
-            balancer._check_first(task, loss)
-        except ValueError as error:
-            yield Finding("error", (task,), str(error))
-        if not isfinite(norm):
-            yield _error(
-                task, f"its gradient must be finite; found a norm of {norm}: look for a root or a logarithm of zero"
-            )
-        elif norm == 0:
-            yield _error(
-                task,
-                "its loss must change with the last shared layer; found a gradient of zero: are all units dead, is something "
-                "detached, are there no labels? Hand in None for a task without labels",
-            )
-    if not (balancer.training and examination.source.training):
-        yield Finding("error", (), "nothing is measured in eval(): call train() on the model and on the balancer")
-        return
-    unreached = [
-        Finding("error", (task,), why) for task, loss in losses.items() if (why := examination.unreached(task, loss))
-    ]
-    yield from unreached or _deviating(losses, report)
-
-
-def _deviating(losses: dict[str, Tensor], report: CheckReport) -> Iterator[Finding]:
-    precisions = (report.weight_dtype, *report.feature_dtypes, *report.autocast_dtypes, report.losses.dtype)
-    tolerance = max(torch.finfo(dtype).eps for dtype in precisions if dtype is not None) ** (1 / 3)
-    for task, deviation in zip(report.tasks, report.deviations.tolist(), strict=True):
-        if deviation > tolerance:
-            yield _error(
-                task,
-                f"what is measured must be its gradient; found a deviation of {deviation:.1e} from autograd.grad. Where a hook "
-                "changes what the last shared layer takes or gives, name its parameters, parameters=('weight',)",
-            )
-
-
-def _warnings(report: CheckReport) -> Iterator[Finding]:
-    for a, b in report.disjoint:
-        yield _warning(
-            (a, b),
-            "their gradients have no entry of the last shared layer in common, so that it is not shared by them; choose a "
-            "layer below",
-        )
-    if report.ratio > FAR_APART:
-        norms = report.gradient_norms.nan_to_num(0.0)
-        large = report.tasks[int(norms.argmax())]
-        small = report.tasks[int(norms.where(norms > 0, float("inf")).argmin())]
-        yield _warning(
-            (large, small),
-            f"their gradient norms are a factor of {report.ratio:.1e} apart, and a weight moves by lr a step; divide the "
-            "losses by their initial values first",
-        )
-    for i, j in combinations(range(len(report.tasks)), 2):
-        if report.cosines[i, j] < OPPOSED:
-            yield _warning(
-                (report.tasks[i], report.tasks[j]),
-                f"their gradients are opposed, with a cosine of {report.cosines[i, j]:.2f}, which no weights resolve; look "
-                "for a loss with the wrong sign, or combine the gradients themselves",
-            )
-    if report.weight_dtype == torch.float16:
-        yield _warning(
-            (), "the last shared layer is in float16, where small gradients become zero; use float32 and autocast"
-        )
-
-
-def _error(task: str, message: str) -> Finding:
-    return Finding("error", (task,), f"task {task!r}: {message}")
-
-
-def _warning(tasks: tuple[str, ...], message: str) -> Finding:
-    named = f"tasks {' and '.join(map(repr, tasks))}: " if tasks else ""
-    return Finding("warning", tasks, named + message)

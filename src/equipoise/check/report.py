@@ -1,9 +1,8 @@
-"""What a check has found, to be read or to be used."""
+"""The findings and the numbers of a check, to be read or to be used."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +17,7 @@ class Finding:
     Attributes:
         level: An ``"error"`` makes the weights wrong, or the training fail; a ``"warning"`` is worth a look.
         tasks: The tasks that it is about; empty where it is about none in particular.
-        message: What was found, and the remedy.
+        message: The observation, and the remedy.
     """
 
     level: Literal["error", "warning"]
@@ -29,23 +28,27 @@ class Finding:
         return f"{self.level}: {self.message}"
 
 
+def found(level: Literal["error", "warning"], message: str, *tasks: str) -> Finding:
+    """A finding whose message begins with the names of the tasks."""
+    named = f"task{'s' * (len(tasks) > 1)} {' and '.join(map(repr, tasks))}: " if tasks else ""
+    return Finding(level, tasks, named + message)
+
+
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """What `check` has found in one batch. ``str(report)`` is a table with the findings below it.
+    """One batch as `check` has seen it. ``str(report)`` is a table with the findings below it.
 
     Attributes:
         tasks: The names of the tasks, in the order of every tensor ``(T,)``.
         parameters: The shapes of the parameters that make up W, by name; empty where gradients are taken at the features.
         losses: The unweighted losses ``(T,)``; NaN for a task that is absent.
         weights: The weights ``(T,)``.
-        gradient_norms: The norms of the gradients of the weighted losses ``(T,)``; NaN for a task that is absent.
+        gradient_norms: The norms of the gradients of the weighted losses, by one ``autograd.grad`` per task ``(T,)``; NaN for
+            a task that is absent, or where they cannot be had.
         cosines: The cosines between the gradients of any two tasks ``(T, T)``; NaN where there are none.
-        disjoint: The pairs of tasks whose gradients have no entry of W in common.
-        deviations: How far what the balancer measures is from one ``autograd.grad`` per task, relative to the norm ``(T,)``;
-            NaN where the latter cannot be had.
-        weight_dtype: The precision of W; None where there is none.
-        feature_dtypes: The precisions of the features, and so of the gradients that arrive there; empty for `PerLoss`.
-        autocast_dtypes: The precisions of autocast that modules ran under; empty without.
+        deviations: How far the norms that the source measures are from these, relative to the larger ``(T,)``; NaN likewise.
+        left_out: Why there are no gradients, where a wrapper or a part of the graph does not allow them; empty otherwise.
+        precisions: Of W, the features and autocast, as far as there are any: ``{"W": (torch.float32,), ...}``.
         findings: Everything that is wrong, or that may be; errors first.
     """
 
@@ -55,12 +58,10 @@ class CheckReport:
     weights: Tensor
     gradient_norms: Tensor
     cosines: Tensor
-    disjoint: tuple[tuple[str, str], ...]
     deviations: Tensor
-    weight_dtype: torch.dtype | None
-    feature_dtypes: tuple[torch.dtype, ...]
-    autocast_dtypes: tuple[torch.dtype, ...]
-    findings: tuple[Finding, ...]
+    left_out: str
+    precisions: dict[str, tuple[torch.dtype, ...]]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -68,43 +69,39 @@ class CheckReport:
         return all(finding.level != "error" for finding in self.findings)
 
     @property
-    def ratio(self) -> float:
-        """The largest gradient norm over the smallest that is not zero; NaN where there is none."""
-        norms = self.gradient_norms[self.gradient_norms > 0]
-        return (norms.max() / norms.min()).item() if len(norms) else math.nan
+    def balance(self) -> str:
+        """Whether the network is out of balance at all, in one sentence."""
+        ratio, large, small = apart(self.gradient_norms)
+        if (self.gradient_norms > 0).sum() < 2:
+            return "there are no two gradients to be balanced"
+        if ratio < 2:
+            return "the gradient norms are within a factor of 2: there is little to balance"
+        first, last = self.tasks[large], self.tasks[small]
+        return f"out of balance: the gradient norm of task {first!r} is {ratio:.3g} times that of task {last!r}"
 
     def __str__(self) -> str:
-        head = ["task", "loss", "weight", "gradient norm", *(f"cos {task}" for task in self.tasks)]
+        cosines = self.cosines.tolist() if len(self.tasks) <= 8 else [()] * len(self.tasks)  # no wider than a screen
+        rows = [["task", "loss", "weight", "gradient norm", *(f"cos {task}" for task in self.tasks if cosines[0])]]
         numbers = torch.stack([self.losses, self.weights, self.gradient_norms], 1).tolist()
-        rows = [
-            [task, *(_number(n, ".4g") for n in row), *(_number(c, "+.2f") for c in cosines)]
-            for task, row, cosines in zip(self.tasks, numbers, self.cosines.tolist(), strict=True)
-        ]
-        measured = [f"{name} {shape}" for name, shape in self.parameters.items()] or ["none, gradients at the features"]
-        compared = self.deviations[~self.deviations.isnan()]
-        deviation = f"{compared.max().item():.1e}" if len(compared) else "-"
-        return "\n".join(
-            [
-                *_aligned([head, *rows]),
-                "",
-                f"W: {', '.join(measured)}, {_names([self.weight_dtype])}",
-                f"features: {_names(self.feature_dtypes)}, autocast: {_names(self.autocast_dtypes)}",
-                f"largest gradient norm over the smallest: {self.ratio:.3g}",
-                f"largest deviation from one autograd.grad per task: {deviation}",
-                *map(str, self.findings),
-                "ok" if self.ok else "not ok",
-            ]
-        )
+        for task, row, of_task in zip(self.tasks, numbers, cosines, strict=True):
+            cells = [f"{n:.4g}" for n in row] + [f"{c:+.2f}" for c in of_task]
+            rows.append([task, *(cell.replace("+nan", "-").replace("nan", "-") for cell in cells)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        measured = ", ".join(f"{name} {shape}" for name, shape in self.parameters.items()) or "none"
+        precisions = "; ".join(f"{k}: {', '.join(str(d)[6:] for d in v)}" for k, v in self.precisions.items())
+        deviations = self.deviations[self.deviations.isfinite()]
+        audit = f"{deviations.max():.1e}" if len(deviations) else "-"
+        end = "not ok" if not self.ok else "ok, but not audited" if self.left_out else "ok"
+        table += ["", f"W: {measured}", f"precisions: {precisions or '-'}"]
+        table += [f"largest deviation from one autograd.grad per task: {audit}", self.balance]
+        return "\n".join([*table, *map(str, self.findings), end])
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
-
-
-def _names(dtypes: Iterable[torch.dtype | None]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes if dtype is not None) or "-"
+def apart(values: Tensor) -> tuple[float, int, int]:
+    """The largest of ``values`` ``(T,)`` over the smallest that is positive, and their places; NaN, -1 and -1 where none is."""
+    known = values.isfinite() & (values > 0)
+    if not known.any():
+        return math.nan, -1, -1
+    large, small = int(values.where(known, 0.0).argmax()), int(values.where(known, math.inf).argmin())
+    return (values[large] / values[small]).item(), large, small

@@ -1,37 +1,35 @@
 """The task gradients combined at the fork on their way back, where they are otherwise summed.
 
-What multiplies the total loss (a loss scale, one over the number of micro-batches) is not known at the fork. It is the
-gradient that arrives at the total loss, earlier in the same backward pass: it is read there, taken out of the task gradients
-before they are combined, and put back into the result, so that no method ever sees it.
+The factor of the total loss (a loss scale, one over the number of micro-batches) is not known at the fork. It is the gradient
+that arrives at the total loss, earlier in the same backward pass: it is read there, taken out of the task gradients before they
+are combined, and put back into the result, so that no method ever sees it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from equipoise.engine._exchange import Meeting
-from equipoise.engine._node import ForkNode, Gradients
-from equipoise.engine._passages import Statistic, absent, added_up
+from equipoise.engine import Fork
+from equipoise.engine.probe import Probe
+from equipoise.engine.processes import BackwardCollective
+from equipoise.engine.rules import Gradients, LayerRule
 
 
-@dataclass(frozen=True)
-class Arrived:
-    """What has arrived at the fork in one backward pass: the gradients of losses that nothing has multiplied.
+class FeatureGradients(NamedTuple):
+    """The gradients that have arrived at the fork in one backward pass: those of the losses, multiplied by nothing.
 
-    Over several processes they are this process's share in the gradients of the mean loss: what is summed over the samples of
-    all processes is the whole batch's.
+    Over several processes they are this process's share in the gradients of the mean loss: a sum over the samples of all
+    processes is the whole batch's.
 
     Attributes:
-        gradients: At each of the features, ``(T, *)``; zeros for a task of which none has arrived here. Empty where no task
-            has.
-        features: The features themselves, for a method that asks for them.
-        at_layer: The gradients at W, ``(T, P)``, for a method that asks for them.
+        gradients: At each of the features, ``(T, *)``; zeros where none has arrived. Empty where none has from any task.
+        features: The features.
+        at_layer: The gradients at W, ``(T, P)``, where they are asked for.
         present: Which tasks' gradients have arrived here.
     """
 
@@ -40,162 +38,188 @@ class Arrived:
     at_layer: Tensor | None
     present: Sequence[bool]
 
-    def of(self, rows: Sequence[int]) -> Arrived:
-        """The same of some of the tasks only."""
-        if len(rows) == len(self.present):
-            return self
-        at_layer = None if self.at_layer is None else self.at_layer[rows]
-        return Arrived([g[rows] for g in self.gradients], self.features, at_layer, [self.present[i] for i in rows])
+
+class Call(NamedTuple):
+    """One call of the fork: its features, and the aliases of them, alias after alias."""
+
+    features: list[Tensor]
+    aliases: Sequence[Tensor]
 
 
-Combine = Callable[[Arrived], tuple[Sequence[Tensor], Tensor]]
-"""``what has arrived -> (what goes on into the trunk at each of the features, a record of every task (T, columns))``."""
+Combine = Callable[[FeatureGradients], tuple[Sequence[Tensor], Tensor]]
+"""``gradients -> (the gradient that goes on into the trunk at each of the features, a record of every task (T, columns))``."""
 
 
 class Combination:
     """How the task gradients are combined, and the record of it that the backward passes leave.
 
-    Only what ``backward()`` sends through a total loss that is watched (see `watch`) is combined. Whatever else is
-    differentiated through the fork, a single loss for a log, has its plain gradient.
+    Gradients are combined in a backward pass from a total loss that is watched. Another pass through the fork, as one of a single
+    loss for a log, gives the plain gradient.
 
     Args:
+        fork: Where they arrive.
+        owner: The token of the balancer; the fork combines for as long as it is the fork's owner.
         combine: The method. Over several processes each of them calls it, equally often, also where no task is present.
-        probe: A leaf of zeros ``(T, columns)``: the record leaves the graph as its gradient, times what multiplies the total
-            loss, and accumulates there.
-        features: Whether the method asks for the features.
-        width: P, the number of parameters in W, for a method that asks for the gradients there; otherwise 0.
+        probe: The record ``(T, columns)`` leaves the graph through it, times the factor of the total loss, and adds up.
+        at_layer: Whether the method asks for the gradients at W.
+
+    Attributes:
+        passes: How many backward passes from a total loss have ended since the last `clear`.
+        calls: The calls of the fork, for an audit; None where none is to come.
     """
 
-    def __init__(self, combine: Combine, probe: Tensor, *, features: bool = False, width: int = 0) -> None:
-        self._combine, self._probe, self._features, self._width = combine, probe, features, width
-        self.meeting = Meeting()
+    def __init__(self, fork: Fork, owner: object, combine: Combine, probe: Probe, *, at_layer: bool) -> None:
+        self.fork, self.owner, self.probe, self.collective = fork, owner, probe, BackwardCollective()
+        self._combine, self._at_layer = combine, at_layer
         self._scale: Tensor | None = None
-        self._done = False
-        self.at_layer = width > 0
+        self._present: Sequence[bool] = ()
+        self._done, self.passes = False, 0
+        self.calls: list[Call] | None = []
         self.fan_out = torch.compiler.disable(self._fan_out)
-        """One alias of each of the features for every task. What compiles the network goes around it."""
+        """One alias of each of the features for every task. `torch.compile` leaves it out."""
 
-    def watch(self, total: Tensor, *, idle: bool) -> Tensor:
-        """The total loss, such that a backward pass from it is combined at the fork.
-
-        Args:
-            total: The total loss.
-            idle: No task is present here, so that nothing will arrive at the fork, while other processes may wait.
-        """
+    def watch(self, total: Tensor, present: Sequence[bool]) -> Tensor:
+        """The total loss, such that a backward pass from it is combined at the fork; ``present``: which tasks are in it."""
         self._scale = None  # of a backward pass that has failed
-        return _Watch.apply(total, self._probe, self, idle)  # type: ignore[no-any-return]
+        return _Watch.apply(total, self.probe.leaf, self, present)  # type: ignore[no-any-return]
 
-    def taken(self) -> Tensor:
-        """The record of the backward passes since the last time.
-
-        Raises:
-            RuntimeError: There was none.
-        """
-        record = self._probe.grad
-        if record is None:
-            raise RuntimeError(
-                "no task gradients were combined since the last step: call backward() on the balancer's total loss, computed "
-                "from a forward pass through the fork in training mode, before balancer.step()"
-            )
-        self._probe.grad = None
-        return record
-
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget the record."""
-        self._probe.grad = None
+        self.probe.clear()
+        self.passes = 0
 
-    def begin(self, scale: Tensor) -> None:
-        """A backward pass has begun, from the total loss times ``scale``."""
-        self._scale, self._done = scale, False
+    def begin(self, scale: Tensor, present: Sequence[bool]) -> Tensor | None:
+        """A backward pass has begun, from the total loss times ``scale``.
+
+        Returns:
+            The gradient of the probe where no task is present: nothing will arrive, while other processes may wait.
+        """
+        self._scale, self._present, self._done = scale, present, False
         torch.autograd.Variable._execution_engine.queue_callback(self._end)
+        if any(present):
+            return None
+        parameters = self.fork.shared_parameters.values() if self._at_layer else ()
+        size = sum(p.numel() * (2 if p.is_complex() else 1) for p in parameters)
+        at_layer = self.probe.leaf.new_zeros(len(present), size) if self._at_layer else None
+        return self._combine(FeatureGradients([], [], at_layer, present))[1] * scale
 
-    def idle(self, scale: Tensor) -> Tensor:
-        """Take part where nothing arrives; return the gradient of the probe."""
-        rows = self._probe.shape[0]
-        at_layer = self._probe.new_zeros(rows, self._width) if self.at_layer else None
-        _, record = self._combine(Arrived([], [], at_layer, [False] * rows))
-        return self._scaled(record, scale)
-
-    def _fan_out(
-        self, mark: tuple[int, int], statistic: Statistic | None, kept: list[Tensor], features: list[Tensor]
-    ) -> Sequence[Tensor]:
-        passage = partial(self._passage, measure=statistic)
-        kept = [*kept, *features] if self._features else kept
-        return ForkNode.apply(passage, mark, self._probe.shape[0], len(kept), self._probe, *kept, *features)  # type: ignore[no-any-return]
-
-    def _passage(
-        self, kept: Sequence[Tensor], tasks: Sequence[Gradients], row: Tensor, *, measure: Statistic | None
+    def arrive(
+        self, rule: LayerRule | None, kept: Sequence[Tensor], features: Sequence[Tensor], columns: Sequence[Gradients]
     ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The gradient of the probe, and the one for each of the features, from every task's (``columns``) at each."""
         if self._scale is None:
-            return None, added_up(tasks)
+            return None, [added_up(column) for column in columns]
+        tasks = list(zip(*columns, strict=True))
+        present = [any(g is not None for g in task) for task in tasks]
+        if not any(present):
+            return None, [None] * len(columns)
+        self._check(present)
+        self._done = True
+        scale = self._scale * self.collective.number
+        combined, record = self._combine(
+            FeatureGradients(
+                [self._rows(column, feature, scale) for column, feature in zip(columns, features, strict=True)],
+                features,
+                None if rule is None else self._rows_at_layer(rule, kept, tasks, scale),
+                present,
+            )
+        )
+        sent: list[Tensor | None] = []
+        for column, feature, result in zip(columns, features, combined, strict=True):
+            some = any(g is not None for g in column)
+            sent.append((result * scale.to(result)).to(feature.dtype).reshape(feature.shape) if some else None)
+        return record * self._scale, sent
+
+    def _check(self, present: Sequence[bool]) -> None:
+        once = "the fork was called more than once for one total loss: call it once, on all inputs"
         if self._done:
             raise RuntimeError(
-                "all task gradients must arrive at the fork together, to be combined there; found that the fork was called "
-                "more than once for one total loss: call it once, on all inputs, and backward() on one total loss at a time"
+                f"all task gradients must arrive together at the fork, to be combined; found that {once}"
             )
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "task gradients that are combined at the fork cannot be differentiated again; found create_graph=True"
             )
-        self._done = True
-        arriving = [any(g is not None for g in of_one_feature) for of_one_feature in zip(*tasks, strict=True)]
-        if not any(arriving):
-            return None, [None] * len(arriving)
-        scale = self._scale * self.meeting.number
-        split = len(kept) - len(arriving) if self._features else len(kept)
-        combined, record = self._combine(
-            Arrived(
-                [_rows([task[j] for task in tasks], row, scale) for j, here in enumerate(arriving) if here],
-                [kept[split + j] for j, here in enumerate(arriving) if here and self._features],
-                _at_layer(measure, kept[:split], tasks, self._width, row, scale) if measure is not None else None,
-                [not absent(task) for task in tasks],
-            )
-        )
-        results = iter(combined)
-        trunk = [_sent(task_gradients, results, scale) for task_gradients in zip(*tasks, strict=True)]
-        return self._scaled(record, self._scale), trunk
+        for task, expected, arrived in zip(self.fork.tasks, self._present, present, strict=True):
+            if expected and not arrived:
+                raise RuntimeError(
+                    f"task {task!r}: no gradient of its loss has arrived at the fork together with the others: "
+                    f"{self.fork.why_not(task)}; or {once}. Hand in None where a batch has no labels for the task"
+                )
 
-    def _scaled(self, record: Tensor, scale: Tensor) -> Tensor:
-        return (record * scale).to(self._probe)
+    def _fan_out(self, given: Any, features: list[Tensor]) -> Sequence[Tensor]:
+        if (
+            self.calls is not None
+        ):  # an audit asks for the gradients of these views, and no .grad of the features is written
+            features = [feature.view_as(feature) for feature in features]
+        rule, kept = None, list[Tensor]()
+        if self._at_layer:
+            rule, kept = self.fork.rule_for(given, features).prepare(given, features, len(self.fork.tasks), True)
+        aliases: Sequence[Tensor] = _Node.apply(self, rule, len(features), self.probe.leaf, *kept, *features)
+        if self.calls is not None:
+            self.calls.append(Call(features, aliases))
+        return aliases
+
+    def _rows(self, gradients: Gradients, like: Tensor, scale: Tensor) -> Tensor:
+        """Gradients free of the scale as the rows of one tensor, in the probe's precision or better; zeros for none."""
+        dtype = torch.promote_types(like.dtype, self.probe.leaf.dtype)
+        rows = torch.stack([torch.zeros_like(like, dtype=dtype) if g is None else g.to(dtype) for g in gradients])
+        return rows / torch.where(scale != 0, scale, 1.0).to(rows)  # a total loss times 0 has gradients of 0
+
+    def _rows_at_layer(
+        self, rule: LayerRule, kept: Sequence[Tensor], tasks: Sequence[Gradients], scale: Tensor
+    ) -> Tensor:
+        arrived = [any(g is not None for g in task) for task in tasks]
+        found = [
+            rule.gradient(kept, task).reshape(-1) if here else None for task, here in zip(tasks, arrived, strict=True)
+        ]
+        return self._rows(found, next(g for g in found if g is not None), scale)
 
     def _end(self) -> None:
         self._scale = None
+        self.passes += 1
+
+
+class _Node(torch.autograd.Function):
+    """``(..., probe, *tensors for the rule, *features) -> aliases of the features``, alias after alias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, combination: Combination, rule: LayerRule | None, size: int, probe: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.combination, ctx.rule, ctx.size = combination, rule, size
+        aliases = len(combination.fork.tasks) + len(combination.fork.others)
+        views = [feature.expand(aliases, *feature.shape).unbind() for feature in tensors[-size:]]
+        return tuple(view for alias in zip(*views, strict=True) for view in alias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """Combine those of the tasks; those of other terms are added to the result as they are."""
+        size, tensors, tasks = ctx.size, ctx.saved_tensors, len(ctx.combination.fork.tasks)
+        columns = [gradients[i::size] for i in range(size)]
+        record, results = ctx.combination.arrive(
+            ctx.rule, tensors[:-size], tensors[-size:], [column[:tasks] for column in columns]
+        )
+        sums = [added_up([result, *column[tasks:]]) for result, column in zip(results, columns, strict=True)]
+        return None, None, None, record, *(None,) * (len(tensors) - size), *sums
 
 
 class _Watch(torch.autograd.Function):
-    """An identity that tells a combination when a backward pass begins, and what multiplies the total loss in it."""
+    """An identity that tells a combination when a backward pass begins, and the factor of the total loss in it."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, probe: Tensor, combination: Combination, idle: bool) -> Tensor:
-        ctx.combination, ctx.idle = combination, idle
+    def forward(ctx: Any, total: Tensor, probe: Tensor, combination: Combination, present: Sequence[bool]) -> Tensor:
+        ctx.combination, ctx.present = combination, present
         return total.view_as(total)
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
-        ctx.combination.begin(scale.detach())
-        return scale, ctx.combination.idle(scale.detach()) if ctx.idle else None, None, None
+        return scale, ctx.combination.begin(scale.detach(), ctx.present), None, None
 
 
-def _rows(gradients: Sequence[Tensor | None], row: Tensor, scale: Tensor) -> Tensor:
-    """The gradients at one of the features as the rows of one tensor, free of the scale, in at least the probe's precision."""
-    like = next(g for g in gradients if g is not None)
-    dtype = torch.promote_types(like.dtype, row.dtype)
-    rows = torch.stack([torch.zeros_like(like, dtype=dtype) if g is None else g.to(dtype) for g in gradients])
-    return rows / scale.to(rows)
-
-
-def _at_layer(
-    statistic: Statistic, kept: Sequence[Tensor], tasks: Sequence[Gradients], width: int, row: Tensor, scale: Tensor
-) -> Tensor:
-    zeros = row.new_zeros(width)
-    rows = [zeros if absent(task) else statistic(kept, task).reshape(-1) for task in tasks]
-    return torch.stack([r.to(torch.promote_types(r.dtype, row.dtype)) for r in rows]) / scale.to(row)
-
-
-def _sent(gradients: Sequence[Tensor | None], results: Any, scale: Tensor) -> Tensor | None:
-    """The next of the results, scaled again, in the precision of the gradients; None where none has arrived."""
-    like = next((g for g in gradients if g is not None), None)
-    if like is None:
-        return None
-    result: Tensor = next(results)
-    return (result * scale.to(result)).to(like.dtype).reshape(like.shape)
+def added_up(gradients: Gradients) -> Tensor | None:
+    """The sum of those that are there; None where there is none."""
+    found = [g for g in gradients if g is not None]
+    return reduce(torch.add, found) if found else None

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Step
-from equipoise.balancers._combining import CombiningBalancer
-from equipoise.balancers._given import positive_by_task
-from equipoise.engine import Arrived, Fork
+from equipoise.arguments import number, numbers_by_task
+from equipoise.balancer.step import Log, Step
+from equipoise.combine.combination import FeatureGradients
+from equipoise.combine.combining import CombiningBalancer
+from equipoise.engine import Fork
 
 
-def encodec_scales(shares: Tensor, mean_norms: Tensor, norm: float) -> Tensor:
+def encodec_scales(fractions: Tensor, mean_norms: Tensor, norm: float) -> Tensor:
     r""":math:`R \, (\lambda_i / \sum_j \lambda_j) / \langle \lVert g_i \rVert \rangle_\beta`; 0 for a task without gradient."""
-    return torch.where(mean_norms > 0, norm * shares / shares.sum() / mean_norms, 0.0)
+    return torch.where(mean_norms > 0, norm * fractions / mean_norms, 0.0)
 
 
 def sample_norms(gradients: Sequence[Tensor]) -> Tensor:
@@ -25,14 +26,25 @@ def sample_norms(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack(squares).sum(0).sqrt()
 
 
-def averaged(sums: Tensor, counts: Tensor, norms: Tensor, decay: float) -> tuple[Tensor, Tensor]:
-    r""":math:`\sum_k \beta^k n(t - k)` and :math:`\sum_k \beta^k` one step on; the average is the first over the second."""
-    return decay * sums + norms, decay * counts + 1
+class State(NamedTuple):
+    r"""The average :math:`\langle \lVert g_i \rVert \rangle_\beta` is the first over the second.
+
+    Attributes:
+        norm_sums: :math:`\sum_k \beta^k \lVert g_i(t - k) \rVert` ``(T,)``.
+        norm_counts: :math:`\sum_k \beta^k` ``(T,)``.
+    """
+
+    norm_sums: Tensor
+    norm_counts: Tensor
+
+    def after(self, norms: Tensor, decay: float) -> State:
+        """One step on."""
+        return State(decay * self.norm_sums + norms, decay * self.norm_counts + 1)
 
 
 @final
 class EnCodec(CombiningBalancer):
-    r"""Each loss gets a given share of the gradient at the fork, whatever its size: for several losses on one output.
+    r"""Each loss gets a given fraction of the gradient at the fork, large or small: for several losses on one output.
 
     With :math:`g_i` the gradient of the loss :math:`L_i` at the features, which are the network's output where the fork is
     the last thing in it, the trunk is trained with
@@ -44,24 +56,24 @@ class EnCodec(CombiningBalancer):
     its start at zero. :math:`\lVert g_i \rVert` is the mean over the batch of the norm of one sample's gradient.
 
     When to use:
-        Several losses on one output (a codec, a generator with a discriminator), each of which shall count as given, whatever
-        its scale and however that drifts.
+        Several losses on one output (a codec, a generator with a discriminator), each of which shall count as given, however
+        large it is and however that drifts.
 
     Args:
         fork: Where the losses part: ``Fork(None, tasks)`` at the output, or any other `Fork`, at whose features it works.
-        shares: :math:`\lambda_i` by task name. ``None``: all alike.
+        lambdas: :math:`\lambda_i` by task name. ``None``: all alike.
         norm: R, the norm of the gradient that goes on for one sample, were all losses to pull in one direction.
-        decay: :math:`\beta`, between 0 and 1, of the average.
+        decay: :math:`\beta` of the average, at least 0 and below 1.
 
     Raises:
-        TypeError: ``fork`` is not a `Fork`.
-        ValueError: A share is missing or not positive, ``norm`` is not positive, or ``decay`` not at least 0 and below 1.
+        TypeError: ``fork`` is not a `Fork`, or an argument is of another type.
+        ValueError: A lambda is missing or not positive, or ``norm`` or ``decay`` is out of its range.
 
     Shape:
         The features' first dimension is the batch. Every tensor in the log is ``(T,)`` in task order.
 
     Units:
-        :math:`\tilde g` has the unit of ``norm``, whatever the losses'.
+        :math:`\tilde g` has the unit of ``norm``, and not that of the losses.
 
     Log:
         ``gradient_norms`` :math:`\lVert g_i \rVert` of this step, ``mean_gradient_norms`` the average that was divided by.
@@ -69,7 +81,7 @@ class EnCodec(CombiningBalancer):
     Differs from the paper:
         The norm per sample, averaged over the batch, is the default of the authors' code. Their code adds 1e-12 to the average
         norm; here a task whose gradients have all been zero is left out instead, so that no result depends on the unit of a
-        loss. A task that is absent keeps its average, and the shares of the others are taken among themselves. Where the total
+        loss. A task that is absent keeps its average, and the lambdas of the others are taken among themselves. Where the total
         loss is multiplied before ``backward()``, so is the result; micro-batches are each balanced with the average of the last
         step and their own norms. Over P processes the result is that of one process with the whole batch; theirs, which
         averages the processes' gradients, is P times smaller.
@@ -77,7 +89,7 @@ class EnCodec(CombiningBalancer):
     Example:
         >>> decoder = torch.nn.Linear(2, 4)
         >>> fork = Fork(None, tasks=("waveform", "adversarial"))
-        >>> balancer = EnCodec(fork, shares={"waveform": 3.0, "adversarial": 1.0})
+        >>> balancer = EnCodec(fork, lambdas={"waveform": 3.0, "adversarial": 1.0})
         >>> output = decoder(torch.ones(1, 2))
         >>> signal = fork(output)
         >>> output.retain_grad()
@@ -90,43 +102,35 @@ class EnCodec(CombiningBalancer):
         ``balancer.py`` (equation number not verified).
     """
 
-    norm_sums: Tensor
-    norm_counts: Tensor
-    shares: Tensor
-
     def __init__(
-        self, fork: Fork, *, shares: Mapping[str, float] | None = None, norm: float = 1.0, decay: float = 0.999
+        self, fork: Fork, *, lambdas: Mapping[str, float] | None = None, norm: float = 1.0, decay: float = 0.999
     ) -> None:
         super().__init__(fork, columns=("gradient_norms", "mean_gradient_norms"))
-        if not norm > 0:
-            raise ValueError(f"norm must be positive; found {norm}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be at least 0 and below 1; found {decay}")
-        self._norm, self._decay = norm, decay
-        ones = torch.ones_like(self.weights)
-        given = ones if shares is None else ones.new_tensor(positive_by_task("shares", shares, self.tasks))
-        self.register_buffer("shares", given, persistent=False)
-        for name in ("norm_sums", "norm_counts"):
-            self.register_buffer(name, torch.zeros_like(ones))
+        self._lambdas = None if lambdas is None else numbers_by_task("lambdas", lambdas, self.tasks)
+        self._norm, self._decay = number("norm", norm, "(0, inf)"), number("decay", decay, "[0, 1)")
+        self.reset_parameters()
 
-    def _combine(self, arrived: Arrived, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
+    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
+        """No gradient seen yet."""
+        return weights, State(torch.zeros_like(weights), torch.zeros_like(weights))
+
+    def combine(self, arrived: FeatureGradients, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
+        """Scale every task's gradient."""
         norms = self._batch_norms(arrived, len(rows))
-        sums, counts = averaged(self.norm_sums[rows], self.norm_counts[rows], norms, self._decay)
-        scales = encodec_scales(self.shares[rows], sums / counts, self._norm)
-        combined = [torch.tensordot(scales.to(g), g, 1) for g in arrived.gradients]
-        return combined, torch.stack([norms, sums / counts], 1)
+        state = State(*(value[rows] for value in self.state)).after(norms, self._decay)
+        means = state.norm_sums / state.norm_counts
+        lambdas = [1.0 if self._lambdas is None else self._lambdas[i] for i in rows]
+        fractions = torch.tensor([value / sum(lambdas) for value in lambdas], dtype=means.dtype)
+        scales = encodec_scales(fractions.to(means.device, non_blocking=True), means, self._norm)
+        return [torch.tensordot(scales.to(g), g, 1) for g in arrived.gradients], torch.stack([norms, means], 1)
 
-    def _batch_norms(self, arrived: Arrived, tasks: int) -> Tensor:
+    def update(self, step: Step, state: State) -> tuple[Tensor, Any, Log]:
+        """The average of the norms, one step on."""
+        weights, _, log = super().update(step, state)
+        return weights, state.after(self._means[0], self._decay), log
+
+    def _batch_norms(self, arrived: FeatureGradients, tasks: int) -> Tensor:
         """The mean of the samples' norms ``(T,)``, over those on all processes."""
         norms = sample_norms(arrived.gradients) if arrived.gradients else self.weights.new_zeros(tasks, 0)
         total = self._sum(torch.cat([norms.sum(1), norms.new_full((1,), norms.shape[1])]))
         return (total[:-1] / total[-1]).to(self.weights.dtype)
-
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if step.task_norms is None:
-            return {}, {}
-        sums, counts = averaged(self.norm_sums, self.norm_counts, step.task_norms, self._decay)
-        return {
-            "norm_sums": torch.where(step.present, sums, self.norm_sums),
-            "norm_counts": torch.where(step.present, counts, self.norm_counts),
-        }, {}

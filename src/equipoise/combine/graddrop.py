@@ -8,10 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from equipoise.balancers._combining import CombiningBalancer
-from equipoise.balancers._given import check_known, is_idle
-from equipoise.balancers._seeded import SeededBalancer
-from equipoise.engine import Arrived, Fork
+from equipoise.arguments import count, numbers_by_task
+from equipoise.combine.combination import FeatureGradients
+from equipoise.combine.combining import CombiningBalancer
+from equipoise.engine import Fork
 
 
 def positive_sign_purity(signed: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def sign_masks(signed: Tensor, purity: Tensor, uniform: Tensor) -> Tensor:
 
 
 @final
-class GradDrop(CombiningBalancer, SeededBalancer):
+class GradDrop(CombiningBalancer):
     r"""At every feature one sign is drawn, and only the gradients of that sign go on: gradient sign dropout.
 
     With :math:`g_i` the gradient of the loss :math:`L_i` at the features A of a batch, and :math:`G_i` its sum over the batch
@@ -39,8 +39,8 @@ class GradDrop(CombiningBalancer, SeededBalancer):
 
     with U drawn uniformly between 0 and 1 for every feature of a sample, and one mask for all samples.
 
-    TorchJD's ``GradDrop``, which `Aggregated` takes, draws for every number that is aggregated, whatever the batch and the
-    activations are: the method for gradients at parameters.
+    TorchJD's ``GradDrop``, which `Aggregated` takes, draws for every number that is aggregated, without regard to the batch and
+    the activations: the method for gradients at parameters.
 
     When to use:
         Many tasks that disagree in the sign of their gradients, and some noise in training is welcome.
@@ -49,12 +49,12 @@ class GradDrop(CombiningBalancer, SeededBalancer):
         fork: Where the network splits into tasks: a `Fork`, at whose features it works.
         leaks: :math:`\ell_i` by task name, between 0 and 1: the part of the task's gradient that always goes on. ``None``: 0
             for all.
-        seed: Where the generator of U starts. It is the balancer's own: the same on every process, saved in ``state_dict``.
+        seed: U follows from it and from the number of the step: the same on every process, and no other draw is disturbed.
 
     Raises:
-        TypeError: ``fork`` is not a `Fork`.
-        ValueError: A leak is missing or not between 0 and 1; ``seed`` is not an integer; or, over several processes, this one
-            has no labels for any task.
+        TypeError: ``fork`` is not a `Fork`, or an argument is of another type.
+        ValueError: A leak is missing or not between 0 and 1, or ``seed`` is negative; or, in the backward pass over several
+            processes, this one has no labels for any task.
 
     Shape:
         The features' first dimension is the batch.
@@ -64,8 +64,11 @@ class GradDrop(CombiningBalancer, SeededBalancer):
 
     Differs from the paper:
         The function of the purity that it allows is the identity. The authors' code goes on to scale the result to the norm of
-        the plain sum, unless told not to; here it stays as it is. A feature that is zero in the whole batch, or whose gradients
-        sum to zero in every task, has no sign: nothing goes on there but the leaks.
+        the plain sum, unless told not to; here it stays as it is.
+
+        A feature that is zero has no sign, as half of them behind a ReLU: its sample adds nothing to :math:`G_i`, but the mask
+        that the other samples give holds for it too. Where a feature is zero in the whole batch, or :math:`G_i` is zero for
+        every task, there is no sign to draw, and nothing goes on but the leaks. Fork ahead of the ReLU to avoid that.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -75,56 +78,38 @@ class GradDrop(CombiningBalancer, SeededBalancer):
         >>> features = fork(torch.ones(1, 2))
         >>> balancer({"up": features["up"].sum(), "down": -2 * features["down"].sum()}).backward()
         >>> layer.bias.grad  # one sign at each feature, and not their sum, -1
-        tensor([-2.,  1., -2.])
+        tensor([ 1., -2.,  1.])
 
     References:
         Chen, Ngiam, Huang, Luong, Kretzschmar, Chai, Anguelov 2020, Just pick a sign: optimizing deep multitask models with
-        gradient sign dropout, the positive sign purity and the masks (equation number not verified), and the authors'
-        ``graddrop.py``.
+        gradient sign dropout, the positive sign purity Eq. 1 and Algorithm 1 lines 10-15, and the authors' ``graddrop.py``.
     """
 
-    leaks: Tensor
-
     def __init__(self, fork: Fork, *, leaks: Mapping[str, float] | None = None, seed: int = 0) -> None:
-        super().__init__(fork, features=True)
-        self._seed(seed)
-        given = torch.zeros_like(self.weights)
-        if leaks is not None:
-            given = given.new_tensor(self._checked(leaks))
-        self.register_buffer("leaks", given, persistent=False)
+        super().__init__(fork)
+        self._leaks = None if leaks is None else numbers_by_task("leaks", leaks, self.tasks, "[0, 1]")
+        self._seed = count("seed", seed, least=0)
+        self.reset_parameters()
 
-    def forward(
-        self, losses: Mapping[str, Tensor | None] | Tensor, shares: Mapping[str, float] | None = None
-    ) -> Tensor:
-        """The total loss, the plain sum of ``losses``. See `Balancer.forward`."""
-        total = super().forward(losses, shares)
-        if self._here.meeting.number > 1 and is_idle(losses):
+    def combine(self, arrived: FeatureGradients, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
+        """Let one sign through at every feature."""
+        if not arrived.gradients:
             raise ValueError(
                 "GradDrop: over several processes each must have labels for one task at least, as all draw for the same "
                 "features; found none here"
             )
-        return total
-
-    def _combine(self, arrived: Arrived, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
-        leaks = self.leaks[rows]
         squares = [g.flatten(1).square().sum(1) for g in arrived.gradients]
         norms = self._sum(torch.stack(squares).sum(0)).sqrt()
+        generator = self._generator(self._seed)
+        leaks = torch.tensor([0.0 if self._leaks is None else self._leaks[i] for i in rows], dtype=norms.dtype)
+        leaks = leaks.to(norms.device, non_blocking=True)
         pairs = zip(arrived.gradients, arrived.features, strict=True)
-        return [self._dropped(g, feature, leaks.to(g)) for g, feature in pairs], norms[:, None]
+        return [self._dropped(g, feature, leaks.to(g), generator) for g, feature in pairs], norms[:, None]
 
-    def _dropped(self, gradients: Tensor, feature: Tensor, leaks: Tensor) -> Tensor:
+    def _dropped(self, gradients: Tensor, feature: Tensor, leaks: Tensor, generator: torch.Generator) -> Tensor:
         signed = self._sum((gradients * feature.sign()).sum(1))
-        uniform = torch.rand(signed.shape[1:], generator=self._generator, dtype=torch.float64)
+        uniform = torch.rand(signed.shape[1:], generator=generator, dtype=torch.float64)
         uniform = uniform.to(signed.dtype).to(signed.device, non_blocking=True)
         masks = sign_masks(signed, positive_sign_purity(signed), uniform)
         leaks = leaks.reshape(-1, *[1] * (signed.dim() - 1))
         return ((leaks + (1 - leaks) * masks)[:, None] * gradients).sum(0)
-
-    def _checked(self, leaks: Mapping[str, float]) -> list[float]:
-        check_known("leaks", leaks, self.tasks)
-        for task in self.tasks:
-            if task not in leaks:
-                raise ValueError(f"leaks: task {task!r} is missing")
-            if not 0 <= leaks[task] <= 1:
-                raise ValueError(f"leaks: task {task!r} must have a number between 0 and 1; found {leaks[task]}")
-        return [leaks[task] for task in self.tasks]

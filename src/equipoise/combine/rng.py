@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Within, what is drawn on the CPU and on ``device`` follows from ``seed`` alone; afterwards all is as it was."""
+    """Within, random numbers on the CPU and on ``device`` follow from ``seed`` alone; afterwards all is as it was."""
     accelerator = None if device.type == "cpu" else torch.get_device_module(device)
     devices = [] if accelerator is None else range(accelerator.device_count())
     with torch.random.fork_rng(devices, device_type="cuda" if accelerator is None else device.type):

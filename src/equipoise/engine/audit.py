@@ -3,6 +3,9 @@
 The reference is taken before the backward pass, from the loss alone. Afterwards the two are compared. So whatever makes them
 differ is found by one comparison, and refused with its likely cause: a loss that reads another task's features, or W past the
 fork; a term of the total loss that is no task; a layer that does not compute what its rule says.
+
+Later steps are audited now and then, by what each loss reads: a term that is no task, or a way past the fork, may begin at any
+time.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from torch import Tensor
 from equipoise.engine.rules import flat, is_sharded
 from equipoise.engine.source import GradientSource
 
-_HALF_SCALES = (2.0**16, 1.0)
-"""What a loss is multiplied with where gradients pass through float16, so that they do not vanish; the second if that overflows."""
+_SCALES = (2.0**16, 1.0)
+"""What a loss is multiplied with, so that no gradient vanishes on its way through float16; the second if the first overflows."""
 
 
 @dataclass(frozen=True)
@@ -60,33 +63,88 @@ def reference(source: GradientSource, losses: Mapping[str, Tensor]) -> Reference
     wrapped = wrapper_of(losses.values(), parameters)
     if wrapped:
         return Reference(left_out=wrapped)
-    wanted = parameters or source.features
+    wanted = parameters or [*source.features]  # a checkpoint may call the fork again meanwhile
     aliases = [(i, alias) for i, of_task in source.aliases.items() for alias in of_task]
     targets = [*wanted, *(alias for _, alias in aliases)]
     if not targets:
         return Reference(left_out="the model was compiled as a whole, and there is no W")
-    half = any(t.dtype == torch.float16 for t in targets)
     tasks, rows, norms, reads, depends = [], [], [], [], []
     for task, loss in losses.items():
         try:
             with source.pause():
-                found = _gradients(loss, targets, _HALF_SCALES if half else (1.0,))
+                found = _gradients(loss, targets)
         except RuntimeError as error:
             return Reference(left_out=str(error).splitlines()[0])
-        own, number = [], source.tasks.index(task)
+        own: list[Tensor | None] = []
+        number = source.tasks.index(task)
         others = set()
         for (i, _), gradient in zip(aliases, found[len(wanted) :], strict=True):
-            if gradient is not None and i == number:
-                own.append(torch.linalg.vector_norm(gradient.detach(), dtype=_real(gradient)).reshape(1))
+            if i == number:
+                own.append(gradient)
             elif gradient is not None and gradient.any():
                 others.add(i)
         at_w = found[: len(wanted)]
         tasks.append(number)
         rows.append(flat(wanted, at_w))
-        norms.append(torch.cat(own).double().norm() if own else rows[-1].new_full((), torch.nan).double())
+        norms.append(_norm(own, loss))
         reads.append(tuple(sorted(others)))
         depends.append(any(g is not None for g in at_w))
     return Reference(tuple(tasks), torch.stack(rows), torch.stack(norms), tuple(reads), tuple(depends))
+
+
+def reference_at_aliases(source: GradientSource, losses: Mapping[str, Tensor]) -> Reference:
+    """Differentiate every loss from its value down to the task's own alias; ``rows`` is None, ``reads`` and ``depends`` unasked."""
+    aliases = source.aliases
+    tasks = tuple(source.tasks.index(task) for task in losses)
+    norms = []
+    for number, loss in zip(tasks, losses.values(), strict=True):
+        own = aliases.get(number, [])
+        with source.pause():
+            found = _gradients(loss, own) if own else []
+        norms.append(_norm(found, loss))
+    return Reference(tasks, None, torch.stack(norms), ((),) * len(tasks), (True,) * len(tasks))
+
+
+def measure(source: GradientSource, total: Tensor) -> Tensor:
+    """The norms ``(T,)`` that the source measures of the losses whose sum is ``total``; no ``.grad`` of a parameter is written."""
+    for scale in _SCALES:
+        source.clear()
+        if total.requires_grad:
+            total.backward(torch.full_like(total, scale), inputs=[p.leaf for p in source._probes], retain_graph=True)
+        norms = source.norms(source.measured()).double() / scale
+        if norms.isfinite().all():
+            break
+    return norms
+
+
+def past_the_fork(source: GradientSource, loss: Tensor, number: int, limit: float) -> str:
+    """Which of W the loss of this task reaches otherwise than through its own alias, for a message; empty for none."""
+    parameters, own = source.measured_parameters, source.aliases.get(number, [])
+    wanted = [*parameters.values()] or source.features
+    with source.pause():
+        whole = differentiate([loss], [*wanted, *own])
+        arrived = [(alias, g) for alias, g in zip(own, whole[len(wanted) :], strict=True) if g is not None]
+        through = differentiate([alias for alias, _ in arrived], wanted, [g for _, g in arrived])
+    past: list[str] = []
+    for name, target, *both in zip([*parameters] or ["features"] * len(wanted), wanted, whole, through, strict=False):
+        everything, part = (flat([target], [gradient]) for gradient in both)
+        if (everything - part).norm() > limit * everything.norm():
+            past.append(repr(name))
+    if not past:
+        return ""
+    return (
+        f"its loss must reach the last shared layer through {source.reads.format(source.tasks[number])} alone; found that it "
+        f"also reaches {', '.join(dict.fromkeys(past))} past the fork. PerLoss measures such a loss"
+    )
+
+
+def differentiate(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], gradients: Sequence[Tensor] | None = None
+) -> Sequence[Tensor | None]:
+    """The gradients at ``inputs``; None where nothing depends on them. The graph stays."""
+    if not inputs or not any(output.requires_grad for output in outputs):
+        return [None] * len(inputs)
+    return torch.autograd.grad(outputs, inputs, gradients, retain_graph=True, allow_unused=True)
 
 
 def deviations(norms: Tensor, expected: Tensor) -> Tensor:
@@ -96,12 +154,17 @@ def deviations(norms: Tensor, expected: Tensor) -> Tensor:
     return (norms - expected).abs() / torch.where(larger > 0, larger, 1.0)
 
 
-def tolerance(source: GradientSource, values: Tensor) -> float:
-    """How far rounding may take the two apart: the cube root of the coarsest precision in use."""
+def precisions(source: GradientSource, values: Tensor) -> set[torch.dtype]:
+    """Those that a gradient passes through on its way from the losses to W."""
     dtypes = {values.dtype, *(p.dtype for p in source.measured_parameters.values()), *source.precisions}
     if torch.is_autocast_enabled(values.device.type):
         dtypes.add(torch.get_autocast_dtype(values.device.type))
-    return float(max(torch.finfo(dtype).eps for dtype in dtypes) ** (1 / 3))
+    return dtypes
+
+
+def tolerance(source: GradientSource, values: Tensor) -> float:
+    """How far rounding may take the two apart: the cube root of the coarsest precision in use."""
+    return float(max(torch.finfo(dtype).eps for dtype in precisions(source, values)) ** (1 / 3))
 
 
 def cause(source: GradientSource, expected: Reference, place: int, measured_at_alias: Tensor | None, limit: float) -> str:
@@ -118,9 +181,13 @@ def cause(source: GradientSource, expected: Reference, place: int, measured_at_a
     own = source.reads.format(source.tasks[number])
     if expected.reads[place]:
         wrong = ", ".join(source.reads.format(source.tasks[i]) for i in expected.reads[place])
-        return f"its loss must depend on {own} alone; found that it reads {wrong}: every head must read its own"
+        return f"its loss must depend on {own} alone; found that it reads {wrong}: every head must read its own{ON_ONE_HEAD}"
     assert expected.at_alias is not None
     at_alias = expected.at_alias[place]
+    readers = [source.tasks[i] for i, read in zip(expected.tasks, expected.reads, strict=True) if number in read]
+    if readers:
+        wrong = ", ".join(map(repr, readers))
+        return f"{own} is for its loss alone; found that {wrong} reads it: every head must read its own{ON_ONE_HEAD}"
     if not source.taps and not expected.depends[place] and at_alias.isnan():
         return f"its loss must depend on {own}; found that it does not reach the fork"
     if measured_at_alias is not None and bool(deviations(measured_at_alias, at_alias) > limit):
@@ -156,20 +223,28 @@ def wrapper_of(losses: Iterable[Tensor], parameters: Iterable[Tensor]) -> str:
     return ""
 
 
+ON_ONE_HEAD = ". Losses on one head are one task, their sum, or are measured with PerLoss"
+
 STATIC_GRAPH = "DistributedDataParallel(static_graph=True) takes the first pass for the backward pass"
 
 
-def _gradients(loss: Tensor, targets: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor | None]:
+def _gradients(loss: Tensor, targets: Sequence[Tensor]) -> list[Tensor | None]:
     found: list[Tensor | None] = []
     if not loss.requires_grad:
         return [None] * len(targets)
-    for scale in scales:
+    for scale in _SCALES:
         seed = torch.full_like(loss, scale)
         raw = torch.autograd.grad(loss, targets, seed, retain_graph=True, allow_unused=True)
         found = [None if g is None else g.float() / scale if g.dtype == torch.float16 else g / scale for g in raw]
-        if scale == scales[-1] or all(g is None or bool(g.isfinite().all()) for g in found):
+        if all(g is None or bool(g.isfinite().all()) for g in found):
             break
     return found
+
+
+def _norm(gradients: Sequence[Tensor | None], loss: Tensor) -> Tensor:
+    """The norm of all of them; NaN where there is none."""
+    norms = [torch.linalg.vector_norm(g.detach(), dtype=_real(g)).double() for g in gradients if g is not None]
+    return torch.stack(norms).norm() if norms else torch.full((), torch.nan, dtype=torch.float64, device=loss.device)
 
 
 def _real(gradient: Tensor) -> torch.dtype | None:

@@ -92,6 +92,12 @@ class Fork(nn.Module, GradientSource):
         """W, by name; empty where gradients are taken at the features."""
         return {} if self.shared_layer is None else shared_parameters(self.shared_layer, self._names)
 
+    def plan(self, measure: bool, *, gradients: bool) -> None:
+        """Switch measuring on or off, with the probes that compiled code cannot make."""
+        super().plan(measure, gradients=gradients)
+        if measure and not self._probes:
+            self._place()
+
     def forward(self, *inputs: Any, **keywords: Any) -> dict[str, Any]:
         """Apply the last shared layer and fan its output out to the tasks.
 
@@ -114,17 +120,18 @@ class Fork(nn.Module, GradientSource):
         tensors, put = split(features)
         if not any(tensor.requires_grad for tensor in tensors) and self.shared_layer is None:
             return dict.fromkeys(names, features)
-        rule = self._rule(given, tensors)
-        if self._combination is not None:
-            aliases = self._combination.fan_out(self, rule, given, tensors, len(self.others))
+        if self._combines():
+            aliases = self._combination.fan_out(given, tensors)
         else:
+            rule = self.rule_for(given, tensors)
             aliases = self._fan_out(rule, given, tensors, tasks=len(self.tasks), others=len(self.others))
         size = len(tensors)
         return {name: put(aliases[i * size : (i + 1) * size]) for i, name in enumerate(names)}
 
     def combine(self, combination: Any) -> None:
-        """Have the task gradients combined in this way, from the next forward pass on; None: summed."""
+        """Have the task gradients combined in this way, from the next forward pass on, for as long as it is the owner's."""
         self._combination = combination
+        self.plan(False, gradients=False)
 
     def extra_repr(self) -> str:
         """Name the tasks."""
@@ -132,9 +139,11 @@ class Fork(nn.Module, GradientSource):
         return f"tasks={self.tasks}{others}"
 
     def _combines(self) -> bool:
-        return self._combination is not None and self.training and torch.is_grad_enabled()
+        combination = self._combination
+        return combination is not None and combination.owner is self.owner and not self.measuring and self._trains()
 
-    def _rule(self, given: Any, features: list[Tensor]) -> LayerRule:
+    def rule_for(self, given: Any, features: list[Tensor]) -> LayerRule:
+        """How the gradient at W follows from that at ``features``, in this forward pass on what was ``given``."""
         if self.shared_layer is None:
             if not torch.compiler.is_compiling() and self._probes:
                 self._place(features[0].device)
@@ -159,5 +168,6 @@ class Fork(nn.Module, GradientSource):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the fork, with probes of its own."""
-        nn.Module.__setstate__(self, state)
-        GradientSource.__setstate__(self, {})
+        super().__setstate__(state)
+        if self.measuring:
+            self._place()

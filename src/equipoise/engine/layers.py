@@ -35,14 +35,28 @@ def rule_of(layer: nn.Module, parameters: Mapping[str, Tensor], named: bool, inp
 
 def _is_plain(layer: nn.Module, inputs: Any, output: Tensor) -> bool:
     """Whether the layer computes what its class says: dense, real, with no forward and no hook of its own."""
-    if "forward" in layer.__dict__ or layer._parameters.get("weight") is None:
+    weight = layer._parameters.get("weight")
+    if "forward" in layer.__dict__ or weight is None or layer._backward_hooks or layer._backward_pre_hooks:
         return False
-    hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
-    if hooks and not all(str(getattr(hook, "__module__", "")).startswith("torch.distributed") for hook in hooks):
+    if not torch.compiler.is_compiling() and weight._backward_hooks:
+        return False
+    hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values(), *_hooks_of_all_modules())
+    if hooks and not all(str(getattr(hook, "__module__", "")).startswith(_LOOKS_ON) for hook in hooks):
         return False
     if not isinstance(inputs, Tensor) or output.is_complex():
         return False
     return inputs.layout == output.layout == torch.strided and not (inputs.is_nested or output.is_nested)
+
+
+_LOOKS_ON = ("torch.distributed", "equipoise.check")
+"""Where hooks come from that change nothing."""
+
+
+def _hooks_of_all_modules() -> list[Any]:
+    """Those that ``torch.nn.modules.module.register_module_forward_hook`` and its like have put on every module."""
+    module = torch.nn.modules.module
+    found: list[Any] = [*module._global_forward_pre_hooks.values(), *module._global_forward_hooks.values()]
+    return [*found, *module._global_backward_pre_hooks.values(), *module._global_backward_hooks.values()]
 
 
 @dataclass(frozen=True)
@@ -179,7 +193,7 @@ def _conv_weight(inputs: Tensor, shape: tuple[int, ...], gradient: Tensor, *sett
 _CONV_WEIGHT = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 
 _RULES: dict[type[nn.Module], Callable[[nn.Module], LayerRule | None]] = {
-    nn.Linear: lambda layer: LinearRule(tuple(layer.get_parameter("weight").shape)),
+    nn.Linear: lambda layer: LinearRule(tuple(cast(Tensor, layer.weight).shape)),
     nn.Conv1d: ConvRule.of,
     nn.Conv2d: ConvRule.of,
     nn.Conv3d: ConvRule.of,

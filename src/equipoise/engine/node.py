@@ -13,6 +13,7 @@ that needs no room, but is exact only where this number is 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,54 +82,59 @@ class ForkNode(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """Measure every task's gradients at the features, and add them up."""
         call, size, kept = ctx.call, ctx.features, ctx.saved_tensors
-        measure = call.watch is None or not call.watch.paused
-        ones: list[int] = []
+        measure = call.watch is None or (not call.watch.paused and reaches_the_probe(ctx))
+        differentiable = torch.is_grad_enabled()
+        number = call.rule.gradient if call.gradients else call.rule.squared_norm
+        places: list[int] = []
         found: list[Tensor] = []
         sums: list[Tensor | None] = [None] * size
         owned = [False] * size
-        for alias in range(call.tasks + call.others):
-            own = gradients[alias * size : (alias + 1) * size]
-            arrived = any(g is not None for g in own)
-            if arrived and measure and alias < call.tasks:
-                ones.append(alias)
-                found.append(_measured(call, kept, own))
+        aliases = [gradients[i : i + size] for i in range(0, len(gradients), size)]
+        for place, own in enumerate(aliases):
+            if own[0] is None and all(g is None for g in own):
+                continue
+            if measure and place < call.tasks:  # first, while the gradient is in the cache
+                places.append(place)
+                with torch.no_grad() if differentiable else _NOTHING:
+                    found.append(number(kept, own))
             for i, g in enumerate(own):
-                if g is None:
-                    continue
                 total = sums[i]
-                if total is None:
-                    sums[i] = g
-                elif owned[i] and not torch.is_grad_enabled():
+                if total is None or g is None:
+                    sums[i] = g if total is None else total
+                elif owned[i] and not differentiable:
                     total.add_(g)  # takes no more room, but cannot be differentiated
                 else:
                     sums[i], owned[i] = total + g, True
         if call.watch is not None and measure:
-            call.watch.arrived(call, ones, [gradients[i * size : (i + 1) * size] for i in ones])
-        rows = _rows(found, ones, call, ctx.columns, ctx.dtype) if found else None
+            call.watch.arrived(call, places, [aliases[place] for place in places])
+        with torch.no_grad() if differentiable else _NOTHING:
+            rows = _rows(found, places, call, ctx.columns, ctx.dtype) if found else None
         return None, rows, *(None,) * call.kept, *sums
 
 
-def _measured(call: ForkCall, kept: Sequence[Tensor], gradients: Gradients) -> Tensor:
-    with torch.no_grad():
-        return (call.rule.gradient if call.gradients else call.rule.squared_norm)(kept, gradients)
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+def reaches_the_probe(ctx: Any) -> bool:
+    """Whether this pass leaves something at the probe; ``autograd.grad`` for other tensors does not, and is let through."""
+    return torch.compiler.is_compiling() or torch._C._will_engine_execute_node(ctx.next_functions[0][0])
 
 
 def _rows(found: list[Tensor], places: list[int], call: ForkCall, columns: int, dtype: torch.dtype) -> Tensor:
     """What goes to the probe: ``(T, P)`` gradients, or squared norms and counts ``(2, T)``."""
-    with torch.no_grad():
-        if call.gradients:
-            rows = found[0].new_zeros(call.tasks, columns, dtype=dtype)
-            for place, gradient in zip(places, found, strict=True):
-                rows[place] = gradient.reshape(-1)
-            return rows
-        squares = torch.stack(found).to(dtype).clamp(min=0)  # rounding may leave less than nothing
-        rows = torch.stack([squares, torch.ones_like(squares)])
-        if len(places) == call.tasks:
-            return rows
-        whole = rows.new_zeros(2, call.tasks)
-        for i, place in enumerate(places):
-            whole[:, place] = rows[:, i]
-        return whole
+    if call.gradients:
+        rows = found[0].new_zeros(call.tasks, columns, dtype=dtype)
+        for place, gradient in zip(places, found, strict=True):
+            rows[place] = gradient.reshape(-1)
+        return rows
+    squares = torch.stack(found).to(dtype).clamp(min=0)  # rounding may leave less than nothing
+    rows = torch.stack([squares, torch.ones_like(squares)])
+    if len(places) == call.tasks:
+        return rows
+    whole = rows.new_zeros(2, call.tasks)
+    for i, place in enumerate(places):
+        whole[:, place] = rows[:, i]
+    return whole
 
 
 class NamedAlias(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -24,14 +24,23 @@ def shared_parameters(layer: nn.Module, names: Sequence[str] | None) -> dict[str
         found: dict[str, Tensor] = {"weight": weight}
     else:
         found = _named(layer, names)
-    for name, parameter in found.items():
+    refuse_parts(found)
+    return found
+
+
+def refuse_parts(parameters: Mapping[str, Tensor]) -> None:
+    """Refuse parameters of which a process holds a part only, in a way that is not supported.
+
+    Raises:
+        ValueError: One is split up by FSDP1 or ZeRO-3; the message names it.
+    """
+    for name, parameter in parameters.items():
         wrapper = _splits(parameter)
         if wrapper:
             raise ValueError(
                 f"the last shared layer's {name!r} is split up by {wrapper}, whose backward pass leaves no gradient of one "
                 "task to be measured: use FSDP2 (fully_shard), or DistributedDataParallel"
             )
-    return found
 
 
 def _named(layer: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
@@ -41,8 +50,9 @@ def _named(layer: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
         if not trained:
             found = "all of them are frozen" if own else "it has no parameters"
             raise ValueError(
-                f"the last shared layer, {type(layer).__name__}, must have a parameter that is trained; found that {found}. To "
-                "go on with weights that stay, take Static(tasks, balancer.averaged())"
+                f"the last shared layer, {type(layer).__name__}, must have a parameter that is trained; found that {found}. Hand "
+                "in the module that holds those that are trained, as that of an adapter. To go on with weights that stay, take "
+                "Static(tasks, balancer.averaged())"
             )
         return trained
     for name in names:

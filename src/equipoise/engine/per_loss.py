@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.arguments import described, sequence_of_names
-from equipoise.engine.parameters import shared_parameters
+from equipoise.engine.node import reaches_the_probe
+from equipoise.engine.parameters import refuse_parts, shared_parameters
 from equipoise.engine.rules import autograd, flat, squared_norm
 from equipoise.engine.source import GradientSource
 
@@ -82,7 +83,13 @@ class PerLoss(GradientSource):
     @property
     def shared_parameters(self) -> dict[str, Tensor]:
         """W, by name."""
-        return self._listed if self._module is None else shared_parameters(self._module, self._names)
+        if self._module is not None:
+            return shared_parameters(self._module, self._names)
+        refuse_parts(self._listed)
+        for name, parameter in self._listed.items():
+            if not parameter.requires_grad:
+                raise ValueError(f"{name} was frozen, so that no gradient reaches it: make PerLoss from those that are trained")
+        return self._listed
 
     @property
     def training(self) -> bool:  # type: ignore[override]
@@ -106,7 +113,10 @@ class PerLoss(GradientSource):
 
     def why_not(self, task: str) -> str:
         """Why no gradient of a task may have arrived."""
-        return "its loss does not depend on the parameters measured, which may have been replaced since"
+        return (
+            "its loss does not depend on the parameters measured, which may have been replaced since, or lie in a checkpoint "
+            "that needs use_reentrant=False"
+        )
 
     def record(self, tasks: Sequence[int]) -> None:
         """Told by a node: the gradients of these tasks have arrived."""
@@ -145,7 +155,7 @@ class _LossNode(torch.autograd.Function):
         """Differentiate each loss by W, times the gradient that arrives at it."""
         call, (values, *each) = ctx.call, ctx.saved_tensors
         nothing = (None,) * len(each)
-        if call.source.paused or not call.here:
+        if call.source.paused or not call.here or not reaches_the_probe(ctx):
             return None, None, gradient, *nothing
         with torch.no_grad():
             scales = gradient.detach()[list(call.here)]

@@ -111,11 +111,15 @@ class AutogradRule(LayerRule):
         outputs, grad_outputs = zip(*arrived, strict=True)
         found = autograd(outputs, self.parameters, cast("tuple[Tensor, ...]", grad_outputs))
         if all(g is None for g in found):
-            sharded = "; fully_shard has sharded it again" if any(map(is_sharded, self.parameters)) else ""
+            remedy = (
+                "fully_shard has sharded it again: use reshard_after_forward=False for this layer, or shard it with a module "
+                "around it, as the Fork or the model"
+                if any(map(is_sharded, self.parameters))
+                else "is something on the way detached, or in a checkpoint that needs use_reentrant=False?"
+            )
             raise RuntimeError(
-                f"the last shared layer is measured from the original graph, in which the features must depend on W; found that "
-                f"they do not{sharded}. Under fully_shard use reshard_after_forward=False for this layer, or shard it with a "
-                "module around it, as the Fork or the model"
+                "the last shared layer is measured from the original graph, in which the features must depend on W; found that "
+                f"they do not: {remedy}"
             )
         return flat(self.parameters, found)
 

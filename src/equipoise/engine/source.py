@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +16,23 @@ from equipoise.arguments import task_names
 from equipoise.engine.node import ForkCall, ForkNode, named
 from equipoise.engine.probe import Probe
 from equipoise.engine.rules import Gradients, LayerRule, square_dtype, squared_norm
+
+
+@dataclass
+class AuditedCall:
+    """A forward pass that is kept for the audit, until the next one after its backward pass.
+
+    Attributes:
+        call: The call of the fork.
+        aliases: The aliases of each of its tasks, one after the other.
+        features: The features.
+        arrived: Whether a backward pass has come through.
+    """
+
+    call: ForkCall
+    aliases: list[list[Tensor]]
+    features: list[Tensor]
+    arrived: bool = False
 
 
 class GradientSource(ABC):
@@ -28,8 +47,7 @@ class GradientSource(ABC):
         measuring: Whether forward passes are measured.
         keep_gradients: Whether task gradients are kept, and not norms alone.
         auditing: Whether the aliases of a forward pass are kept for the audit.
-        aliases: While auditing, the aliases of each task, by its number.
-        features: While auditing, the tensors that gradients are taken at where there is no W.
+        copying: Whether these aliases are copies then; see `examine`.
         precisions: While auditing, the precisions of the features.
     """
 
@@ -44,7 +62,7 @@ class GradientSource(ABC):
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = task_names(tasks)
         self.owner: object = None
-        self.measuring = self.keep_gradients = self.auditing = self.paused = False
+        self.measuring = self.keep_gradients = self.auditing = self.copying = self.paused = False
         self._probes: list[Probe] = []
         self._last_parameters: dict[str, Tensor] | None = None
         self.precisions: tuple[torch.dtype, ...] = ()
@@ -82,10 +100,9 @@ class GradientSource(ABC):
             measure: Whether it is measured.
             gradients: Whether task gradients are kept, which add up over backward passes and processes, and not norms alone.
         """
-        changed = gradients != self.keep_gradients
+        if gradients != self.keep_gradients:
+            self._probes = []
         self.measuring, self.keep_gradients = measure, gradients
-        if measure and (changed or not self._probes):
-            self._place()
 
     def clear(self) -> None:
         """Drop what lies here, for a step begins."""
@@ -93,13 +110,26 @@ class GradientSource(ABC):
             probe.clear()
         self._passes = [0] * len(self._probes)
         self._nodes = [0] * len(self._probes)
-        self._arrived: set[int] = set()
+        self._arrived: Counter[int] = Counter()
         self.alias_squares: dict[int, Tensor] = {}
 
     def forget_aliases(self) -> None:
         """Let go of what was kept for an audit."""
-        self.aliases: dict[int, list[Tensor]] = {}
-        self.features: list[Tensor] = []
+        self._audited: list[AuditedCall] = []
+
+    @property
+    def aliases(self) -> dict[int, list[Tensor]]:
+        """While auditing, the aliases of each task, by its number."""
+        found: dict[int, list[Tensor]] = {}
+        for one in self._audited:
+            for i, own in enumerate(one.aliases):
+                found.setdefault(one.call.first + i, []).extend(own)
+        return found
+
+    @property
+    def features(self) -> list[Tensor]:
+        """While auditing, the tensors that gradients are taken at where there is no W."""
+        return [feature for one in self._audited for feature in one.features]
 
     def measured(self) -> Tensor:
         """What the backward passes since the last `clear` have left; zeros where nothing arrived.
@@ -108,6 +138,8 @@ class GradientSource(ABC):
             The gradient at W of every weighted loss ``(T, P)``, or squared norms and, below, of how many nodes each is the
             sum ``(2, T)``.
         """
+        if not self._probes:
+            self._place()
         parts = [torch.zeros_like(p.leaf) if p.numbers is None else p.numbers.detach() for p in self._probes]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 0 if self.has_gradients else 1)
 
@@ -129,13 +161,27 @@ class GradientSource(ABC):
             return []
         return [task for i, task in enumerate(self.tasks) if present[i] and i not in self._arrived]
 
+    def has_gradient(self) -> bool:
+        """Whether W has a gradient already, as after a micro-batch, and not as after an optimiser's ``zero_grad``."""
+        found = [p.grad for p in self.measured_parameters.values() if p.is_leaf]
+        return self.at_features or any(g is not None and bool(g.any()) for g in found)
+
+    def repeated(self) -> list[str]:
+        """The tasks whose squared norm cannot be had, as their gradient is the sum of those at several nodes."""
+        if self.has_gradients or self.at_features:
+            return []
+        return [self.tasks[i] for i, nodes in self._arrived.items() if nodes > 1]
+
     def tap(self, losses: Mapping[str, Tensor], values: Tensor) -> Tensor:
         """The losses ``(T,)`` to be weighted: ``values``, or aliases of them where this source measures at the losses."""
         return values
 
     def why_not(self, task: str) -> str:
         """Why no gradient of a task may have arrived, for a message."""
-        return f"its loss does not depend on {self.reads.format(task)}, or something on the way is detached"
+        return (
+            f"its loss does not depend on {self.reads.format(task)}, or something on the way is detached, in a checkpoint "
+            "that needs use_reentrant=False, or computed in torch.func, where PerLoss measures"
+        )
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -146,11 +192,29 @@ class GradientSource(ABC):
         finally:
             self.paused = False
 
+    @contextmanager
+    def examine(self, measure: bool = True) -> Iterator[None]:
+        """Measure the forward passes within as those of a task's first step, or none of them; then all is as it was.
+
+        The aliases are copies, so that a head that works in place on its own does no harm, and shows in its version.
+        """
+        before = dict(vars(self))
+        try:
+            self._probes, self.auditing, self.copying, self.owner = [], measure, measure, None
+            self.forget_aliases()
+            self.clear()
+            self.plan(measure, gradients=self.keep_gradients)
+            yield
+        finally:
+            vars(self).update(before)
+
     def arrived(self, call: ForkCall, tasks: Sequence[int], gradients: Sequence[Gradients]) -> None:
         """Told by a node: the gradients of these of its tasks have arrived."""
         self._nodes[call.probe] += 1
         self._arrived.update(call.first + i for i in tasks)
         if self.auditing:
+            for one in self._audited:
+                one.arrived = one.arrived or one.call is call
             for i, own in zip(tasks, gradients, strict=True):
                 square = sum(squared_norm(g.detach()) for g in own if g is not None)
                 before = self.alias_squares.get(call.first + i, 0.0)
@@ -158,11 +222,14 @@ class GradientSource(ABC):
 
     def _measures(self) -> bool:
         """Whether the forward pass at hand is measured."""
+        return self.measuring and self._trains()
+
+    def _trains(self) -> bool:
+        """Whether the forward pass at hand is one in training, with a backward pass to come."""
         return (
-            self.measuring
-            and self.training
+            self.training
             and torch.is_grad_enabled()
-            and not torch._C._are_functorch_transforms_active()  # whose passes are no backward passes
+            and not in_transform()
             and not _exporting()
         )
 
@@ -184,13 +251,14 @@ class GradientSource(ABC):
         watch = None if compiling else self
         call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), watch)
         aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[probe].leaf, *kept, *features)
-        if compiling or not self.auditing:
+        if compiling or not self.auditing or self.paused:
             return aliases
         size = len(features)
-        aliases = [named(self.tasks[first + i // size], a) if i < tasks * size else a for i, a in enumerate(aliases)]
-        for i in range(tasks):
-            self.aliases.setdefault(first + i, []).extend(aliases[i * size : (i + 1) * size])
-        self.features.extend(features)
+        hand_out = (lambda _, a: a.clone()) if self.copying else named
+        aliases = [hand_out(self.tasks[first + i // size], a) if i < tasks * size else a for i, a in enumerate(aliases)]
+        own = [list(aliases[i * size : (i + 1) * size]) for i in range(tasks)]
+        self._audited = [one for one in self._audited if not one.arrived]  # a warm-up's graphs must not pile up
+        self._audited.append(AuditedCall(call, own, features))
         self.precisions = tuple({feature.dtype for feature in self.features})
         return aliases
 
@@ -234,14 +302,16 @@ class GradientSource(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is measured belongs to the step at hand, and does not travel."""
-        gone = {"_probes": [], "_passes": [], "_nodes": [], "_arrived": set(), "alias_squares": {}}
-        return {**self.__dict__, **gone, "aliases": {}, "features": [], "_last_parameters": None}
+        gone = {"_probes": [], "_passes": [], "_nodes": [], "_arrived": Counter(), "alias_squares": {}}
+        alone = {"measuring": False, "auditing": False}  # until the balancer of the copy plans its next step
+        return {**self.__dict__, **gone, **alone, "_audited": [], "_last_parameters": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the source, with probes of its own."""
-        self.__dict__.update(state)
-        if self.measuring:
-            self._place()
+
+def in_transform() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation runs, whose passes are no backward passes."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
 
 
 def _exporting() -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from equipoise.balancers import Aggregated
+from equipoise.combine import Aggregated
 from equipoise.engine import Fork
 from equipoise.lab._extra import require
 

@@ -8,7 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from equipoise.balancers import (
+from equipoise.balancer import Balancer
+from equipoise.combine import EnCodec, GradDrop
+from equipoise.engine import Fork
+from equipoise.lab._aggregators import aligned_mtl, cagrad, imtl_g, mgda, nash_mtl, pcgrad, upgrad
+from equipoise.lab._problem import Problem
+from equipoise.lab._settings import read_settings, unknown
+from equipoise.methods import (
     DWA,
     FAMO,
     GLS,
@@ -17,28 +23,19 @@ from equipoise.balancers import (
     SI,
     STCH,
     UWSO,
-    Balancer,
     CoV,
-    EnCodec,
     Equal,
-    GradDrop,
     GradNorm,
     GradNormClosedForm,
     GradNormLogSpace,
     InverseGradientNorm,
     InverseInitialLoss,
     InverseLossVariance,
-    InverseTargetVariance,
-    LRAnnealing,
     ReLoBRaLo,
     SoftAdapt,
     Static,
     Uncertainty,
 )
-from equipoise.engine import Fork
-from equipoise.lab._aggregators import aligned_mtl, cagrad, imtl_g, mgda, nash_mtl, pcgrad, upgrad
-from equipoise.lab._problem import Problem
-from equipoise.lab._settings import read_settings, unknown
 
 
 def static(tasks: Fork, weights: Mapping[str, float] | tuple[float, ...], *, every: int | None = None) -> Static:
@@ -63,10 +60,6 @@ METHODS: dict[str, tuple[Callable[..., Balancer], str]] = {
     "dwa": (DWA, "dynamic weight average over epochs, dwa(epoch_steps=100) (Liu et al. 2019)"),
     "rlw": (RLW, "random weights at every step (Lin et al. 2022)"),
     "gls": (GLS, "the geometric mean of the losses (Chennupati et al. 2019)"),
-    "inverse_target_variance": (
-        InverseTargetVariance,
-        "given target variances, inverse_target_variance(variances={'a': 1, 'b': 4})",
-    ),
     "inverse_loss_variance": (InverseLossVariance, "weights proportional to 1 / the running variance of the loss"),
     "cov": (CoV, "coefficient of variation of the losses (Groenendijk et al. 2021)"),
     "imtl_l": (IMTLL, "IMTL-L: learned scales that bring every loss to 1 (Liu et al. 2021)"),
@@ -90,10 +83,6 @@ METHODS: dict[str, tuple[Callable[..., Balancer], str]] = {
     "inverse_gradient_norm": (
         InverseGradientNorm,
         'the "grad norm" of physics-informed networks (Wang et al. 2023)',
-    ),
-    "lr_annealing": (
-        LRAnnealing,
-        "weights against the largest gradient of lr_annealing(residual='a') (Wang et al. 2021)",
     ),
 }
 """What builds the balancer of each method, and a line about it."""
@@ -197,10 +186,14 @@ def build(method: Method, fork: Fork, problem: Problem, *, log_every: int, seed:
 
 
 def parameters_of(name: str) -> dict[str, inspect.Parameter]:
-    """The settings of a method: all parameters of its balancer but those that `build` supplies."""
+    """The settings of a method: all parameters of its balancer but those that `build` supplies.
+
+    A step of a run has one backward pass, so that nothing is accumulated.
+    """
     factory, _ = METHODS[name]
     _, *rest = inspect.signature(factory).parameters.values()
-    return {p.name: p for p in rest if p.name not in ("kinds", "seed") and (p.name != "every" or p.default is not None)}
+    supplied = ("kinds", "seed", "accumulate")
+    return {p.name: p for p in rest if p.name not in supplied and (p.name != "every" or p.default is not None)}
 
 
 def _hints(name: str) -> dict[str, Any]:

@@ -1,3 +1,24 @@
 """The methods: one paper, one file."""
 
+from equipoise.methods.cov import CoV as CoV
+from equipoise.methods.dtp import DTP as DTP
+from equipoise.methods.dwa import DWA as DWA
+from equipoise.methods.famo import FAMO as FAMO
+from equipoise.methods.gls import GLS as GLS
 from equipoise.methods.gradnorm import GradNorm as GradNorm
+from equipoise.methods.gradnorm_closed_form import GradNormClosedForm as GradNormClosedForm
+from equipoise.methods.gradnorm_log_space import GradNormLogSpace as GradNormLogSpace
+from equipoise.methods.imtl_l import IMTLL as IMTLL
+from equipoise.methods.inverse_gradient_norm import InverseGradientNorm as InverseGradientNorm
+from equipoise.methods.inverse_initial_loss import InverseInitialLoss as InverseInitialLoss
+from equipoise.methods.inverse_loss_variance import InverseLossVariance as InverseLossVariance
+from equipoise.methods.relobralo import ReLoBRaLo as ReLoBRaLo
+from equipoise.methods.rlw import RLW as RLW
+from equipoise.methods.scalarized import Scalarized as Scalarized
+from equipoise.methods.si import SI as SI
+from equipoise.methods.softadapt import SoftAdapt as SoftAdapt
+from equipoise.methods.static import Equal as Equal
+from equipoise.methods.static import Static as Static
+from equipoise.methods.stch import STCH as STCH
+from equipoise.methods.uncertainty import Uncertainty as Uncertainty
+from equipoise.methods.uwso import UWSO as UWSO

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Step
-from equipoise.balancers._positive_losses import PositiveLossBalancer
-from equipoise.balancers._shares import in_proportion
-from equipoise.engine import Source
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
 
 
 def coefficients_of_variation(mean: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
@@ -22,8 +21,24 @@ def coefficients_of_variation(mean: Tensor, squares: Tensor, counts: Tensor) -> 
     return (squares / counts + 1e-8).sqrt() / mean
 
 
+class State(NamedTuple):
+    """The moments of the losses so far, each ``(T,)``.
+
+    Attributes:
+        mean_losses: The mean loss.
+        mean_ratios: The mean of the loss ratios.
+        squares: The sum of their squared deviations from it.
+        counts: How many losses these are of.
+    """
+
+    mean_losses: Tensor
+    mean_ratios: Tensor
+    squares: Tensor
+    counts: Tensor
+
+
 @final
-class CoV(PositiveLossBalancer):
+class CoV(Balancer):
     r"""Weights from how much each loss varies, relative to its size.
 
     .. math:: w_i = T \frac{c_i}{\sum_j c_j}, \qquad c_i = \frac{\sigma_{\ell_i}}{\mu_{\ell_i}}, \qquad
@@ -39,50 +54,58 @@ class CoV(PositiveLossBalancer):
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes.
+        initial_weights: The weights of the steps before a task's third; see `Balancer`. ``None``: 1.
 
     Raises:
-        ValueError: A loss is not positive; the message names the task. On an accelerator only a task's first loss is looked
-            at, and later such a step is skipped and counted.
+        ValueError: A loss is not positive. On an accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
         The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights. As in the
-        authors' code, the weights of a step come from the losses of the steps before it, equal ones until there are two.
-        The code's option of a decaying mean is left out.
+        authors' code, the weights of a step come from the losses of the steps before it, the initial ones until there are
+        two. The code's option of a decaying mean is left out.
 
     Example:
-        >>> CoV(("depth", "smoothness")).weights
-        tensor([1., 1.])
+        >>> balancer = CoV(("settled", "learning"))
+        >>> for losses in ([1.0, 4.0], [1.1, 2.0], [1.0, 1.0]):
+        ...     balancer(torch.tensor(losses, requires_grad=True)).backward()
+        ...     balancer.step()
+        >>> balancer.weights
+        tensor([0.2308, 1.7692])
 
     References:
         Groenendijk, Karaoglu, Gevers, Mensink 2021, Multi-loss weighting with coefficient of variations, section 3 (equation
         number not verified), and the authors' code, ``losses/covweighting_loss.py``.
     """
 
-    mean_losses: Tensor
-    mean_ratios: Tensor
-    squares: Tensor
-    counts: Tensor
+    positive_losses = True
 
-    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None, start: int = 0) -> None:
-        super().__init__(tasks, every=every, start=start)
-        for name in ("mean_losses", "mean_ratios", "squares"):
-            self.register_buffer(name, torch.zeros_like(self.weights))
-        self.register_buffer("counts", torch.zeros_like(self.weights, dtype=torch.int64))
+    def __init__(
+        self,
+        tasks: GradientSource | Sequence[str],
+        *,
+        every: int | None = None,
+        start: int = 0,
+        accumulate: bool = False,
+        initial_weights: Mapping[str, float] | str | None = None,
+    ) -> None:
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
+        self.reset_parameters()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        losses, present = step.losses, step.present
-        counts = self.counts + present
-        n = counts.clamp(min=1)
-        ratios = losses / torch.where(self.counts > 0, self.mean_losses, losses)
-        mean_ratios = self.mean_ratios + (ratios - self.mean_ratios) / n
-        squares = self.squares + (ratios - self.mean_ratios) * (ratios - mean_ratios)
-        mean_losses = self.mean_losses + (losses - self.mean_losses) / n
-        variation = coefficients_of_variation(mean_ratios, squares, n)
-        state = {
-            "mean_losses": torch.where(present, mean_losses, self.mean_losses),
-            "mean_ratios": torch.where(present, mean_ratios, self.mean_ratios),
-            "squares": torch.where(present, squares, self.squares),
-            "counts": counts,
-            "weights": in_proportion(variation, present & (counts >= 2), self.weights),
-        }
-        return state, {}
+    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
+        """No loss yet."""
+        return weights, State(*[torch.zeros_like(weights)] * 4)
+
+    def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
+        """One more loss for the moments, and the weights among the tasks that have two or more."""
+        n = state.counts + 1
+        ratios = step.losses / torch.where(state.counts > 0, state.mean_losses, step.losses)
+        mean_losses = state.mean_losses + (step.losses - state.mean_losses) / n
+        mean_ratios = state.mean_ratios + (ratios - state.mean_ratios) / n
+        squares = state.squares + (ratios - state.mean_ratios) * (ratios - mean_ratios)
+        known = n >= 2
+        those = step.among(known)
+        # the ratio of an absent task is not its own and may overflow
+        variation = torch.where(those.uniform > 0, coefficients_of_variation(mean_ratios, squares, n), 0.0)
+        weights = torch.where(known, those.in_proportion(variation), step.weights)
+        return weights, State(mean_losses, mean_ratios, squares, n), {}

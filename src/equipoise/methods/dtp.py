@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Balancer, Step
-from equipoise.balancers._given import check_known
-from equipoise.balancers._over_processes import over_processes
-from equipoise.engine import Source
+from equipoise.arguments import SMALLEST, known_tasks, number
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
 
 
 def dtp_weights(indicators: Tensor, gamma: float) -> Tensor:
     r"""The focal loss of the indicators, :math:`w_i = -(1 - \bar\kappa_i)^\gamma \log \bar\kappa_i`."""
     return -((1 - indicators) ** gamma) * indicators.log()
+
+
+class State(NamedTuple):
+    """The state between two steps.
+
+    Attributes:
+        indicators: The running mean of the indicators handed to `DTP.observe` ``(T,)``; -1 for a task without an indicator yet.
+    """
+
+    indicators: Tensor
 
 
 @final
@@ -40,6 +49,7 @@ class DTP(Balancer):
         floor: :math:`\bar\kappa_i` counts as no less than this and no more than 1 minus this.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes.
 
     Raises:
         ValueError: ``alpha`` does not lie in (0, 1], ``gamma`` is negative or not finite, or ``floor`` does not lie between 0
@@ -63,65 +73,70 @@ class DTP(Balancer):
     """
 
     indicators: Tensor
-    counts: Tensor
 
     def __init__(
         self,
-        tasks: Source | Sequence[str],
+        tasks: GradientSource | Sequence[str],
         *,
         alpha: float = 0.5,
         gamma: float = 2.0,
         floor: float = 1e-3,
         every: int | None = None,
         start: int = 0,
+        accumulate: bool = False,
     ) -> None:
-        super().__init__(tasks, every=every, start=start)
-        if not 0 < alpha <= 1:
-            raise ValueError(f"alpha must lie in (0, 1]; found {alpha}")
-        if not (gamma >= 0 and isfinite(gamma)):
-            raise ValueError(f"gamma must be at least 0 and finite; found {gamma}")
-        if not 0 < floor < 0.5:
-            raise ValueError(f"floor must lie between 0 and 0.5; found {floor}")
-        self._alpha, self._gamma, self._floor = alpha, gamma, floor
-        self.register_buffer("indicators", torch.zeros_like(self.weights))
-        self.register_buffer("counts", torch.zeros_like(self.weights, dtype=torch.int64))
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate)
+        self._alpha = number("alpha", alpha, "(0, 1]")
+        self._gamma = number("gamma", gamma, "[0, inf)")
+        self._floor = number("floor", floor, "(0, 0.5)")
+        self.reset_parameters()
 
     @torch.no_grad()
     def observe(self, indicators: Mapping[str, float | Tensor | None]) -> None:
         """Hand in the tasks' performance, of a batch or of a validation set, and move the weights.
 
-        Over several processes, every process must call it; their indicators are averaged. While the balancer is frozen,
-        nothing is taken in.
+        Between ``backward()`` and `step`, it is that step that moves them. Over several processes, every process must call
+        it; their indicators are averaged. While the balancer is frozen, nothing is taken in.
 
         Args:
             indicators: A number in [0, 1] for every task by name, ``None`` where there is none: that task keeps its weight.
 
         Raises:
+            TypeError: The indicators are not given by name, or one is not a number.
             ValueError: A task is unknown or missing, or a number does not lie in [0, 1]; the message names the task.
         """
-        check_known("indicators", indicators, self.tasks)
-        numbers = [self._number(task, indicators) for task in self.tasks]
-        present = self.weights.new_tensor([number is not None for number in numbers]) != 0
-        values, present = over_processes(
-            self._processes, self.weights.new_tensor([number or 0.0 for number in numbers]), present
-        )
-        if not self._moves:
+        known_tasks("observe: indicators", indicators, self.tasks)
+        given = [_indicator(task, indicators) for task in self.tasks]
+        here = torch.tensor([value is not None for value in given], device=self.weights.device)
+        new, here = self._processes.mean_where(self.weights.new_tensor([value or 0.0 for value in given]), here)
+        if self._frozen:
             return
-        alpha = torch.where(self.counts > 0, self._alpha, 1.0)
-        self.indicators.copy_(torch.where(present, alpha * values + (1 - alpha) * self.indicators, self.indicators))
-        self.counts += present
-        bounded = self.indicators.clamp(self._floor, 1 - self._floor)
-        self.weights.copy_(torch.where(present, dtp_weights(bounded, self._gamma), self.weights))
+        running = torch.where(self.indicators < 0, new, self.indicators.lerp(new, self._alpha))
+        self.indicators.copy_(torch.where(here, running, self.indicators))
+        if self._plan.move and not self._passes:  # the weights of a step under way move in `step`
+            self.weights.copy_(self._weights(self.indicators, self.weights))
 
-    def _number(self, task: str, indicators: Mapping[str, float | Tensor | None]) -> float | None:
-        if task not in indicators:
-            raise ValueError(f"indicators: task {task!r} is missing; hand in None where there is no indicator")
-        indicator = indicators[task]
-        if indicator is None:
-            return None
-        if not 0 <= float(indicator) <= 1:
-            raise ValueError(f"indicators: task {task!r} must have a number in [0, 1]; found {float(indicator)}")
-        return float(indicator)
+    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
+        """No indicator yet."""
+        return weights, State(torch.full_like(weights, -1.0))
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {}, {}
+    def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
+        """The weights of the indicators; moved already, where `observe` was called between two steps."""
+        return self._weights(state.indicators, step.weights), state, {}
+
+    def _weights(self, indicators: Tensor, weights: Tensor) -> Tensor:
+        bounded = indicators.clamp(self._floor, 1 - self._floor)
+        return torch.where(indicators < 0, weights, dtp_weights(bounded, self._gamma))
+
+
+def _indicator(task: str, indicators: Mapping[str, float | Tensor | None]) -> float | None:
+    """One task's indicator, checked."""
+    name = f"observe: indicators: task {task!r}"
+    if task not in indicators:
+        raise ValueError(f"{name} is missing; hand in None where there is no indicator")
+    value = indicators[task]
+    if isinstance(value, Tensor) and value.dim() == 0:
+        value = value.item()
+    if isinstance(value, float) and abs(value) < SMALLEST:
+        return 0.0  # as exp(-loss) of a large loss: below the floor in any case
+    return None if value is None else number(f"{name}: its value", value, "[0, 1]")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Balancer, Step
-from equipoise.balancers._epoch_means import EpochMeans
-from equipoise.balancers._given import check_count
-from equipoise.balancers._shares import in_proportion, softmax
-from equipoise.engine import Source
+from equipoise.arguments import count, number
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.epoch_means import EpochMeans
 
 
-def dwa_shares(ratios: Tensor, temperature: float, present: Tensor) -> Tensor:
-    r""":math:`\exp(r_i / \tau) / \sum_j \exp(r_j / \tau)` (Equation 7, without the factor T)."""
-    return softmax(ratios / temperature, present)
+def dwa_weights(ratios: Tensor, temperature: float, step: Step) -> Tensor:
+    r""":math:`w_i = T \exp(r_i / \tau) / \sum_j \exp(r_j / \tau)` (Equation 7)."""
+    return step.in_proportion(step.softmax(ratios / temperature))
 
 
 @final
@@ -38,48 +38,54 @@ class DWA(Balancer):
         temperature: :math:`\tau`; the larger, the more equal the weights.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes.
+        initial_weights: The weights of the first two epochs; see `Balancer`. ``None``: 1.
 
     Raises:
-        ValueError: ``epoch_steps`` is not a positive integer, or ``temperature`` not positive.
+        ValueError: ``epoch_steps`` is not a positive integer, or ``temperature`` not positive and finite.
 
     Differs from the paper:
         An epoch is counted in a task's own losses: a task without labels in every batch, or a step that was skipped, ends
-        its epoch later. Until a task has had two epochs, and where its mean loss was not positive, :math:`r_i = 1`; the paper
-        says so of the first two epochs.
+        its epoch later. A task keeps its weight until it has had two epochs, and while its mean loss in the first of the two
+        compared is not positive; the paper sets :math:`r_i = 1` in the first two epochs, which is the same where no task is
+        ever absent and the initial weights are 1.
 
     Example:
-        >>> DWA(("price", "risk"), epoch_steps=100).weights
-        tensor([1., 1.])
+        >>> balancer = DWA(("slow", "fast"), epoch_steps=1)
+        >>> for losses in ([1.0, 1.0], [1.0, 0.5]):
+        ...     balancer(torch.tensor(losses, requires_grad=True)).backward()
+        ...     balancer.step()
+        >>> balancer.weights
+        tensor([1.1244, 0.8756])
 
     References:
         Liu, Johns, Davison 2019, End-to-end multi-task learning with attention, equation 7.
     """
 
-    sums: Tensor
-    counts: Tensor
-    last_epoch: Tensor
-    epoch_before: Tensor
-
     def __init__(
         self,
-        tasks: Source | Sequence[str],
+        tasks: GradientSource | Sequence[str],
         *,
         epoch_steps: int,
         temperature: float = 2.0,
         every: int | None = None,
         start: int = 0,
+        accumulate: bool = False,
+        initial_weights: Mapping[str, float] | str | None = None,
     ) -> None:
-        super().__init__(tasks, every=every, start=start)
-        check_count("epoch_steps", epoch_steps)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive; found {temperature}")
-        self._epoch_steps, self._temperature = epoch_steps, temperature
-        for name, value in vars(EpochMeans.none_yet(self.weights)).items():
-            self.register_buffer(name, value)
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
+        self._epoch_steps = count("epoch_steps", epoch_steps)
+        self._temperature = number("temperature", temperature, "(0, inf)")
+        self.reset_parameters()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        so_far = EpochMeans(self.sums, self.counts, self.last_epoch, self.epoch_before)
-        means = so_far.after(step.losses, step.present, self._epoch_steps)
-        ratios = torch.where(means.epoch_before > 0, means.last_epoch / means.epoch_before, 1.0)
-        shares = dwa_shares(ratios, self._temperature, step.present)
-        return {**vars(means), "weights": in_proportion(shares, step.present, self.weights)}, {}
+    def init_state(self, weights: Tensor) -> tuple[Tensor, EpochMeans]:
+        """No epoch yet."""
+        return weights, EpochMeans.zeros(weights)
+
+    def update(self, step: Step, state: EpochMeans) -> tuple[Tensor, EpochMeans, Log]:
+        """One more loss for the epoch's mean, and the weights among the tasks that have had two epochs."""
+        means = state.after(step.losses, self._epoch_steps)
+        known = means.comparable & (means.epoch_before > 0)
+        ratios = means.last_epoch / torch.where(known, means.epoch_before, 1.0)
+        weights = dwa_weights(ratios, self._temperature, step.among(known))
+        return torch.where(known, weights, step.weights), means, {}

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class EpochMeans:
-    """What is known of every task's epochs, each counted in the task's own losses.
+class EpochMeans(NamedTuple):
+    """The state of a method that compares epochs, each counted in a task's own losses; all ``(T,)``.
 
     Attributes:
-        sums: The sum of the losses of the epoch that runs ``(T,)``.
-        counts: How many losses there have been ``(T,)``.
-        last_epoch: The mean loss of the last full epoch ``(T,)``.
-        epoch_before: That of the one before ``(T,)``.
+        running: The mean loss of the epoch that runs.
+        counts: How many losses that is the mean of.
+        epochs: How many epochs have ended.
+        last_epoch: The mean loss of the last of them.
+        epoch_before: That of the one before.
     """
 
-    sums: Tensor
+    running: Tensor
     counts: Tensor
+    epochs: Tensor
     last_epoch: Tensor
     epoch_before: Tensor
 
     @classmethod
-    def none_yet(cls, weights: Tensor) -> EpochMeans:
+    def zeros(cls, like: Tensor) -> EpochMeans:
         """Before the first loss."""
-        zeros = torch.zeros_like(weights)
-        return cls(zeros, torch.zeros_like(weights, dtype=torch.int64), zeros.clone(), zeros.clone())
+        return cls(*(torch.zeros_like(like) for _ in cls._fields))
 
-    def after(self, losses: Tensor, present: Tensor, epoch_steps: int) -> EpochMeans:
-        """After one more loss of the tasks present."""
-        sums = self.sums + torch.where(present, losses, 0.0)
-        counts = self.counts + present
-        ended = present & (counts % epoch_steps == 0)
+    def after(self, losses: Tensor, epoch_steps: int) -> EpochMeans:
+        """After one more loss of every task."""
+        counts = self.counts + 1
+        mean = self.running + (losses - self.running) / counts
+        ended = counts >= epoch_steps
         return EpochMeans(
-            sums=torch.where(ended, 0.0, sums),
-            counts=counts,
-            last_epoch=torch.where(ended, sums / epoch_steps, self.last_epoch),
+            running=torch.where(ended, 0.0, mean),
+            counts=torch.where(ended, 0.0, counts),
+            epochs=self.epochs + ended,
+            last_epoch=torch.where(ended, mean, self.last_epoch),
             epoch_before=torch.where(ended, self.last_epoch, self.epoch_before),
         )
 
-    def comparable(self, epoch_steps: int) -> Tensor:
+    @property
+    def comparable(self) -> Tensor:
         """Which tasks have had two epochs ``(T,)``, bool."""
-        return self.counts >= 2 * epoch_steps
+        return self.epochs >= 2

@@ -3,37 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._adam import Moments, adam, check_adam
-from equipoise.balancers._balancer import Step
-from equipoise.balancers._current_losses import CurrentLossBalancer
-from equipoise.balancers._given import losses_by_task, stacked
-from equipoise.balancers._over_processes import over_processes
-from equipoise.balancers._shares import in_proportion, softmax
-from equipoise.engine import Source
+from equipoise.arguments import number
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.losses import parse
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.adam import Moments, adam, check_lr
 
 
-def famo_shares(losses: Tensor, logits: Tensor, present: Tensor) -> Tensor:
+def famo_weights(losses: Tensor, logits: Tensor, step: Step) -> Tensor:
     r""":math:`c\,z_i / L_i` with :math:`z = \mathrm{softmax}(\xi)`: the gradient of :math:`c \sum_i z_i \log L_i`.
 
-    Up to c, which gives the shares their sum.
+    c gives the weights their sum.
     """
-    return softmax(logits, present) / losses
+    return step.in_proportion(step.softmax(logits) / losses)
 
 
-def famo_gradient(logits: Tensor, fall: Tensor, present: Tensor) -> Tensor:
+def famo_gradient(logits: Tensor, fall: Tensor, step: Step) -> Tensor:
     r""":math:`(\partial z / \partial \xi)^\top \delta`, with the fall of the log losses :math:`\delta`."""
-    z = softmax(logits, present)
-    return z * (fall - (z * torch.where(present, fall, 0.0)).sum())
+    z = step.softmax(logits)
+    return z * (fall - torch.dot(z, fall))
+
+
+class State(NamedTuple):
+    r"""The state between two steps, each ``(T,)``.
+
+    Attributes:
+        logits: :math:`\xi`.
+        adam_mean: See `Moments`.
+        adam_square: See `Moments`.
+        adam_count: See `Moments`.
+        last_losses: The losses that the next ones are compared with; 0 where there is none.
+    """
+
+    logits: Tensor
+    adam_mean: Tensor
+    adam_square: Tensor
+    adam_count: Tensor
+    last_losses: Tensor
 
 
 @final
-class FAMO(CurrentLossBalancer):
+class FAMO(Balancer):
     r"""Weights that make all losses fall at the same relative rate, without task gradients.
 
     .. math:: w_i = T \frac{z_i / L_i}{\sum_j z_j / L_j}, \qquad z = \mathrm{softmax}(\xi), \qquad
@@ -55,11 +71,11 @@ class FAMO(CurrentLossBalancer):
         gamma: The decay of the logits towards equal weights.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
 
     Raises:
-        ValueError: ``lr`` is not positive and finite, or ``gamma`` negative or not finite; or a loss is not positive, and the
-            message names the task. On an accelerator only a task's first loss is looked at, and later such a step is skipped
-            and counted.
+        ValueError: ``lr`` is not positive and finite, or ``gamma`` negative or not finite; or a loss is not positive. On an
+            accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
         The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights. Every
@@ -68,9 +84,8 @@ class FAMO(CurrentLossBalancer):
         last loss. The default of gamma is that of the authors' package; their experiments use 0 to 0.01.
 
     Example:
-        >>> import torch
         >>> balancer = FAMO(("a", "b"))
-        >>> balancer({"a": torch.tensor(1.0, requires_grad=True), "b": torch.tensor(3.0)}).backward()
+        >>> balancer(torch.tensor([1.0, 3.0], requires_grad=True)).backward()
         >>> balancer.observe({"a": torch.tensor(0.5), "b": torch.tensor(3.0)})
         >>> balancer.step()
         >>> balancer.weights
@@ -82,80 +97,67 @@ class FAMO(CurrentLossBalancer):
         Liu, Feng, Stone, Liu 2023, FAMO: Fast adaptive multitask optimization, algorithm 1, and the authors' ``famo.py``.
     """
 
+    positive_losses = True
+    weighs = True
     logits: Tensor
-    last_logs: Tensor
-    comparable: Tensor
 
     def __init__(
         self,
-        tasks: Source | Sequence[str],
+        tasks: GradientSource | Sequence[str],
         *,
         lr: float = 0.025,
         gamma: float = 0.01,
         every: int | None = None,
         start: int = 0,
+        accumulate: bool = False,
     ) -> None:
-        super().__init__(tasks, every=every, start=start)
-        check_adam(lr)
-        if not (gamma >= 0 and isfinite(gamma)):
-            raise ValueError(f"gamma must be at least 0 and finite; found {gamma}")
-        self._lr, self._gamma = lr, gamma
-        self._observed: tuple[Tensor, Tensor] | None = None
-        for name in ("logits", "last_logs"):
-            self.register_buffer(name, torch.zeros_like(self.weights))
-        self.register_buffer("comparable", torch.zeros_like(self.weights, dtype=torch.bool))
-        Moments.register(self, self.weights)
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate)
+        self._lr, self._gamma = check_lr(lr), number("gamma", gamma, "[0, inf)")
+        self._observed: tuple[int, Tensor, Tensor] | None = None
+        self.reset_parameters()
 
     @torch.no_grad()
-    def observe(self, losses: Mapping[str, Tensor | None]) -> None:
+    def observe(self, losses: Mapping[str, Tensor | None] | Tensor) -> None:
         """Hand in the losses of the step's batch after the network's step, before `step`.
 
+        Over several processes, every process must call it; their losses are averaged.
+
         Args:
-            losses: The unweighted loss of every task by name, as in ``balancer(losses)``. No gradient of them is needed.
+            losses: The unweighted losses, as in ``balancer(losses)``. No gradient of them is needed.
 
         Raises:
             TypeError: A loss is not a tensor.
             ValueError: A task is unknown or missing, or a loss is not a scalar or lies on another device than the weights.
+            RuntimeError: There was no backward pass since the last step.
         """
-        given = losses_by_task(losses, self.tasks, self.weights.device)
-        values = stacked(given, self.weights)
-        present = torch.tensor([loss is not None for loss in given.values()], device=values.device)
-        self._observed = over_processes(self._processes, values.detach(), present)
+        given = parse(losses, self.tasks, self.weights)
+        if not self._passes and self._processes.number == 1:
+            raise RuntimeError("FAMO.observe comes after backward() and before balancer.step(); found no backward pass")
+        values, here = given.values.detach().to(self.weights.dtype), self._mask(given.present)[0]
+        self._observed = self._steps, *self._processes.mean_where(values, here)
 
-    def step(self, *, skip: bool = False) -> None:
-        """Move the weights. See `Balancer.step`."""
-        super().step(skip=skip)
-        self._observed = None
+    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
+        """Equal logits, and no loss yet."""
+        zeros = torch.zeros_like(weights)
+        return weights, State(zeros, *Moments.zeros(weights), zeros)
 
-    def _weights_of(self, losses: Tensor, present: Tensor) -> Tensor:
-        return in_proportion(famo_shares(losses, self.logits, present), present, self.weights)
+    def weigh(self, step: Step, state: State) -> Tensor:
+        """The weights for the losses at hand."""
+        return famo_weights(step.losses, state.logits, step)
 
-    def _usable(self, step: Step) -> Tensor:
-        usable = super()._usable(step)
-        if self._observed is not None:
-            losses, present = self._observed
-            usable = usable & ((torch.isfinite(losses) & (losses > 0)) | ~present).all()
-        return usable
-
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        state, log = super()._update(step)
-        logs = step.losses.log()
-        if self._observed is None:
-            fall, compared, comparable = self.last_logs - logs, step.present & self.comparable, step.present
+    def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
+        """One step of Adam on the logits of the tasks whose loss has one to be compared with (Algorithm 1)."""
+        if self._observed is not None and self._observed[0] == step.number:
+            _, after, known = self._observed
+            before, after = step.losses, torch.where(known, after, step.losses)
+            last_losses = torch.where(known, 0.0, step.losses)  # no fall is counted twice
         else:
-            after, present = self._observed
-            fall, compared = logs - after.log(), step.present & present
-            comparable = step.present & ~present
-        change, moments = adam(
-            famo_gradient(self.logits, fall, compared) + self._gamma * self.logits,
-            Moments.of(self),
-            compared,
-            lr=self._lr,
-        )
-        state |= {
-            "logits": self.logits + change,
-            "last_logs": torch.where(step.present, logs, self.last_logs),
-            "comparable": torch.where(step.present, comparable, self.comparable),
-            **moments.state(),
-        }
-        return state, log
+            known = state.last_losses > 0
+            before, after = torch.where(known, state.last_losses, step.losses), step.losses
+            last_losses = step.losses
+        gradient = famo_gradient(state.logits, before.log() - after.log(), step.among(known))
+        moments = Moments(state.adam_mean, state.adam_square, state.adam_count)
+        change, moments = adam(gradient + self._gamma * state.logits, moments, lr=self._lr)
+        moved = State(state.logits + change, *moments, last_losses)
+        kept = State(*(torch.where(known, new, old) for new, old in zip(moved, state, strict=True)))
+        return step.weights, kept._replace(last_losses=last_losses), {}

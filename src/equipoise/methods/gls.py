@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor
 
-from equipoise.balancers._current_losses import CurrentLossBalancer
-from equipoise.engine import Source
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.static import NoState
 
 
-def gls_weights(losses: Tensor, present: Tensor) -> Tensor:
+def gls_weights(losses: Tensor, step: Step) -> Tensor:
     r""":math:`w_i = \partial G / \partial L_i = G / (n L_i)` of the geometric mean :math:`G = (\prod_j L_j)^{1/n}`.
 
     The mean is that of the n tasks present.
     """
-    count = present.sum()
-    geometric_mean = (torch.where(present, losses, 1.0).log().sum() / count).exp()
-    return geometric_mean / (count * losses)
+    geometric_mean = step.mean(losses.log()).exp()
+    return geometric_mean * step.uniform / losses
 
 
 @final
-class GLS(CurrentLossBalancer):
+class GLS(Balancer):
     r"""The geometric mean of the losses, :math:`L = (\prod_i L_i)^{1/T}`: :math:`w_i = L / (T L_i)`.
 
     Every task contributes :math:`w_i L_i = L / T`, whatever the unit of its loss.
@@ -36,10 +36,10 @@ class GLS(CurrentLossBalancer):
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
 
     Raises:
-        ValueError: A loss is not positive; the message names the task. On an accelerator only a task's first loss is looked
-            at, and later such a step is skipped and counted.
+        ValueError: A loss is not positive. On an accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
         Nothing in value or gradient. Where tasks are absent, the mean is that of the others. The paper's variant that
@@ -48,8 +48,7 @@ class GLS(CurrentLossBalancer):
     Example:
         >>> import torch
         >>> balancer = GLS(("a", "b"))
-        >>> total = balancer({"a": torch.tensor(2.0), "b": torch.tensor(8.0)})
-        >>> round(total.item(), 4)
+        >>> balancer(torch.tensor([2.0, 8.0], requires_grad=True)).item()
         4.0
 
     References:
@@ -57,8 +56,28 @@ class GLS(CurrentLossBalancer):
         strategy for multi-task learning, section 3 (equation number not verified).
     """
 
-    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None, start: int = 0) -> None:
-        super().__init__(tasks, every=every, start=start)
+    positive_losses = True
+    weighs = True
 
-    def _weights_of(self, losses: Tensor, present: Tensor) -> Tensor:
-        return gls_weights(losses, present)
+    def __init__(
+        self,
+        tasks: GradientSource | Sequence[str],
+        *,
+        every: int | None = None,
+        start: int = 0,
+        accumulate: bool = False,
+    ) -> None:
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate)
+        self.reset_parameters()
+
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
+        """No state."""
+        return weights, NoState()
+
+    def weigh(self, step: Step, state: NoState) -> Tensor:
+        """The derivatives of the geometric mean."""
+        return gls_weights(step.losses, step)
+
+    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+        """The weights of the step."""
+        return step.weights, state, {}

@@ -26,12 +26,12 @@ def gradnorm_targets(gradient_norms: Tensor, ratios: Tensor, alpha: float, prior
     the loss ratios. A constant where ``L_grad`` is differentiated.
     """
     rates = ratios / step.mean(ratios)
-    return step.mean(gradient_norms) * priors * rates**alpha
+    return step.mean(gradient_norms) * (rates**alpha * priors)
 
 
-def gradnorm_loss(gradient_norms: Tensor, targets: Tensor, present: Tensor) -> Tensor:
+def gradnorm_loss(gradient_norms: Tensor, targets: Tensor, step: Step) -> Tensor:
     r""":math:`L_\mathrm{grad} = \sum_i | G_i - \mathrm{target}_i |` (Equation 2), over the tasks present."""
-    return ((gradient_norms - targets).abs() * present).sum()
+    return ((gradient_norms - targets).abs() * step.uniform.sign()).sum()
 
 
 def gradnorm_gradient(task_norms: Tensor, gradient_norms: Tensor, targets: Tensor) -> Tensor:
@@ -48,12 +48,11 @@ def renormalise(weights: Tensor, step: Step, floor: float, cap: float) -> Tensor
     Returns :math:`\min(\max(c\,w_i, \mathrm{floor}), \mathrm{cap})` with the one c that gives the sum. Where no bound is met,
     that is the paper's renormalisation :math:`w_i T / \sum_j w_j` (Algorithm 1).
     """
+    if reads_without_sync(weights) and isinstance(step.mean_weight, float):
+        low, factor = weights.min().item(), step.mean_weight / step.mean(weights).item()
+        if low > 0 and low * factor > floor and cap >= len(weights):
+            return weights * factor
     positive = weights.clamp(min=floor)
-    scaled = step.in_proportion(positive)
-    if reads_without_sync(scaled):
-        low, high = scaled.aminmax()
-        if low > floor and high < cap:
-            return scaled
     # The sum over the tasks is piecewise linear in c: a task's share grows with slope w_i from c = floor / w_i on, up to
     # c = cap / w_i. Walk along these kinks to the one before the total.
     present = step.uniform.sign()
@@ -230,7 +229,7 @@ class GradNorm(GradNormFamily):
         gradient_norms = step.weights * step.norms
         targets = gradnorm_targets(gradient_norms, self.ratios(step), self.alpha, self.priors, step)
         unit = state.unit
-        if not (reads_without_sync(unit) and unit > 0):
+        if not (reads_without_sync(unit) and unit.item() > 0):
             unit = torch.where(unit > 0, unit, step.mean(step.norms))
         gradient = gradnorm_gradient(step.norms, gradient_norms, targets)
         moments = Moments(state.adam_mean, state.adam_square, state.adam_count)
@@ -241,7 +240,8 @@ class GradNorm(GradNormFamily):
         state = State(*moments, unit, floor_hits, cap_hits, state.observed_first, state.observed_last)
         log: Log = {
             "targets": targets,
-            "gradnorm_loss": partial(gradnorm_loss, gradient_norms, targets, step.uniform.sign()),
+            "training_rates": partial(self.rates, step),
+            "gradnorm_loss": partial(gradnorm_loss, gradient_norms, targets, step),
             "floor_hits": floor_hits,
             "cap_hits": cap_hits,
         }

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Log, Step
-from equipoise.balancers._gradnorm import gradnorm_targets
-from equipoise.balancers._gradnorm_family import GradNormFamily
-from equipoise.balancers._present import shown
-from equipoise.balancers._shares import in_proportion, softmax
-from equipoise.engine import Source
+from equipoise.arguments import flag, number
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.gradnorm import gradnorm_targets
+from equipoise.methods.gradnorm_family import GradNormFamily
 
 
 def log_pulls(task_norms: Tensor, loss_ratios: Tensor, alpha: float) -> Tensor:
@@ -25,13 +24,29 @@ def log_pulls(task_norms: Tensor, loss_ratios: Tensor, alpha: float) -> Tensor:
     return torch.log(loss_ratios**alpha) - torch.log(task_norms)
 
 
-def closed_form_weights(pulls: Tensor, priors: Tensor, present: Tensor, weights: Tensor) -> Tensor:
-    r""":math:`w_i \propto p_i \, e^{\mathrm{pull}_i}`, such that all weights sum to T; absent tasks keep theirs.
+def closed_form_weights(pulls: Tensor, priors: Tensor | float, step: Step) -> Tensor:
+    r""":math:`w_i \propto p_i \, e^{\mathrm{pull}_i}`, such that all weights sum to T.
 
     That is :math:`w_i \propto p_i r_i^\alpha / \lVert g_i \rVert`, as :math:`r_i` and :math:`\tilde L_i` differ by a common
-    factor. Factors of any size are taken as logarithms, so that none overflows.
+    factor. The largest is taken out before the exponential, so that no factor overflows.
     """
-    return in_proportion(softmax(pulls + priors.log(), present), present, weights)
+    return step.in_proportion(priors * (pulls - pulls.amax()).exp())
+
+
+class State(NamedTuple):
+    """The state between two steps, each ``(T,)``.
+
+    Attributes:
+        pull_mean: The running mean of the pulls, not yet corrected for its start from zero.
+        pull_count: Of how many steps it is the mean.
+        observed_first: The first loss handed to `observe`; 0 where there was none.
+        observed_last: The last one.
+    """
+
+    pull_mean: Tensor
+    pull_count: Tensor
+    observed_first: Tensor
+    observed_last: Tensor
 
 
 @final
@@ -55,28 +70,28 @@ class GradNormClosedForm(GradNormFamily):
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
         every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
         start: The number of steps before the weights begin to move; ``L_i(0)`` is still that of the first steps.
+        accumulate: Whether a step is made of several backward passes, or calls the fork several times.
         decay: Of the running mean, in [0, 1): it runs over about the last ``1 / (1 - decay)`` measured steps. 0: none. On the
             lab's toy and yeast problems what is learnt hardly depends on it; with 0.99 the weights are steadier than those
             of `GradNorm` with its default rate, with 0.9 on yeast they are not.
         initial_losses: ``L_i(0)`` by task name; ``None``: measured.
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
+        initial_weights: As for `GradNorm`.
         priors: How important a task is, by name: its weight is multiplied by it before the scaling. ``None``: all alike.
-        patience: Take a task that is stuck out of the update, as in `GradNorm`. ``None``: do not look.
-        in_turns: The tasks come in turns, one or a few to a step: balance all that were seen so far, the absent ones by their
+        compare_absent: The tasks come in turns, one or a few to a step: balance all that were seen so far, the absent ones by their
             running means. ``False``: an absent task keeps its weight, and those present are balanced among each other, so
             that a task that is alone keeps its weight as well.
 
     Raises:
         TypeError: ``fork`` is none of these.
-        ValueError: A setting is out of its range, or ``patience`` is given with ``in_turns``; later, by task name, a first
-            loss that is not finite and positive, or, where alpha > 0, a loss that is negative.
+        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive, or, where
+            alpha > 0, a loss that is negative.
 
     Units:
         None: a factor in front of one loss divides its weight by that factor, from the first step on.
 
     Log:
         ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`, the last two among the tasks present.
-        With ``patience``, ``stuck``: which tasks were taken out.
 
     Differs from the paper:
         The paper moves the weights step by step along the gradient of :math:`\sum_i | G_i - \bar G r_i^\alpha |`. At its
@@ -85,7 +100,7 @@ class GradNormClosedForm(GradNormFamily):
 
         A task whose gradient, or with alpha > 0 whose loss, is exactly zero has no such weight: it is left out of the step
         like an absent one. Absent tasks keep their weight, and the others the sum that they had together; the paper knows no
-        absent tasks. With ``in_turns`` the running means of all tasks are compared, whenever they were last seen.
+        absent tasks. With ``compare_absent`` the running means of all tasks are compared, whenever they were last seen.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -108,51 +123,51 @@ class GradNormClosedForm(GradNormFamily):
 
     def __init__(
         self,
-        fork: Source,
+        fork: GradientSource,
         alpha: float = 1.5,
         *,
         every: int = 1,
         start: int = 0,
+        accumulate: bool = False,
         decay: float = 0.99,
         initial_losses: Mapping[str, float] | None = None,
         initial_steps: int = 1,
+        initial_weights: Mapping[str, float] | str | None = None,
         priors: Mapping[str, float] | None = None,
-        patience: int | None = None,
-        in_turns: bool = False,
+        compare_absent: bool = False,
     ) -> None:
         super().__init__(
             fork,
             alpha,
+            priors,
             every=every,
             start=start,
+            accumulate=accumulate,
             initial_losses=initial_losses,
             initial_steps=initial_steps,
-            priors=priors,
-            patience=patience,
+            initial_weights=initial_weights,
         )
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1); found {decay}")
-        if in_turns and patience is not None:
-            raise ValueError(
-                f"patience compares the tasks that are present, so it does not go with in_turns; found patience={patience}"
-            )
-        self._decay, self._in_turns = decay, in_turns
-        self.register_buffer("pull_mean", torch.zeros_like(self.weights))
-        self.register_buffer("pull_count", torch.zeros_like(self.weights, dtype=torch.int64))
+        self._decay = number("decay", decay, "[0, 1)")
+        self._compare_absent = self.moves_absent = flag("compare_absent", compare_absent)
+        self.reset_parameters()
 
-    def _rule(self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor) -> tuple[dict[str, Tensor], Log]:
-        losses, initial = self._compared(step.losses, step.initial_losses)
-        pulls = log_pulls(task_norms, losses / initial, self.alpha)
-        moving = active & pulls.isfinite()
-        decayed = self._decay * self.pull_mean + (1 - self._decay) * pulls
-        mean = torch.where(moving, decayed, self.pull_mean)
-        count = self.pull_count + moving
-        smooth = mean / (1 - self._decay ** count.clamp(min=1))
-        balanced = count > 0 if self._in_turns else moving
-        state = {
-            "weights": closed_form_weights(smooth, self.priors, balanced, weights),
-            "pull_mean": mean,
-            "pull_count": count,
-        }
-        targets = gradnorm_targets(step.weights * task_norms, step.training_rates, self.alpha, self.priors, active)
-        return state, {"targets": partial(shown, targets, step.present)}
+    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
+        """Nothing measured yet."""
+        return weights, State(*(torch.zeros_like(weights) for _ in State._fields))
+
+    def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
+        """The weights at rest, from the smoothed pulls."""
+        assert step.norms is not None
+        ratios = self.ratios(step)
+        pulls = log_pulls(step.norms, ratios, self.alpha)
+        here = pulls.isfinite() & (step.uniform > 0)
+        mean = torch.where(here, state.pull_mean.lerp(pulls.nan_to_num(), 1 - self._decay), state.pull_mean)
+        counts = state.pull_count + here
+        smooth = mean / (1 - self._decay ** counts.clamp(min=1))
+        balanced = counts > 0 if self._compare_absent else here
+        among = step.as_if_present(balanced)
+        weights = closed_form_weights(smooth.masked_fill(~balanced, -torch.inf), self.priors, among)
+        targets = gradnorm_targets(step.weights * step.norms, ratios, self.alpha, self.priors, step)
+        state = State(mean, counts, state.observed_first, state.observed_last)
+        log: Log = {"targets": targets, "training_rates": partial(self.rates, step)}
+        return torch.where(balanced, weights, step.weights), state, log

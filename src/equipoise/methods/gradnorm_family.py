@@ -63,7 +63,7 @@ class GradNormFamily(Balancer, ABC):
             TypeError: The losses are not given by name, or one is not a number.
             ValueError: A task is unknown or missing; a loss is negative or not finite, or is the task's first and zero.
         """
-        known_tasks("observe", losses, self.tasks)
+        known_tasks("observe: losses", losses, self.tasks)
         seen = (self.observed_first > 0).tolist()
         values = [self._observed(task, losses, before) for task, before in zip(self.tasks, seen, strict=True)]
         here = torch.tensor([value is not None for value in values], device=self.weights.device)
@@ -79,6 +79,11 @@ class GradNormFamily(Balancer, ABC):
             return ratios
         observed = self.observed_first > 0
         return torch.where(observed, self.observed_last / torch.where(observed, self.observed_first, 1.0), ratios)
+
+    def rates(self, step: Step) -> Tensor:
+        """The training rates for the log ``(T,)``."""
+        ratios = self.ratios(step)
+        return ratios / step.mean(ratios)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore it."""
@@ -96,7 +101,7 @@ class GradNormFamily(Balancer, ABC):
             loss = loss.item()
         if isinstance(loss, Tensor):
             raise TypeError(f"observe: task {task!r}: a loss must be a number or a scalar tensor; found {described(loss)}")
-        value = number(f"observe: task {task!r}: its loss", loss, "[0, inf)")
+        value = number(f"observe: task {task!r}: a loss", loss, "[0, inf)")
         if not seen and value == 0:
             raise ValueError(f"observe: task {task!r}: its first loss must be positive, since losses are divided by it")
         return value

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._adam import Moments, adam, check_adam
-from equipoise.balancers._balancer import Log, Step
-from equipoise.balancers._gradnorm import gradnorm_loss, gradnorm_targets
-from equipoise.balancers._gradnorm_family import GradNormFamily
-from equipoise.balancers._present import mean_over, shown
-from equipoise.balancers._shares import in_proportion
-from equipoise.engine import Source
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.adam import Moments, adam, check_betas, check_lr
+from equipoise.methods.gradnorm import TINY, gradnorm_loss, gradnorm_targets
+from equipoise.methods.gradnorm_family import GradNormFamily
 
 
 def log_space_gradient(gradient_norms: Tensor, targets: Tensor) -> Tensor:
@@ -26,10 +24,30 @@ def log_space_gradient(gradient_norms: Tensor, targets: Tensor) -> Tensor:
     return gradient_norms * (gradient_norms - targets).sign()
 
 
-def multiplied(weights: Tensor, change: Tensor, present: Tensor) -> Tensor:
-    r""":math:`w_i e^{\Delta_i}`, scaled so that all weights sum to T; absent tasks keep theirs."""
-    smallest = torch.finfo(weights.dtype).tiny  # what is positive stays so in floating point too
-    return in_proportion((weights * change.exp()).clamp(min=smallest), present, weights)
+def multiplied(weights: Tensor, change: Tensor, step: Step) -> Tensor:
+    r""":math:`w_i e^{\Delta_i}`, scaled so that all weights sum to T."""
+    smallest = torch.finfo(weights.dtype).tiny  # positive numbers stay so in floating point too
+    return step.in_proportion((weights * change.exp()).clamp(min=smallest))
+
+
+class State(NamedTuple):
+    """The state between two steps, each ``(T,)`` but for ``unit``.
+
+    Attributes:
+        adam_mean: See `Moments`.
+        adam_square: See `Moments`.
+        adam_count: See `Moments`.
+        unit: The mean norm of the weighted gradients in the first measured step ``()``.
+        observed_first: The first loss handed to `observe`; 0 where there was none.
+        observed_last: The last one.
+    """
+
+    adam_mean: Tensor
+    adam_square: Tensor
+    adam_count: Tensor
+    unit: Tensor
+    observed_first: Tensor
+    observed_last: Tensor
 
 
 @final
@@ -53,12 +71,13 @@ class GradNormLogSpace(GradNormFamily):
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
         every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
         start: The number of steps before the weights begin to move; ``L_i(0)`` is still that of the first steps.
+        accumulate: Whether a step is made of several backward passes, or calls the fork several times.
         lr: Adam's learning rate for log w: about the largest relative change of a weight in one step.
         betas: Adam's decay rates.
         initial_losses: ``L_i(0)`` by task name; ``None``: measured.
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
+        initial_weights: As for `GradNorm`.
         priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1. ``None``: all alike.
-        patience: Take a task that is stuck out of the update, as in `GradNorm`. ``None``: do not look.
 
     Raises:
         TypeError: ``fork`` is none of these.
@@ -66,8 +85,7 @@ class GradNormLogSpace(GradNormFamily):
             where alpha > 0, a loss that is negative.
 
     Log:
-        ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`; ``gradnorm_loss`` (a scalar). With
-        ``patience``, ``stuck``: which tasks were taken out.
+        ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`; ``gradnorm_loss`` (a scalar).
 
     Differs from the paper:
         The paper's update rule is applied to w itself, which makes the largest change of a weight in one step the same for
@@ -90,57 +108,53 @@ class GradNormLogSpace(GradNormFamily):
         Multitask Networks, Equations 1 and 2 and Algorithm 1.
     """
 
-    unit: Tensor
-
     def __init__(
         self,
-        fork: Source,
+        fork: GradientSource,
         alpha: float = 1.5,
         *,
         every: int = 1,
         start: int = 0,
+        accumulate: bool = False,
         lr: float = 0.025,
         betas: tuple[float, float] = (0.9, 0.999),
         initial_losses: Mapping[str, float] | None = None,
         initial_steps: int = 1,
+        initial_weights: Mapping[str, float] | str | None = None,
         priors: Mapping[str, float] | None = None,
-        patience: int | None = None,
     ) -> None:
         super().__init__(
             fork,
             alpha,
+            priors,
             every=every,
             start=start,
+            accumulate=accumulate,
             initial_losses=initial_losses,
             initial_steps=initial_steps,
-            priors=priors,
-            patience=patience,
+            initial_weights=initial_weights,
         )
-        check_adam(lr, betas)
-        self._lr, self._betas = lr, betas
-        self.register_buffer("unit", self.weights.new_zeros(()))
-        Moments.register(self, self.weights)
+        self._lr, self._betas = check_lr(lr), check_betas(betas)
+        self.reset_parameters()
 
-    def _rule(self, step: Step, task_norms: Tensor, active: Tensor, weights: Tensor) -> tuple[dict[str, Tensor], Log]:
-        gradient_norms = step.weights * task_norms
-        targets = gradnorm_targets(gradient_norms, step.training_rates, self.alpha, self.priors, active)
-        mean_norm = mean_over(gradient_norms, active)
-        unit = torch.where(self.unit > 0, self.unit, mean_norm)
-        change, moments = adam(
-            log_space_gradient(gradient_norms, targets),
-            Moments.of(self),
-            active,
-            lr=self._lr,
-            betas=self._betas,
-            eps=1e-8 * unit,
-        )
-        state = {
-            "weights": multiplied(weights, change, active),
-            "unit": unit,
-            **moments.state(),
-        }
+    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
+        """Nothing measured yet."""
+        zeros = torch.zeros_like(weights)
+        return weights, State(*Moments.zeros(weights), weights.new_zeros(()), zeros, zeros)
+
+    def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
+        """One step of Adam on log w along the gradient of ``L_grad``, and the renormalisation."""
+        assert step.norms is not None
+        gradient_norms = step.weights * step.norms
+        targets = gradnorm_targets(gradient_norms, self.ratios(step), self.alpha, self.priors, step)
+        unit = torch.where(state.unit > 0, state.unit, step.mean(gradient_norms))
+        moments = Moments(state.adam_mean, state.adam_square, state.adam_count)
+        gradient = log_space_gradient(gradient_norms, targets)
+        change, moments = adam(gradient, moments, lr=self._lr, betas=self._betas, eps=1e-8 * unit + TINY)
+        state = State(*moments, unit, state.observed_first, state.observed_last)
         log: Log = {
-            "targets": partial(shown, targets, step.present),
-            "gradnorm_loss": partial(gradnorm_loss, gradient_norms, targets, active),
+            "targets": targets,
+            "training_rates": partial(self.rates, step),
+            "gradnorm_loss": partial(gradnorm_loss, gradient_norms, targets, step),
         }
-        return state, log
+        return multiplied(step.weights, change, step), state, log

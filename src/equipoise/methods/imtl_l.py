@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, final
 
-import torch
 from torch import Tensor
 
-from equipoise.balancers._adam import Moments, adam, check_adam
-from equipoise.balancers._balancer import Balancer, Step
-from equipoise.engine import Source
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.adam import Moments, adam, check_lr
 
 
 def imtl_l_weights(scales: Tensor) -> Tensor:
@@ -23,6 +23,22 @@ def imtl_l_gradient(losses: Tensor, scales: Tensor) -> Tensor:
     return imtl_l_weights(scales) * losses - 1
 
 
+class State(NamedTuple):
+    """The state between two steps, each ``(T,)``.
+
+    Attributes:
+        scales: The logarithms of the weights, s.
+        adam_mean: See `Moments`.
+        adam_square: See `Moments`.
+        adam_count: See `Moments`.
+    """
+
+    scales: Tensor
+    adam_mean: Tensor
+    adam_square: Tensor
+    adam_count: Tensor
+
+
 @final
 class IMTLL(Balancer):
     r"""IMTL-L: learned scales that bring every loss to 1, from :math:`\sum_i e^{s_i} L_i - s_i`.
@@ -31,25 +47,32 @@ class IMTLL(Balancer):
     :math:`w_i = e^{s_i} = 1 / L_i`.
 
     When to use:
-        As `SI`, where the weights shall follow slowly, through noise, instead of at once.
+        As `SI`, where the weights shall follow slowly, through noise, instead of at once. The weight of a loss that stays at
+        zero or below grows without end.
 
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         lr: Adam's learning rate for s.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes.
+        initial_weights: The weights of the first step, where s starts at their logarithms; see `Balancer`. ``None``: 1.
 
     Raises:
         ValueError: ``lr`` is not positive and finite.
 
     Differs from the paper:
-        The total loss leaves out the terms :math:`-s_i`, which no parameter of the network appears in. s starts at 0 and has
-        an Adam of its own; the paper trains it together with the network. The paper's other half, IMTL-G, balances
-        gradients and is another method.
+        The total loss leaves out the terms :math:`-s_i`, which no parameter of the network appears in. s has an Adam of its
+        own; the paper trains it together with the network. The paper's other half, IMTL-G, balances gradients and is another
+        method.
 
     Example:
-        >>> IMTLL(("price", "risk")).weights
-        tensor([1., 1.])
+        >>> import torch
+        >>> balancer = IMTLL(("large", "small"))
+        >>> balancer(torch.tensor([20.0, 0.05], requires_grad=True)).backward()
+        >>> balancer.step()
+        >>> balancer.weights
+        tensor([0.9753, 1.0253])
 
     References:
         Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang 2021, Towards impartial multi-task learning, the loss balance
@@ -59,25 +82,26 @@ class IMTLL(Balancer):
     scales: Tensor
 
     def __init__(
-        self, tasks: Source | Sequence[str], *, lr: float = 0.025, every: int | None = None, start: int = 0
+        self,
+        tasks: GradientSource | Sequence[str],
+        *,
+        lr: float = 0.025,
+        every: int | None = None,
+        start: int = 0,
+        accumulate: bool = False,
+        initial_weights: Mapping[str, float] | str | None = None,
     ) -> None:
-        super().__init__(tasks, every=every, start=start)
-        check_adam(lr)
-        self._lr = lr
-        self.register_buffer("scales", torch.zeros_like(self.weights))
-        Moments.register(self, self.weights)
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
+        self._lr = check_lr(lr)
+        self.reset_parameters()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        change, moments = adam(
-            imtl_l_gradient(step.losses, self.scales),
-            Moments.of(self),
-            step.present,
-            lr=self._lr,
-        )
-        scales = self.scales + change
-        state = {
-            "scales": scales,
-            **moments.state(),
-            "weights": imtl_l_weights(scales),
-        }
-        return state, {}
+    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
+        """The scales of the weights to start from."""
+        return weights, State(weights.log(), *Moments.zeros(weights))
+
+    def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
+        """One step of Adam on s."""
+        moments = Moments(state.adam_mean, state.adam_square, state.adam_count)
+        change, moments = adam(imtl_l_gradient(step.losses, state.scales), moments, lr=self._lr)
+        scales = state.scales + change
+        return imtl_l_weights(scales), State(scales, *moments), {}

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Balancer, Step
-from equipoise.balancers._given import check_source
-from equipoise.balancers._present import mean_over
-from equipoise.engine import Source
+from equipoise.arguments import number
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.static import NoState
 
 
-def inverse_norm_weights(task_norms: Tensor, present: Tensor) -> Tensor:
-    r""":math:`\hat\lambda_i = \mathrm{mean}_j \lVert g_j \rVert / \lVert g_i \rVert`, the mean over the tasks present.
+def inverse_norm_weights(task_norms: Tensor, step: Step) -> Tensor:
+    r""":math:`\hat\lambda_i = \mathrm{mean}_j \lVert g_j \rVert / \lVert g_i \rVert`, the mean over the tasks of ``step``.
 
     Equations 2.12 to 2.14, with the mean in the place of the sum. Not finite where a norm is zero.
     """
-    return mean_over(task_norms, present) / task_norms
+    return step.mean(task_norms) / task_norms
 
 
 @final
@@ -36,14 +38,18 @@ class InverseGradientNorm(Balancer):
         alike. For weights that follow within tens of steps take `GradNormClosedForm` with ``alpha=0``.
 
     Args:
-        fork: What measures: a `Fork`, or what `attach` or `PerLoss` give. The paper's W is all of the network:
+        fork: Where the norms are measured: a `Fork`, or what `attach` or `PerLoss` give. The paper's W is all of the network:
             ``PerLoss(network, tasks)``.
         momentum: How much of the weights remains at each update, a, in [0, 1).
+        initial_weights: The weights of the first step: by task name, scaled so that they sum to T; ``"balanced"``, in inverse
+            proportion to the gradient norms of the first batch, which is where the method is at rest but for a common factor;
+            ``None``: 1.
         every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes (micro-batches).
 
     Raises:
-        TypeError: ``fork`` is none of these.
+        TypeError: ``fork`` is none of these, or a setting is of another type.
         ValueError: ``momentum`` does not lie in [0, 1), or another setting is out of its range.
 
     Shape:
@@ -55,10 +61,11 @@ class InverseGradientNorm(Balancer):
 
     Differs from the paper:
         The paper has the sum of the norms in the place of their mean, which makes all weights T times larger; the authors'
-        code has the mean, as here, so that weights of 1 are a start that fits. The code adds a hundred-thousandth of the mean
-        to each norm, which bounds the weights; here nothing is added, and a task whose gradient is exactly zero is left out
-        of the update like an absent one. Absent tasks keep their weight, and the mean is that of the others. W is what the
-        fork measures.
+        code, jaxpi, has the mean, as here, so that weights of 1 are a start that fits. As on the main branch of jaxpi (as of
+        March 2025), nothing is added to a norm (its branches ``pirate`` and ``mixed-precision`` add 1e-5 of the mean, which
+        bounds the weights); a task whose gradient is exactly zero keeps its weight, as an absent one does, and the mean is that
+        of the others. The norms are those of the step's own backward pass, and the new weights count from the next step on;
+        jaxpi takes a pass of its own after the optimiser's step, on the same batch. W is where the fork measures.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -76,18 +83,30 @@ class InverseGradientNorm(Balancer):
         to 2.15, and the authors' code, ``jaxpi/models.py``.
     """
 
-    _needs_every_loss = False
+    needs_norms: ClassVar[bool] = True
 
-    def __init__(self, fork: Source, *, momentum: float = 0.9, every: int = 1000, start: int = 0) -> None:
-        check_source(type(self).__name__, fork)
-        super().__init__(fork, every=every, start=start)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1); found {momentum}")
-        self._momentum = momentum
+    def __init__(
+        self,
+        fork: GradientSource,
+        *,
+        momentum: float = 0.9,
+        initial_weights: Mapping[str, float] | str | None = None,
+        every: int = 1000,
+        start: int = 0,
+        accumulate: bool = False,
+    ) -> None:
+        super().__init__(fork, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
+        self._momentum = number("momentum", momentum, "[0, 1)")
+        self.reset_parameters()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if step.task_norms is None:
-            return {}, {}
-        found = inverse_norm_weights(step.task_norms, step.present)
-        moved = self._momentum * self.weights + (1 - self._momentum) * found
-        return {"weights": torch.where(step.present & (step.task_norms > 0), moved, self.weights)}, {}
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
+        """The weights to start from."""
+        return weights, NoState()
+
+    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+        """The running mean of the weights in inverse proportion to the norms."""
+        assert step.norms is not None
+        known = step.norms > 0
+        found = inverse_norm_weights(torch.where(known, step.norms, 1.0), step.among(known))
+        moved = self._momentum * step.weights + (1 - self._momentum) * found
+        return torch.where(known, moved, step.weights), state, {}

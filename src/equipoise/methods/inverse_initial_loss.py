@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Balancer, Step
-from equipoise.balancers._initial_losses import check_initial_loss
-from equipoise.engine import Source
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.static import NoState
 
 
 def inverse_initial_loss_weights(initial_losses: Tensor) -> Tensor:
     r""":math:`w_i \propto 1 / L_i(0)` with :math:`\sum_i w_i` the number of tasks seen; 1 for a task not yet seen (NaN)."""
-    seen = ~initial_losses.isnan()
-    inverse = torch.where(seen, 1.0 / initial_losses, 0.0)
-    return torch.where(seen, inverse * seen.sum() / inverse.sum(), 1.0)
+    seen = initial_losses > 0
+    smallest = torch.where(seen, initial_losses, torch.inf).amin()  # ratios to it do not overflow, as 1 / L may
+    inverse = torch.where(seen, smallest / initial_losses, 0.0)
+    return torch.where(seen, inverse * (seen.sum() / inverse.sum()), 1.0)
 
 
 @final
 class InverseInitialLoss(Balancer):
     r"""Constant weights :math:`w_i \propto 1 / L_i(0)`, scaled so that :math:`\sum_i w_i = T`.
+
+    The first step is weighted with them already. A task that is not yet seen has a weight of 1, and the others sum to their
+    number.
 
     When to use:
         Losses differ in size because their units do, and ``L_i(0)`` is a fair measure of the unit. Costs nothing and
@@ -31,32 +36,56 @@ class InverseInitialLoss(Balancer):
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         initial_losses: ``L_i(0)`` by task name, for instance log C for the cross entropy of C classes. ``None``: measured.
-        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean. The first
-            step is taken with equal weights.
+        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean; until
+            then it is the mean so far.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        accumulate: Whether a measured step is made of several backward passes (micro-batches). Each of those of the first step
+            is weighted by its own losses, the steps after it by those of the whole batch.
 
     Raises:
         ValueError: A given or measured initial loss is not positive and finite; the message names the task.
 
+    Differs from the paper:
+        There is none.
+
     Example:
-        >>> InverseInitialLoss(("a", "b"), initial_losses={"a": 1.0, "b": 3.0}).weights
-        tensor([1.5000, 0.5000])
+        >>> balancer = InverseInitialLoss(("a", "b"))
+        >>> losses = {task: torch.tensor(loss, requires_grad=True) for task, loss in {"a": 1.0, "b": 3.0}.items()}
+        >>> balancer(losses)
+        tensor(3., grad_fn=<_TotalBackward>)
     """
+
+    weighs: ClassVar[bool] = True
+    moves_absent: bool = True
+    divides_by_initial: bool = True
 
     def __init__(
         self,
-        tasks: Source | Sequence[str],
+        tasks: GradientSource | Sequence[str],
         *,
         initial_losses: Mapping[str, float] | None = None,
         initial_steps: int = 1,
         every: int | None = None,
+        accumulate: bool = False,
     ) -> None:
-        super().__init__(tasks, every=every, initial_losses=initial_losses, initial_steps=initial_steps)
-        self.weights.copy_(inverse_initial_loss_weights(self.initial_losses))
+        super().__init__(
+            tasks, every=every, accumulate=accumulate, initial_losses=initial_losses, initial_steps=initial_steps
+        )
+        self.reset_parameters()
 
-    def _check_first(self, task: str, loss: float) -> None:
-        if not self._initial_given:
-            check_initial_loss(task, loss)
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
+        """The weights of the losses that are given, or equal ones."""
+        given = self._given_losses
+        return weights if given is None else inverse_initial_loss_weights(weights.new_tensor(given)), NoState()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {"weights": inverse_initial_loss_weights(step.initial_losses)}, {}
+    def weigh(self, step: Step, state: NoState) -> Tensor:
+        """The weights, the losses at hand included where ``L_i(0)`` is still measured."""
+        return inverse_initial_loss_weights(
+            torch.where(
+                step.uniform > 0, step.initial_losses, self.initial_losses
+            )  # absent tasks may have been seen before
+        )
+
+    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+        """The weights of the whole batch's losses."""
+        return self.weigh(step, state), state, {}

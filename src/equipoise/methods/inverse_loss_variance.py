@@ -1,59 +1,42 @@
-"""Weights from variances: of the targets, or of the losses as they come."""
+"""Weights from the variances of the losses as they come."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Balancer, Step
-from equipoise.balancers._given import positive_by_task
-from equipoise.balancers._shares import in_proportion
-from equipoise.engine import Source
+from equipoise.arguments import number
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+
+TINY = torch.finfo(torch.float32).tiny
 
 
-def inverse_variance_weights(variances: Tensor, known: Tensor, weights: Tensor) -> Tensor:
-    r""":math:`w_i \propto 1 / \sigma_i^2` with :math:`\sum_i w_i = T`; a task whose variance is not known keeps its weight."""
-    return in_proportion(1 / variances, known, weights)
+class State(NamedTuple):
+    """The running statistics of the losses, each ``(T,)``.
 
-
-@final
-class InverseTargetVariance(Balancer):
-    r"""Constant weights :math:`w_i \propto 1 / \mathrm{Var}[y_i]`, scaled so that :math:`\sum_i w_i = T`.
-
-    For squared errors this is the same as training on targets of unit variance, whatever their units.
-
-    When to use:
-        Regressions with squared errors whose targets were not standardised, and cannot be.
-
-    Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
-        variances: The variance of every task's targets, by name.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-
-    Raises:
-        ValueError: A task is unknown or missing, or a variance is not positive and finite; the message names it.
-
-    Differs from the paper:
-        There is none; the weights are those at which uncertainty weighting of regressions that predict the mean is at rest.
-
-    Example:
-        >>> InverseTargetVariance(("metres", "centimetres"), variances={"metres": 1.0, "centimetres": 1e4}).weights
-        tensor([1.9998e+00, 1.9998e-04])
+    Attributes:
+        means: Their means.
+        variances: Their variances.
+        counts: The number of losses so far.
     """
 
-    def __init__(
-        self, tasks: Source | Sequence[str], *, variances: Mapping[str, float], every: int | None = None
-    ) -> None:
-        super().__init__(tasks, every=every)
-        given = self.weights.new_tensor(positive_by_task("variances", variances, self.tasks))
-        known = torch.ones_like(given, dtype=torch.bool)
-        self.weights.copy_(inverse_variance_weights(given, known, self.weights))
+    means: Tensor
+    variances: Tensor
+    counts: Tensor
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {}, {}
+
+def running_variance(losses: Tensor, state: State, decay: float) -> State:
+    """The statistics with one more loss of each task."""
+    counts = state.counts + 1
+    rate = (1 / counts).clamp(min=1 - decay)
+    difference = losses - state.means
+    variances = (1 - rate) * (state.variances + rate * difference.square())
+    return State(state.means + rate * difference, variances, counts)
 
 
 @final
@@ -74,18 +57,23 @@ class InverseLossVariance(Balancer):
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         decay: How much of the running values remains at each step, in (0, 1].
+        initial_weights: The weights until the variances are known: by task name, scaled so that they sum to T;
+            ``"balanced"``, in inverse proportion to the gradient norms of the first batch; ``None``: 1.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes (micro-batches).
 
     Raises:
-        ValueError: ``decay`` does not lie in (0, 1].
+        TypeError: A setting is of another type.
+        ValueError: ``decay`` does not lie in (0, 1], or another setting is out of its range.
 
     Units:
         The variance has the square of the loss's unit. In a unit ten times smaller, a loss is ten times larger, its weight a
         hundred times smaller, and what it contributes to the total ten times smaller.
 
     Differs from the paper:
-        There is none. A task whose loss has not varied yet keeps its weight, 1 at the start.
+        There is none. A task whose loss has not varied yet keeps its weight, 1 at the start; so does one whose loss has varied
+        by less than about 1e-19, the square of which vanishes in float32.
 
     Example:
         >>> InverseLossVariance(("price", "risk"), decay=0.99).weights
@@ -95,32 +83,27 @@ class InverseLossVariance(Balancer):
         Welford 1962, Note on a method for calculating corrected sums of squares and products, for the running variance.
     """
 
-    means: Tensor
-    variances: Tensor
-    counts: Tensor
-
     def __init__(
-        self, tasks: Source | Sequence[str], *, decay: float = 0.99, every: int | None = None, start: int = 0
+        self,
+        tasks: GradientSource | Sequence[str],
+        *,
+        decay: float = 0.99,
+        initial_weights: Mapping[str, float] | str | None = None,
+        every: int | None = None,
+        start: int = 0,
+        accumulate: bool = False,
     ) -> None:
-        super().__init__(tasks, every=every, start=start)
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay must lie in (0, 1]; found {decay}")
-        self._decay = decay
-        for name in ("means", "variances"):
-            self.register_buffer(name, torch.zeros_like(self.weights))
-        self.register_buffer("counts", torch.zeros_like(self.weights, dtype=torch.int64))
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
+        self._decay = number("decay", decay, "(0, 1]")
+        self.reset_parameters()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        counts = self.counts + step.present
-        rate = (1 / counts.clamp(min=1).to(self.means.dtype)).clamp(min=1 - self._decay)
-        difference = step.losses - self.means
-        means = torch.where(step.present, self.means + rate * difference, self.means)
-        variances = (1 - rate) * (self.variances + rate * difference.square())
-        variances = torch.where(step.present, variances, self.variances)
-        state = {
-            "means": means,
-            "variances": variances,
-            "counts": counts,
-            "weights": inverse_variance_weights(variances, step.present & (variances > 0), self.weights),
-        }
-        return state, {}
+    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
+        """No loss seen yet."""
+        return weights, State(*(torch.zeros_like(weights) for _ in State._fields))
+
+    def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
+        """The variances with this step's losses, and the weights from them."""
+        state = running_variance(step.losses, state, self._decay)
+        known = state.variances >= TINY
+        weights = step.among(known).in_proportion(1 / torch.where(known, state.variances, 1.0))
+        return torch.where(known, weights, step.weights), state, {}

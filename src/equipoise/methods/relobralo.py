@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isfinite
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Step
-from equipoise.balancers._current_losses import CurrentLossBalancer
-from equipoise.balancers._seeded import SeededBalancer
-from equipoise.balancers._shares import in_proportion, softmax
-from equipoise.engine import Source
+from equipoise.arguments import count, number
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.rng import generator
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
 
 
-def relative_shares(losses: Tensor, earlier: Tensor, temperature: float, known: Tensor) -> Tensor:
-    r""":math:`\mathrm{softmax}_i(L_i(t) / (\tau L_i(t')))`, over the tasks whose earlier loss is known."""
-    return softmax(losses / (temperature * earlier), known)
+def balancing_scores(losses: Tensor, earlier: Tensor, temperature: float) -> Tensor:
+    r""":math:`L_i(t) / (\tau L_i(t'))`, of which :math:`\lambda^{\mathrm{bal}}` is T times the softmax."""
+    return (losses / (temperature * earlier)).clamp(max=torch.finfo(losses.dtype).max)  # infinity has no softmax
+
+
+class State(NamedTuple):
+    """The state between two steps.
+
+    Attributes:
+        last_losses: The last loss of each task ``(T,)``; 1 for a task not yet seen.
+        counts: The number of losses of each task so far ``(T,)``.
+        remembers: Whether the next step's history is the last weights, without a look back ``()``, bool. Drawn ahead, so that a
+            forward pass that is compiled holds no generator.
+    """
+
+    last_losses: Tensor
+    counts: Tensor
+    remembers: Tensor
 
 
 @final
-class ReLoBRaLo(SeededBalancer, CurrentLossBalancer):
+class ReLoBRaLo(Balancer):
     r"""Weights from how far each loss has come since the last step, and now and then since the first.
 
     .. math::
@@ -40,21 +54,31 @@ class ReLoBRaLo(SeededBalancer, CurrentLossBalancer):
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         alpha: How much of the history remains at each step, in [0, 1].
-        rho: The probability that the history is the last weights; else it is a look back to the first losses.
+        rho: The probability that the history is the last weights; else it is a look back to the first losses. In [0, 1].
         temperature: :math:`\tau`; the larger, the more equal the weights.
-        seed: Where the generator of the random numbers starts. They are the same on every process.
+        seed: An integer of at least 0 that the random numbers follow from, together with the number of the step. They are the
+            same on every process.
+        initial_weights: The weights of the first step: by task name, scaled so that they sum to T; ``"balanced"``, in inverse
+            proportion to the gradient norms of the first batch; ``None``: 1.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes (micro-batches).
 
     Raises:
-        ValueError: ``alpha`` or ``rho`` does not lie in [0, 1], ``temperature`` is not positive and finite, or ``seed`` no
-            integer; or a loss is not positive, and the message names the task. On an accelerator only a task's first loss is
-            looked at, and later such a step is skipped and counted.
+        TypeError: A setting is of another type.
+        ValueError: A setting is out of its range; or a loss is not positive, and the message names the task. On an accelerator
+            only a task's first loss is looked at, and later such a step is skipped and counted.
 
     Differs from the paper:
-        As in the authors' published loss class, the weights are 1 in a task's first step, and in its second
-        :math:`\lambda^{\mathrm{bal}}(1, 0)`, without history. No small constant is added to the losses. Of several
-        micro-batches to a step, each moves the weights from those of the last step.
+        As in the loss class that the first author has published (Improving PINNs through adaptive loss balancing, Towards Data
+        Science 2023), the weights are 1 in a task's first step, and in its second :math:`\lambda^{\mathrm{bal}}(1, 0)`, without
+        history. :math:`L_i(0)` is the loss of the first step; ``train.py`` of the authors' repository takes that of the second.
+        No small constant is added to the losses. Of several micro-batches to a step, each moves the weights from those of the
+        last step.
+
+        The defaults are those of the port to PyTorch by Khadrawi, a ``rho`` of 0.999 among them. The published loss class has
+        0.99 with the same ``alpha`` and temperature, ``train.py`` has 1, which never looks back, and a temperature of 1; the
+        paper's own choice was not verified.
 
     Example:
         >>> ReLoBRaLo(("equation", "boundary")).weights
@@ -65,53 +89,49 @@ class ReLoBRaLo(SeededBalancer, CurrentLossBalancer):
         (equation number not verified).
     """
 
-    last_losses: Tensor
-    counts: Tensor
-    remembers: Tensor
+    weighs: ClassVar[bool] = True
+    positive_losses: ClassVar[bool] = True
 
     def __init__(
         self,
-        tasks: Source | Sequence[str],
+        tasks: GradientSource | Sequence[str],
         *,
         alpha: float = 0.999,
         rho: float = 0.999,
         temperature: float = 0.1,
         seed: int = 0,
+        initial_weights: Mapping[str, float] | str | None = None,
         every: int | None = None,
         start: int = 0,
+        accumulate: bool = False,
     ) -> None:
-        super().__init__(tasks, every=every, start=start)
-        for name, value in (("alpha", alpha), ("rho", rho)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1]; found {value}")
-        if not (temperature > 0 and isfinite(temperature)):
-            raise ValueError(f"temperature must be positive and finite; found {temperature}")
-        self._seed(seed)
-        self._alpha, self._rho, self._temperature = alpha, rho, temperature
-        self.register_buffer("last_losses", torch.ones_like(self.weights))
-        self.register_buffer("counts", torch.zeros_like(self.weights, dtype=torch.int64))
-        self.register_buffer("remembers", self._draw())
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
+        self._alpha, self._rho = number("alpha", alpha, "[0, 1]"), number("rho", rho, "[0, 1]")
+        self._temperature = number("temperature", temperature, "(0, inf)")
+        self._seed = count("seed", seed, least=0)
+        self.reset_parameters()
 
-    def _draw(self) -> Tensor:
-        remembers = torch.rand((), generator=self._generator, dtype=torch.float64) < self._rho
-        return remembers.to(self.weights.device, non_blocking=True)
+    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
+        """No task seen yet."""
+        return weights, State(torch.ones_like(weights), torch.zeros_like(weights), self._draw(0, weights))
 
-    def _weights_of(self, losses: Tensor, present: Tensor) -> Tensor:
-        known = present & (self.counts > 0)
+    def weigh(self, step: Step, state: State) -> Tensor:
+        """The weights that the losses at hand have earned; those so far for a task in its first step."""
+        known = state.counts > 0
+        among = step.among(known)
 
         def balanced(earlier: Tensor) -> Tensor:
-            return in_proportion(relative_shares(losses, earlier, self._temperature, known), known, self.weights)
+            return among.in_proportion(among.softmax(balancing_scores(step.losses, earlier, self._temperature)))
 
-        history = torch.where(self.remembers, self.weights, balanced(self.initial_losses))
-        alpha = torch.where(self.counts > 1, self._alpha, 0.0)
-        weights = alpha * history + (1 - alpha) * balanced(self.last_losses)
-        return in_proportion(weights, known, self.weights)
+        history = torch.where(state.remembers, step.weights, balanced(step.initial_losses))
+        alpha = self._alpha * (state.counts > 1).to(step.weights.dtype)
+        weights = alpha * history + (1 - alpha) * balanced(state.last_losses)
+        return torch.where(known, among.in_proportion(weights), step.weights)
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        state, log = super()._update(step)
-        state |= {
-            "last_losses": torch.where(step.present, step.losses, self.last_losses),
-            "counts": self.counts + step.present,
-            "remembers": self._draw(),
-        }
-        return state, log
+    def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
+        """The losses to compare the next ones with."""
+        return step.weights, State(step.losses, state.counts + 1, self._draw(step.number + 1, step.weights)), {}
+
+    def _draw(self, step_number: int, like: Tensor) -> Tensor:
+        remembers = torch.rand((), generator=generator(self._seed, step_number), dtype=torch.float64) < self._rho
+        return remembers.to(like.device, non_blocking=True)

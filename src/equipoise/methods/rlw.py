@@ -8,39 +8,43 @@ from typing import final
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Step
-from equipoise.balancers._seeded import SeededBalancer
-from equipoise.balancers._shares import in_proportion, softmax
-from equipoise.engine import Source
+from equipoise.arguments import count
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.rng import generator
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.static import NoState
 
 
-def rlw_shares(normal: Tensor, present: Tensor) -> Tensor:
-    r""":math:`\mathrm{softmax}(z)` of :math:`z \sim \mathcal N(0, I)`, over the tasks present."""
-    return softmax(normal, present)
+def rlw_weights(normal: Tensor) -> Tensor:
+    r""":math:`T\,\mathrm{softmax}(z)` of :math:`z \sim \mathcal N(0, I)`."""
+    return len(normal) * normal.softmax(0)
 
 
 @final
-class RLW(SeededBalancer):
+class RLW(Balancer):
     r"""Random weights, drawn anew for every step: :math:`w = T\,\mathrm{softmax}(z)`, :math:`z \sim \mathcal N(0, I)`.
 
-    The baseline that a method has to beat. The random numbers come from a generator of the balancer's own: the same on
-    every process, saved in ``state_dict``, and untouched by whatever else draws random numbers.
+    The baseline that a method has to beat. The random numbers follow from ``seed`` and the number of the step: the same on
+    every process and after a restart, and untouched by all other draws of random numbers.
 
     When to use:
         As a control: a method that adapts should beat weights that know nothing.
 
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
-        seed: Where the generator starts.
+        seed: An integer of at least 0 that the random numbers follow from.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        accumulate: Whether a measured step is made of several backward passes (micro-batches).
 
     Raises:
-        ValueError: ``seed`` is not an integer.
+        TypeError: ``seed`` is not an integer.
+        ValueError: ``seed`` is negative.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights. A task
-        that is absent from a step keeps its weight for the next. The numbers go to the tasks in the alphabetical order of
-        their names, so that the order in which they are listed does not matter.
+        The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights. They are
+        drawn for all tasks, also where some are absent. The numbers go to the tasks in the alphabetical order of their names,
+        so that the order in which they are listed does not matter.
 
     Example:
         >>> RLW(("price", "risk"), seed=1).weights.sum()
@@ -48,19 +52,32 @@ class RLW(SeededBalancer):
 
     References:
         Lin, Ye, Zhang, Tsang 2022, Reasonable effectiveness of random weighting: a litmus test for multi-task learning,
-        with the normal distribution (equation number not verified).
+        Algorithm 2, with the normal distribution.
     """
 
-    def __init__(self, tasks: Source | Sequence[str], *, seed: int = 0, every: int | None = None) -> None:
-        super().__init__(tasks, every=every)
-        self._seed(seed)
-        self._ranks = [sorted(self.tasks).index(task) for task in self.tasks]
-        self.weights.copy_(self._draw(torch.ones_like(self.weights, dtype=torch.bool)))
+    moves_absent: bool = True
 
-    def _draw(self, present: Tensor) -> Tensor:
-        normal = torch.randn(len(self.tasks), generator=self._generator, dtype=torch.float64)[self._ranks]
-        normal = normal.to(self.weights.dtype).to(self.weights.device, non_blocking=True)
-        return in_proportion(rlw_shares(normal, present), present, self.weights)
+    def __init__(
+        self,
+        tasks: GradientSource | Sequence[str],
+        *,
+        seed: int = 0,
+        every: int | None = None,
+        accumulate: bool = False,
+    ) -> None:
+        super().__init__(tasks, every=every, accumulate=accumulate)
+        self._seed = count("seed", seed, least=0)
+        self.reset_parameters()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {"weights": self._draw(step.present)}, {}
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
+        """The weights of the first step."""
+        return self._draw(0, weights), NoState()
+
+    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+        """The weights of the next step."""
+        return self._draw(step.number + 1, step.weights), state, {}
+
+    def _draw(self, number: int, like: Tensor) -> Tensor:
+        normal = torch.randn(len(self.tasks), generator=generator(self._seed, number), dtype=torch.float64)
+        ranks = [sorted(self.tasks).index(task) for task in self.tasks]
+        return rlw_weights(normal[ranks]).to(like.dtype).to(like.device, non_blocking=True)

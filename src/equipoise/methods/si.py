@@ -7,8 +7,10 @@ from typing import final
 
 from torch import Tensor
 
-from equipoise.balancers._current_losses import CurrentLossBalancer
-from equipoise.engine import Source
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.static import NoState
 
 
 def si_weights(losses: Tensor) -> Tensor:
@@ -17,7 +19,7 @@ def si_weights(losses: Tensor) -> Tensor:
 
 
 @final
-class SI(CurrentLossBalancer):
+class SI(Balancer):
     r"""Weights :math:`w_i = 1 / L_i`, with the gradient of :math:`\sum_i \log L_i`: the unit of a loss does not matter.
 
     When to use:
@@ -28,10 +30,10 @@ class SI(CurrentLossBalancer):
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
 
     Raises:
-        ValueError: A loss is not positive; the message names the task. On an accelerator only a task's first loss is looked
-            at, and later such a step is skipped and counted.
+        ValueError: A loss is not positive. On an accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
         The total loss is T; its gradient is that of the sum of logarithms. The weights grow without bound as losses fall,
@@ -40,7 +42,7 @@ class SI(CurrentLossBalancer):
     Example:
         >>> import torch
         >>> balancer = SI(("a", "b"))
-        >>> balancer({"a": torch.tensor(0.5, requires_grad=True), "b": torch.tensor(4.0)}).backward()
+        >>> balancer(torch.tensor([0.5, 4.0], requires_grad=True)).backward()
         >>> balancer.step()
         >>> balancer.weights
         tensor([2.0000, 0.2500])
@@ -50,8 +52,28 @@ class SI(CurrentLossBalancer):
         (equation number not verified).
     """
 
-    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None, start: int = 0) -> None:
-        super().__init__(tasks, every=every, start=start)
+    positive_losses = True
+    weighs = True
 
-    def _weights_of(self, losses: Tensor, present: Tensor) -> Tensor:
-        return si_weights(losses)
+    def __init__(
+        self,
+        tasks: GradientSource | Sequence[str],
+        *,
+        every: int | None = None,
+        start: int = 0,
+        accumulate: bool = False,
+    ) -> None:
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate)
+        self.reset_parameters()
+
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
+        """No state."""
+        return weights, NoState()
+
+    def weigh(self, step: Step, state: NoState) -> Tensor:
+        """The inverse losses."""
+        return si_weights(step.losses)
+
+    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+        """The weights of the step."""
+        return step.weights, state, {}

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._balancer import Step
-from equipoise.balancers._epoch_means import EpochMeans
-from equipoise.balancers._given import check_count
-from equipoise.balancers._positive_losses import PositiveLossBalancer
-from equipoise.balancers._shares import in_proportion, softmax
-from equipoise.engine import Source
+from equipoise.arguments import count, flag, number
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.epoch_means import EpochMeans
 
 
-def normalized_slopes(slopes: Tensor, known: Tensor) -> Tensor:
-    r""":math:`s_i / (\sum_j |s_j| + 10^{-8})` over the tasks whose slope is known."""
-    return slopes / (torch.where(known, slopes.abs(), 0.0).sum() + 1e-8)
-
-
-def softadapt_shares(slopes: Tensor, beta: float, known: Tensor) -> Tensor:
-    r""":math:`\exp(\beta s_i) / \sum_j \exp(\beta s_j)` over the tasks whose slope is known."""
-    return softmax(beta * slopes, known)
+def normalized_slopes(slopes: Tensor, step: Step) -> Tensor:
+    r""":math:`s_i / (\sum_j |s_j| + 10^{-8})`, over the tasks present."""
+    return slopes / (torch.dot(slopes.abs(), step.uniform.sign()) + 1e-8)
 
 
 @final
-class SoftAdapt(PositiveLossBalancer):
+class SoftAdapt(Balancer):
     r"""Weights from the slopes of the losses: with :math:`\beta > 0`, the task that falls least weighs most.
 
     .. math:: w_i = T \frac{\exp(\beta s_i)}{\sum_j \exp(\beta s_j)}, \qquad s_i = L_i(e) - L_i(e - 1)
@@ -49,35 +42,36 @@ class SoftAdapt(PositiveLossBalancer):
         loss_weighted: Whether the losses themselves are a factor.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes.
+        initial_weights: The weights of the first two epochs; see `Balancer`. ``None``: 1.
 
     Raises:
-        ValueError: ``beta`` is not finite, or ``epoch_steps`` not a positive integer; or a loss is not positive, and the
-            message names the task. On an accelerator only a task's first loss is looked at, and later such a step is skipped
-            and counted.
+        ValueError: A setting is out of its range; or, with ``loss_weighted`` alone, a loss is not positive. On an accelerator
+            only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights. The slope
-        is the difference of two values; the authors' package offers differences of higher order. It divides normalised
-        slopes by their plain sum, and multiplies with the mean loss of the values compared; the first release took the sum
-        of absolute values and the last loss, as here. A task keeps its weight until its slope is known.
+        The weights sum to T throughout; in the authors' package they start at 1 each, and from the first update on their sum
+        is 1, so that the network's effective learning rate falls by a factor of T there. The slope is the difference of two
+        values; the package offers differences of higher order. It divides normalised slopes by their plain sum, and
+        multiplies with the mean loss of the values compared; the first release took the sum of absolute values and the last
+        loss, as here. A task keeps its weight until its slope is known.
 
     Example:
-        >>> SoftAdapt(("reconstruction", "prior"), epoch_steps=10).weights
-        tensor([1., 1.])
+        >>> balancer = SoftAdapt(("stuck", "falling"), beta=1.0)
+        >>> for losses in ([1.0, 1.0], [1.0, 0.5]):
+        ...     balancer(torch.tensor(losses, requires_grad=True)).backward()
+        ...     balancer.step()
+        >>> balancer.weights
+        tensor([1.4621, 0.5379])
 
     References:
         Heydari, Thompson, Mehmood 2019, SoftAdapt: Techniques for adaptive loss weighting of neural networks with multi-part
         loss functions, section 3.1 (equation number not verified).
     """
 
-    sums: Tensor
-    counts: Tensor
-    last_epoch: Tensor
-    epoch_before: Tensor
-
     def __init__(
         self,
-        tasks: Source | Sequence[str],
+        tasks: GradientSource | Sequence[str],
         *,
         beta: float = 0.1,
         epoch_steps: int = 1,
@@ -85,22 +79,27 @@ class SoftAdapt(PositiveLossBalancer):
         loss_weighted: bool = False,
         every: int | None = None,
         start: int = 0,
+        accumulate: bool = False,
+        initial_weights: Mapping[str, float] | str | None = None,
     ) -> None:
-        super().__init__(tasks, every=every, start=start)
-        if not isfinite(beta):
-            raise ValueError(f"beta must be finite; found {beta}")
-        check_count("epoch_steps", epoch_steps)
-        self._beta, self._epoch_steps = beta, epoch_steps
-        self._normalize, self._loss_weighted = normalize, loss_weighted
-        for name, value in vars(EpochMeans.none_yet(self.weights)).items():
-            self.register_buffer(name, value)
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
+        self._beta = number("beta", beta, "(-inf, inf)")
+        self._epoch_steps = count("epoch_steps", epoch_steps)
+        self._normalize = flag("normalize", normalize)
+        self._loss_weighted = flag("loss_weighted", loss_weighted)
+        self.positive_losses = self._loss_weighted  # type: ignore[misc]  # a factor of the weights, which are positive
+        self.reset_parameters()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        so_far = EpochMeans(self.sums, self.counts, self.last_epoch, self.epoch_before)
-        means = so_far.after(step.losses, step.present, self._epoch_steps)
-        known = step.present & means.comparable(self._epoch_steps)
+    def init_state(self, weights: Tensor) -> tuple[Tensor, EpochMeans]:
+        """No epoch yet."""
+        return weights, EpochMeans.zeros(weights)
+
+    def update(self, step: Step, state: EpochMeans) -> tuple[Tensor, EpochMeans, Log]:
+        """One more loss for the epoch's mean, and the weights among the tasks that have had two epochs."""
+        means = state.after(step.losses, self._epoch_steps)
+        those = step.among(means.comparable)
         slopes = means.last_epoch - means.epoch_before
-        slopes = normalized_slopes(slopes, known) if self._normalize else slopes
-        shares = softadapt_shares(slopes, self._beta, known)
-        shares = means.last_epoch * shares if self._loss_weighted else shares
-        return {**vars(means), "weights": in_proportion(shares, known, self.weights)}, {}
+        slopes = normalized_slopes(slopes, those) if self._normalize else slopes
+        values = those.softmax(self._beta * slopes)
+        values = means.last_epoch * values if self._loss_weighted else values
+        return torch.where(means.comparable, those.in_proportion(values), step.weights), means, {}

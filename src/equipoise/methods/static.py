@@ -1,15 +1,20 @@
-"""Equal weights: the plain sum of the losses."""
+"""Weights that never move: equal ones, and those that are given."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import NamedTuple, final
 
 from torch import Tensor
 
-from equipoise.balancers._balancer import Balancer, Step
-from equipoise.balancers._given import positive_by_task
-from equipoise.engine import Source
+from equipoise.arguments import numbers_by_task
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+
+
+class NoState(NamedTuple):
+    """The state of a method that keeps none."""
 
 
 @final
@@ -17,11 +22,12 @@ class Equal(Balancer):
     """Every weight is 1.
 
     When to use:
-        First, and as what everything else is compared with. Losses of one kind and one size leave little to balance.
+        First, and as the baseline of every comparison. Losses of one kind and one size leave little to balance.
 
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        accumulate: Whether a measured step is made of several backward passes (micro-batches).
 
     Example:
         >>> import torch
@@ -30,11 +36,19 @@ class Equal(Balancer):
         tensor(3.)
     """
 
-    def __init__(self, tasks: Source | Sequence[str], *, every: int | None = None) -> None:
-        super().__init__(tasks, every=every)
+    def __init__(
+        self, tasks: GradientSource | Sequence[str], *, every: int | None = None, accumulate: bool = False
+    ) -> None:
+        super().__init__(tasks, every=every, accumulate=accumulate)
+        self.reset_parameters()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {}, {}
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
+        """The weights, which are 1."""
+        return weights, NoState()
+
+    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+        """The same weights."""
+        return step.weights, state, {}
 
 
 @final
@@ -45,14 +59,18 @@ class Static(Balancer):
     matter.
 
     When to use:
-        You know what the tasks are worth, or train again with the mean weights of a run: ``balancer.averaged()``.
+        You know how much each task matters, or train again with the mean weights of a run: ``balancer.averaged()``. For
+        regressions with squared errors whose targets were not standardised: ``Static(tasks, {task: 1 / variance, ...})``, which
+        is the same as training on targets of unit variance, whatever their units.
 
     Args:
         tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         weights: A positive number for every task.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
+        accumulate: Whether a measured step is made of several backward passes (micro-batches).
 
     Raises:
+        TypeError: ``weights`` is no dict, or a weight is not a number.
         ValueError: A task is unknown or missing, or a weight is not positive and finite; the message names it.
 
     Example:
@@ -61,11 +79,22 @@ class Static(Balancer):
     """
 
     def __init__(
-        self, tasks: Source | Sequence[str], weights: Mapping[str, float], *, every: int | None = None
+        self,
+        tasks: GradientSource | Sequence[str],
+        weights: Mapping[str, float],
+        *,
+        every: int | None = None,
+        accumulate: bool = False,
     ) -> None:
-        super().__init__(tasks, every=every)
-        given = self.weights.new_tensor(positive_by_task("weights", weights, self.tasks))
-        self.weights.copy_(given * len(self.tasks) / given.sum())
+        super().__init__(tasks, every=every, accumulate=accumulate)
+        self._weights = numbers_by_task("weights", weights, self.tasks)
+        self.reset_parameters()
 
-    def _update(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {}, {}
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
+        """The given weights."""
+        mean = self._mean(self._weights)
+        return weights.new_tensor([weight / mean for weight in self._weights]), NoState()
+
+    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+        """The same weights."""
+        return step.weights, state, {}

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancers._current_losses import CurrentLossBalancer
-from equipoise.balancers._shares import softmax
-from equipoise.engine import Source
+from equipoise.arguments import number
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.static import NoState
 
 
-def stch_weights(losses: Tensor, nadir: Tensor, mu: float, present: Tensor) -> Tensor:
+def stch_weights(losses: Tensor, nadir: Tensor, mu: float, step: Step) -> Tensor:
     r""":math:`w_i = \partial G / \partial L_i` of :math:`G = n \mu \log \sum_j \exp(f_j / \mu)`, :math:`f_i = \log(L_i / n_i)`.
 
     The sum runs over the n tasks present; :math:`n_i` is the nadir, the size that losses are compared with.
     """
-    return present.sum() * softmax((losses / nadir).log() / mu, present) / losses
+    return step.uniform.count_nonzero() * step.softmax((losses / nadir).log() / mu) / losses
 
 
 @final
-class STCH(CurrentLossBalancer):
+class STCH(Balancer):
     r"""A smooth maximum of the relative losses: the task that has fallen least weighs most.
 
     .. math:: w_i = \frac{T}{L_i}\,\mathrm{softmax}_i\!\left(\frac{1}{\mu} \log \frac{L_i}{L_i(0)}\right)
@@ -41,11 +42,11 @@ class STCH(CurrentLossBalancer):
         initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
 
     Raises:
-        ValueError: ``mu`` is not positive and finite, or an initial loss or ``initial_steps`` not positive; or a loss is not
-            positive, and the message names the task. On an accelerator only a task's first loss is looked at, and later such
-            a step is skipped and counted.
+        ValueError: A setting is out of its range; or a loss is not positive. On an accelerator only a task's first is
+            refused; later the step is skipped.
 
     Differs from the paper:
         The form is that of the authors' multi-task experiments: logarithms of losses, an ideal point of zero, and a
@@ -54,9 +55,8 @@ class STCH(CurrentLossBalancer):
         here the mean is that of a task's first losses. The total loss is not the scalarisation, but its gradient is.
 
     Example:
-        >>> import torch
         >>> balancer = STCH(("a", "b"), mu=1.0, initial_losses={"a": 1.0, "b": 1.0})
-        >>> balancer({"a": torch.tensor(3.0, requires_grad=True), "b": torch.tensor(1.0)}).backward()
+        >>> balancer(torch.tensor([3.0, 1.0], requires_grad=True)).backward()
         >>> balancer.step()
         >>> balancer.weights
         tensor([0.5000, 0.5000])
@@ -66,21 +66,41 @@ class STCH(CurrentLossBalancer):
         (equation number not verified), and the authors' multi-task code, ``STCH_MTL/LibMTL/weighting/STCH.py``.
     """
 
+    positive_losses = True
+    weighs = True
+
     def __init__(
         self,
-        tasks: Source | Sequence[str],
+        tasks: GradientSource | Sequence[str],
         *,
         mu: float = 1.0,
         initial_losses: Mapping[str, float] | None = None,
         initial_steps: int = 1,
         every: int | None = None,
         start: int = 0,
+        accumulate: bool = False,
     ) -> None:
-        super().__init__(tasks, every=every, start=start, initial_losses=initial_losses, initial_steps=initial_steps)
-        if not (mu > 0 and isfinite(mu)):
-            raise ValueError(f"mu must be positive and finite; found {mu}")
-        self._mu = mu
+        super().__init__(
+            tasks,
+            every=every,
+            start=start,
+            accumulate=accumulate,
+            initial_losses=initial_losses,
+            initial_steps=initial_steps,
+        )
+        self._mu = number("mu", mu, "(0, inf)")
+        self.reset_parameters()
 
-    def _weights_of(self, losses: Tensor, present: Tensor) -> Tensor:
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
+        """No state but ``L_i(0)``."""
+        return weights, NoState()
+
+    def weigh(self, step: Step, state: NoState) -> Tensor:
+        """The derivatives of the smooth maximum."""
         measured = self.initial_seen >= self._initial_steps
-        return stch_weights(losses, torch.where(measured, self.initial_losses, losses), self._mu, present)
+        nadir = torch.where(measured, step.initial_losses, step.losses)
+        return stch_weights(step.losses, nadir, self._mu, step)
+
+    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+        """The weights of the step."""
+        return step.weights, state, {}

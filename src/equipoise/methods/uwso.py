@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import final
 
 from torch import Tensor
 
-from equipoise.balancers._current_losses import CurrentLossBalancer
-from equipoise.balancers._shares import in_proportion, softmax
-from equipoise.engine import Source
+from equipoise.arguments import number
+from equipoise.balancer.balancer import Balancer
+from equipoise.balancer.step import Log, Step
+from equipoise.engine import GradientSource
+from equipoise.methods.static import NoState
 
 
-def uwso_shares(losses: Tensor, temperature: float, present: Tensor) -> Tensor:
-    r""":math:`\mathrm{softmax}(L_i^{-1} / \tau)` over the tasks present."""
-    return softmax(1 / (losses * temperature), present)
+def uwso_weights(losses: Tensor, temperature: float, step: Step) -> Tensor:
+    r""":math:`w = T\,\mathrm{softmax}(L^{-1} / \tau)` (Equation 4, times T)."""
+    return step.in_proportion(step.softmax(1 / (losses * temperature)))
 
 
 @final
-class UWSO(CurrentLossBalancer):
+class UWSO(Balancer):
     r"""UW-SO: the softmax of the inverse losses, :math:`w = T\,\mathrm{softmax}(L^{-1} / \tau)`.
 
     The weights at which uncertainty weighting is at rest are inverse losses; this is a softened form of them that needs no
@@ -35,10 +36,11 @@ class UWSO(CurrentLossBalancer):
             equal the weights.
         every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
         start: The number of steps before the weights begin to move.
+        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
 
     Raises:
-        ValueError: ``temperature`` is not positive and finite; or a loss is not positive, and the message names the task. On
-            an accelerator only a task's first loss is looked at, and later such a step is skipped and counted.
+        ValueError: ``temperature`` is not positive and finite; or a loss is not positive. On an accelerator only a task's
+            first is refused; later the step is skipped.
 
     Differs from the paper:
         The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights. The paper
@@ -47,7 +49,7 @@ class UWSO(CurrentLossBalancer):
     Example:
         >>> import torch
         >>> balancer = UWSO(("a", "b"))
-        >>> balancer({"a": torch.tensor(0.5, requires_grad=True), "b": torch.tensor(1.0)}).backward()
+        >>> balancer(torch.tensor([0.5, 1.0], requires_grad=True)).backward()
         >>> balancer.step()
         >>> balancer.weights
         tensor([1.4621, 0.5379])
@@ -57,13 +59,30 @@ class UWSO(CurrentLossBalancer):
         multi-task learning, equation 4.
     """
 
-    def __init__(
-        self, tasks: Source | Sequence[str], *, temperature: float = 1.0, every: int | None = None, start: int = 0
-    ) -> None:
-        super().__init__(tasks, every=every, start=start)
-        if not (temperature > 0 and isfinite(temperature)):
-            raise ValueError(f"temperature must be positive and finite; found {temperature}")
-        self._temperature = temperature
+    positive_losses = True
+    weighs = True
 
-    def _weights_of(self, losses: Tensor, present: Tensor) -> Tensor:
-        return in_proportion(uwso_shares(losses, self._temperature, present), present, self.weights)
+    def __init__(
+        self,
+        tasks: GradientSource | Sequence[str],
+        *,
+        temperature: float = 1.0,
+        every: int | None = None,
+        start: int = 0,
+        accumulate: bool = False,
+    ) -> None:
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate)
+        self._temperature = number("temperature", temperature, "(0, inf)")
+        self.reset_parameters()
+
+    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
+        """No state."""
+        return weights, NoState()
+
+    def weigh(self, step: Step, state: NoState) -> Tensor:
+        """The softmax of the inverse losses."""
+        return uwso_weights(step.losses, self._temperature, step)
+
+    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+        """The weights of the step."""
+        return step.weights, state, {}

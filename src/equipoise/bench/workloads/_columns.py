@@ -36,8 +36,7 @@ class Columns(Workload):
 
     def parts(self) -> Parts:
         """Five layers, the sixth, and the output matrix."""
-        activation, matrix = nn.ReLU(), nn.Linear(self.width, self.num_tasks)
-        return Parts(five_layers(self.width), nn.Linear(self.width, self.width), Outputs(activation, matrix))
+        return Parts(five_layers(self.width), nn.Linear(self.width, self.width), Outputs(self.width, self.num_tasks))
 
     def batch(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Random numbers and random answers."""
@@ -60,19 +59,12 @@ class Columns(Workload):
 class Outputs(nn.Module):
     """All tasks' outputs in one matrix."""
 
-    def __init__(self, activation: nn.Module, matrix: nn.Linear) -> None:
+    def __init__(self, width: int, num_tasks: int) -> None:
         super().__init__()
-        self.activation, self.matrix = activation, matrix
+        self.activation, self.matrix = nn.ReLU(), nn.Linear(width, num_tasks)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         return {"columns": self.matrix(self.activation(features))}
-
-
-class Named(nn.Module):
-    """What gives the finished outputs their name."""
-
-    def forward(self, outputs: Tensor) -> dict[str, Tensor]:
-        return {"columns": outputs}
 
 
 def _per_column(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:

@@ -1,10 +1,13 @@
-"""Pages with tables that are generated: what stands between ``<!-- table: its name -->`` and ``<!-- end of table -->``."""
+"""Pages with tables that are generated: everything between ``<!-- table: its name -->`` and ``<!-- end of table -->``."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
+"""The root of the repository."""
 END = "<!-- end of table -->"
 
 
@@ -21,3 +24,14 @@ def write(page: Path, tables: Mapping[str, Callable[[], str]]) -> None:
     for name, generated in tables.items():
         before, _, after = parts(page, name)
         page.write_text(before + generated() + after, encoding="utf-8")
+
+
+def as_cell(text: str) -> str:
+    """Text of a docstring as a cell of a table, with formulas as code."""
+    text = re.sub(r":math:`(.*?)`", r"$\1$", " ".join(text.split()))
+    return text.replace("``", "`").replace("|", r"\|")
+
+
+def summary(docstring: str | None) -> str:
+    """The first sentence of a docstring as a cell of a table."""
+    return as_cell((docstring or "").split("\n\n")[0])

@@ -1,24 +1,25 @@
 """The page about what is called GradNorm: its figures come from the runs below, never typed.
 
-``python tests/three_gradnorms.py`` writes them into the page; a test compares.
+``python -m docs.generate.three_gradnorms`` writes them into the page; a test compares.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-import pages
 import torch
 from torch import nn
 
 import equipoise as eq
 
-PAGE = Path(__file__).parents[1] / "docs" / "three_gradnorms.md"
+from .pages import ROOT, write
+
+PAGE = ROOT / "docs" / "three_gradnorms.md"
 TABLE = "rules"
 TASKS = ("small", "large")
 STEPS, LAST = 400, 50
 
-RULES = {
+RULES: dict[str, tuple[type[eq.Balancer], dict[str, Any]]] = {
     "weights of 1": (eq.Equal, {"every": 1}),
     "weights of 1, gradients clipped to norm 0.1": (eq.Equal, {"every": 1}),
     "`eq.GradNorm(alpha=0)`": (eq.GradNorm, {"alpha": 0.0}),
@@ -26,7 +27,6 @@ RULES = {
     "`eq.GradNormClosedForm(alpha=0)`": (eq.GradNormClosedForm, {"alpha": 0.0}),
     "`eq.InverseGradientNorm()`, as published": (eq.InverseGradientNorm, {}),
     "`eq.InverseGradientNorm(every=1)`": (eq.InverseGradientNorm, {"every": 1}),
-    '`eq.LRAnnealing(residual="large")`': (eq.LRAnnealing, {"residual": "large"}),
 }
 
 
@@ -51,7 +51,6 @@ def outcome(label: str) -> tuple[list[float], float]:
         if step >= STEPS - LAST:
             watcher(losses).backward(retain_graph=True)
             watcher.step()
-            balancer.zero_grad()
             norms = balancer.weights * watcher.log()["gradient_norms"]
             weights.append(balancer.weights.clone())
             ratios.append((norms[1] / norms[0]).log())
@@ -81,5 +80,10 @@ def figures() -> str:
     return "\n".join(lines) + "\n"
 
 
+def main() -> None:
+    """Write the figures into the page."""
+    write(PAGE, {TABLE: figures})
+
+
 if __name__ == "__main__":
-    pages.write(PAGE, {TABLE: figures})
+    main()

@@ -1,7 +1,8 @@
 """The page on what balancing costs: its tables and its figure, generated from the committed records, never typed.
 
-``python tests/cost.py`` writes them; a test compares. ``python tests/cost.py measure`` first measures where the time goes, and
-what it does to the balance to measure now and then, for some minutes, on a machine with nothing else to do.
+``python -m docs.generate.cost`` writes them; a test compares. ``python -m docs.generate.cost measure`` first measures where the
+time goes, how long the first step takes, and how near to balance weights come that move now and then: for some minutes, on a
+machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
-import pages
 import torch
 from torch import nn
 from torch.nn import functional
@@ -27,12 +26,13 @@ from equipoise.bench._record import Record, load_all
 from equipoise.bench._table import to_markdown
 from equipoise.bench.workloads import workloads
 
-ROOT = Path(__file__).parents[1]
+from .pages import ROOT, write
+
 PAGE, FIGURE, RECORDS = ROOT / "docs" / "cost.md", ROOT / "docs" / "cost.svg", ROOT / "results" / "cost"
 MEASURED, TURNS = ROOT / "results" / "cost_phases.json", ROOT / "results" / "cost_turns.json"
 TIMED = (
     *(f"mlp_{number}" for number in (2, 3, 12, 40, 128, 512, 1024)),
-    *("columns_617", "transformer", "segnet", "resnet_fcn"),
+    *("columns_617", "transformer", "transformer_block", "segnet", "resnet_fcn"),
     *("mlp_3_compiled", "transformer_compiled", "mlp_3_ddp_2", "segnet_ddp_2"),
 )
 """What is looked at phase by phase."""
@@ -77,16 +77,7 @@ def figure() -> str:
 def aims() -> str:
     """What was aimed at, what was reached, and how near to 1 it could have come."""
     floors = {one.workload: one.floor for one in load(MEASURED)}
-    head = [
-        "workload",
-        "aim",
-        "every step",
-        "floor",
-        "8 in turn",
-        "aim at every 10th",
-        "every 10th",
-        "8 in turn, every 10th",
-    ]
+    head = ["workload", "aim", "every step", "floor", "aim at every 10th", "every 10th"]
     lines = [f"| {' | '.join(head)} |", f"| :-- |{' --: |' * (len(head) - 1)}"]
     for record in records():
         aim = AIMS.get(record.workload)
@@ -94,11 +85,8 @@ def aims() -> str:
             continue
         floor = floors.get(record.workload)
         cells = [f"`{record.workload}`", f"{aim.every_step:.2f}", _reached(record, "gradnorm", aim.every_step)]
-        cells += ["" if floor is None else f"{floor:.3f}", _reached(record, "gradnorm_subset_8", aim.every_step)]
-        cells += ["" if aim.every_tenth is None else f"{aim.every_tenth:g}"]
-        cells += [
-            _reached(record, method, aim.every_tenth) for method in ("gradnorm_every_10", "gradnorm_subset_8_every_10")
-        ]
+        cells += ["" if floor is None else f"{floor:.3f}", "" if aim.every_tenth is None else f"{aim.every_tenth:g}"]
+        cells += [_reached(record, "gradnorm_every_10", aim.every_tenth)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -144,17 +132,25 @@ def where() -> str:
     )
 
 
-WAYS: dict[str, dict[str, int]] = {
-    "every step": {},
-    "every step, 8 in turn": {"subset": 8},
-    "every 10th step": {"every": 10},
-    "every 10th step, 8 in turn": {"subset": 8, "every": 10},
-}
-"""Ways of measuring forty tasks, by what they are called in the table."""
+def first_steps() -> str:
+    """The first step of a balancer, which audits every task once, beside a later one."""
+    head = ["workload", "T", "a later step, ms", "the first step, ms", "the audit, in plain steps"]
+    lines = [f"| {' | '.join(head)} |", f"| :-- |{' --: |' * (len(head) - 1)}"]
+    for one in load(MEASURED):
+        if one.first is None:
+            continue
+        plain, later = sum(one.plain.values()), sum(one.balanced.values())
+        cells = [str(one.num_tasks), f"{later:.3g}", f"{one.first:.3g}", f"{(one.first - later) / plain:.2f}"]
+        lines.append(f"| `{one.workload}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+WAYS = {"every step": 1, "every 10th step": 10}
+"""How often forty tasks are measured, by what that is called in the table."""
 LOOKED_AT = (50, 100, 200, 400, 800)
 
 
-def imbalance(subset: int | None = None, every: int = 1, seed: int = 0) -> dict[int, float]:
+def imbalance(every: int = 1, seed: int = 0) -> dict[int, float]:
     """By step, how far the norms are from being equal: the largest over the smallest, in the median of the steps around it.
 
     Forty regressions whose targets differ up to eightfold in size, and so their gradients at the start.
@@ -162,7 +158,8 @@ def imbalance(subset: int | None = None, every: int = 1, seed: int = 0) -> dict[
     torch.manual_seed(seed)
     tasks = [f"task_{i}" for i in range(40)]
     trunk = nn.Sequential(nn.Linear(16, 64), nn.ReLU())
-    fork = eq.Fork(nn.Linear(64, 64), tasks, subset=subset)
+    layer = nn.Linear(64, 64)
+    fork = eq.Fork(layer, tasks)
     heads = nn.ModuleDict({task: nn.Sequential(nn.ReLU(), nn.Linear(64, 1)) for task in tasks})
     teacher = nn.Sequential(nn.Linear(16, 128), nn.Tanh(), nn.Linear(128, 40))
     sizes = torch.logspace(0, 0.9, 40)
@@ -175,9 +172,7 @@ def imbalance(subset: int | None = None, every: int = 1, seed: int = 0) -> dict[
             y = sizes * teacher(x)
         features = fork(trunk(x))
         losses = {task: functional.mse_loss(heads[task](features[task])[:, 0], y[:, i]) for i, task in enumerate(tasks)}
-        gradients = [
-            torch.autograd.grad(loss, fork.shared_layer.weight, retain_graph=True)[0] for loss in losses.values()
-        ]
+        gradients = [torch.autograd.grad(loss, layer.weight, retain_graph=True)[0] for loss in losses.values()]
         norms = balancer.weights * torch.stack([gradient.norm() for gradient in gradients])
         ratios.append((norms.max() / norms.min()).item())
         optimizer.zero_grad()
@@ -188,12 +183,12 @@ def imbalance(subset: int | None = None, every: int = 1, seed: int = 0) -> dict[
 
 
 def turns() -> str:
-    """What it does to the balance to measure now and then."""
+    """How near to balance the weights come that are measured now and then."""
     found: dict[str, list[dict[str, float]]] = json.loads(TURNS.read_text(encoding="utf-8"))
     steps = [0, *LOOKED_AT]
     lines = [f"| measured | {' | '.join(f'step {step}' for step in steps)} |", f"| :-- |{' --: |' * len(steps)}"]
-    for way, runs in found.items():
-        cells = [f"{median(run[str(step)] for run in runs):.3g}" for step in steps]
+    for way in WAYS:
+        cells = [f"{median(run[str(step)] for run in found[way]):.3g}" for step in steps]
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -202,6 +197,7 @@ TABLES = {
     "results/cost": table,
     "results/cost, aims": aims,
     "results/cost_phases.json": where,
+    "results/cost_phases.json, first steps": first_steps,
     "results/cost_turns.json": turns,
 }
 
@@ -214,7 +210,7 @@ def measure() -> None:
         rounds = 10 if len(known[name].tasks) > 300 else 40
         found.append(phases(name, known[name], rounds=rounds, threads=2 // known[name].processes))
     save(found, MEASURED)
-    balance = {way: [imbalance(**settings, seed=seed) for seed in range(3)] for way, settings in WAYS.items()}
+    balance = {way: [imbalance(every, seed) for seed in range(3)] for way, every in WAYS.items()}
     TURNS.write_text(json.dumps(balance, indent=1) + "\n", encoding="utf-8")
 
 
@@ -222,7 +218,7 @@ def main() -> None:
     """Write tables and figure anew."""
     if sys.argv[1:] == ["measure"]:
         measure()
-    pages.write(PAGE, TABLES)
+    write(PAGE, TABLES)
     FIGURE.write_text(figure(), encoding="utf-8")
 
 

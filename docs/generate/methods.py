@@ -1,0 +1,86 @@
+"""The page of all methods: generated from the public classes, never typed.
+
+``python -m docs.generate.methods`` writes it; a test compares.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import get_args, get_type_hints
+
+import equipoise as eq
+from equipoise.combine.combining import CombiningBalancer
+
+from .pages import ROOT, as_cell, summary
+
+PAGE = ROOT / "docs" / "methods.md"
+COST = {
+    "losses": "none",
+    "gradient norms at W": "norms of T gradients at W, within the one backward pass",
+    "task gradients inside the fork": "T gradients at the features or at W, combined within the one backward pass",
+}
+"""What a method needs -> what that costs in a step that is measured."""
+
+
+HEAD = """# All methods
+
+Generated from the code (`python -m docs.generate.methods`); do not edit. How each differs from its paper is said in its
+docstring.
+
+"""
+BETWEEN = """
+
+W is the last shared layer, or what else is measured; T is the number of tasks. What every balancer keeps (weights, their mean,
+`L_i(0)`, counts of steps) is not listed.
+
+"""
+
+
+def methods() -> dict[str, type[eq.Balancer]]:
+    """Every public balancer, by name."""
+    found = {name: value for name, value in vars(eq).items() if isinstance(value, type)}
+    return {name: cls for name, cls in sorted(found.items()) if issubclass(cls, eq.Balancer) and cls is not eq.Balancer}
+
+
+def section(cls: type, title: str) -> str:
+    """A section of a docstring in one line, with formulas as code; empty if there is none."""
+    found = re.search(rf"^{title}:\n((?:    .*\n?|\n)+)", inspect.getdoc(cls) or "", re.MULTILINE)
+    return as_cell(found.group(1)) if found else ""
+
+
+def needs(cls: type[eq.Balancer]) -> str:
+    """What a step of the method is made of."""
+    if issubclass(cls, CombiningBalancer):
+        return "task gradients inside the fork"
+    return "gradient norms at W" if cls.needs_norms else "losses"
+
+
+def state(cls: type[eq.Balancer]) -> tuple[str, ...]:
+    """The fields of the method's state: what it keeps beside that which every balancer keeps."""
+    _, kept = get_args(get_type_hints(cls.init_state)["return"])
+    fields: tuple[str, ...] = kept._fields
+    return fields
+
+
+def page() -> str:
+    """The page, from the code as it is."""
+    when = ["| class | what it is | when to use it |", "|:--|:--|:--|"]
+    costs = ["| class | needs | cost of a measured step | keeps | reference |", "|:--|:--|:--|:--|:--|"]
+    for name, cls in methods().items():
+        needed = needs(cls)
+        handed_in = ", and what `observe` is handed" if hasattr(cls, "observe") else ""
+        kept = ", ".join(f"`{entry}`" for entry in state(cls)) or "nothing"
+        reference = section(cls, "References") or "none"
+        when.append(f"| `eq.{name}` | {summary(inspect.getdoc(cls))} | {section(cls, 'When to use')} |")
+        costs.append(f"| `eq.{name}` | {needed}{handed_in} | {COST[needed]} | {kept} | {reference} |")
+    return HEAD + "\n".join(when) + BETWEEN + "\n".join(costs) + "\n"
+
+
+def main() -> None:
+    """Write the page anew."""
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""What passes the fork and is no task's gradient: terms beside the total loss, and backward passes of others."""
+
+import copy
+
+import pytest
+import torch
+from helpers.reference import close
+from helpers.situation import TASKS, Situation, batch, gradient, norms, step_exactly
+from torch import nn
+
+import equipoise as eq
+
+pytestmark = pytest.mark.usefixtures("double")
+AT_AN_ALIAS = ["fork", "features", "attach"]
+
+
+def consistency(outputs):
+    """A term of a fixed weight, of the kind that ties two outputs together."""
+    return 5 * (outputs["a"] - outputs["b"] - 3).square().mean()
+
+
+def penalised(net, balancer, x, *, penalty):
+    """One step, with or without the term."""
+    outputs = net(x)
+    total = balancer({task: outputs[task].square().mean() for task in TASKS})
+    ((total + consistency(outputs)) if penalty else total).backward()
+    balancer.step()
+
+
+@pytest.mark.parametrize("entry_point", AT_AN_ALIAS)
+def test_a_term_that_is_no_task_is_refused_with_the_remedy(entry_point):
+    net = Situation(entry_point)
+    with pytest.raises(ValueError, match=r"task 'a': besides its loss, something else .* others=\('penalty',\)"):
+        penalised(net, eq.GradNorm(net.source), batch(), penalty=True)
+
+
+@pytest.mark.parametrize("entry_point", AT_AN_ALIAS)
+def test_a_term_that_begins_later_is_refused_one_step_after(entry_point):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source)
+    for _ in range(10):
+        penalised(net, balancer, batch(), penalty=False)
+    with pytest.raises(ValueError, match="task 'a': besides its loss, something else"):
+        for _ in range(2):
+            penalised(net, balancer, batch(), penalty=True)
+
+
+def test_a_term_that_begins_later_among_steps_that_are_not_measured_is_refused_at_the_next_measured_one():
+    net = Situation()
+    balancer = eq.GradNorm(net.source, every=3)
+    for step in range(10):
+        penalised(net, balancer, batch(), penalty=step >= 7)
+        if step == 7:
+            break
+    with pytest.raises(ValueError, match="besides its loss"):
+        for _ in range(5):
+            penalised(net, balancer, batch(), penalty=True)
+
+
+def test_a_task_that_reads_another_head_later_is_refused():
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    for _ in range(5):
+        step_exactly(balancer, net.losses(batch()), net.shared.weight)
+    with pytest.raises(ValueError, match="task 'b': besides its loss, something else"):
+        for _ in range(2):
+            features = net.features(batch())
+            losses = {task: net.heads[task](features[task]).square().mean() for task in TASKS}
+            losses["a"] = losses["a"] + net.heads["a"](features["b"]).square().mean()
+            balancer(losses).backward()
+            balancer.step()
+
+
+@pytest.mark.parametrize("entry_point", ["fork", "features"])
+def test_a_penalty_on_an_alias_of_its_own_is_not_measured(entry_point):
+    net = Situation(entry_point, others=("penalty",))
+    balancer = eq.GradNorm(net.source)
+    for _ in range(4):
+        if entry_point == "fork":
+            outputs = net(batch())
+            losses = {task: outputs[task].square().mean() for task in TASKS}
+            step_exactly(balancer, losses, net.shared.weight, also=5 * (outputs["penalty"] - 3).square().mean())
+        else:
+            outputs = net(batch())
+            (balancer({task: outputs[task].square().mean() for task in TASKS}) + outputs["penalty"].sum()).backward()
+            balancer.step()
+    assert balancer.log()["audit"] < 1e-12
+
+
+@pytest.mark.parametrize("entry_point", ["fork", "attach", "per loss"])
+def test_a_term_that_does_not_pass_the_fork_is_welcome(entry_point):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source)
+    for step in range(6):
+        decay = sum(parameter.square().sum() for parameter in net.parameters()) if step > 2 else None
+        step_exactly(balancer, net.losses(batch()), net.shared.weight, also=decay)
+
+
+def test_per_loss_does_not_mind_a_term_that_begins_later():
+    net = Situation("per loss")
+    balancer = eq.GradNorm(net.source)
+    for step in range(5):
+        outputs = net(batch())
+        losses = {task: outputs[task].square().mean() for task in TASKS}
+        step_exactly(balancer, losses, net.shared.weight, also=consistency(outputs) if step > 1 else None)
+
+
+@pytest.mark.parametrize("entry_point", AT_AN_ALIAS)
+def test_a_warm_up_without_the_balancer_is_not_counted(entry_point):
+    net = Situation(entry_point)
+    balancer = eq.GradNormClosedForm(net.source, alpha=0.0)
+    for _ in range(20):
+        sum(net.losses(batch()).values()).backward()
+    if entry_point == "features":
+        balancer(net.losses(batch())).backward()
+        balancer.step()
+    else:
+        losses = net.losses(batch())
+        expected = norms(losses, net.shared.weight)
+        step_exactly(balancer, losses, net.shared.weight)
+        close(balancer.weights, 2 / expected / (1 / expected).sum())
+    assert balancer.log()["audit"] < 1e-12
+
+
+@pytest.mark.parametrize("entry_point", AT_AN_ALIAS)
+def test_a_warm_up_leaves_no_graphs_behind(entry_point):
+    net = Situation(entry_point)
+    eq.GradNorm(net.source)
+    for _ in range(5):
+        sum(net.losses(batch()).values()).backward()
+    assert len(net.source.features) <= len(TASKS)  # those of one pass
+
+
+@pytest.mark.parametrize("entry_point", AT_AN_ALIAS)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_backward_pass_before_the_total_loss_is_not_counted(entry_point, accumulate):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source, accumulate=accumulate)
+    for _ in range(2):
+        (7 * net.losses(batch())["a"]).backward()
+        losses = net.losses(batch())
+        (9 * losses["b"]).backward(retain_graph=True)  # through the very graph that is measured
+        if entry_point == "features":
+            balancer(losses).backward()
+            balancer.step()
+        else:
+            step_exactly(balancer, losses, net.shared.weight)
+    assert balancer.log()["audit"] < 1e-12
+
+
+@pytest.mark.parametrize("entry_point", AT_AN_ALIAS)
+@pytest.mark.parametrize("same_graph", [False, True])
+@pytest.mark.parametrize("after", [False, True], ids=["between", "after"])
+def test_a_backward_pass_beside_that_of_the_total_loss_is_refused(entry_point, same_graph, after):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source)
+    losses = net.losses(batch())
+    other = losses["a"] if same_graph else net.losses(batch())["a"]
+    total = balancer(losses)
+    for loss in [total, other] if after else [other, total]:
+        loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="has seen 2 backward passes .* of which 1 came from the balancer's total loss"):
+        balancer.step()
+
+
+@pytest.mark.parametrize("entry_point", AT_AN_ALIAS)
+def test_a_backward_pass_between_two_micro_batches_is_refused(entry_point):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    with pytest.raises((RuntimeError, ValueError), match="other|something else"):
+        for _ in range(2):
+            balancer(net.losses(batch())).backward()
+            net.losses(batch())["a"].backward()
+        balancer.step()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_gradients_that_are_asked_for_beside_are_let_through(batched):
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    for _ in range(2):
+        losses = net.losses(batch())
+        outputs = net(batch(4))["a"].reshape(-1)
+        seeds = torch.eye(4) if batched else torch.ones(4)
+        torch.autograd.grad(outputs, net.shared.weight, seeds, is_grads_batched=batched)
+        step_exactly(balancer, losses, net.shared.weight)
+
+
+def test_a_gradient_penalty_of_one_task_is_part_of_its_gradient():
+    net = Situation(layer=nn.Sequential(nn.Linear(5, 6), nn.Tanh()))
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    for _ in range(2):
+        x = batch().requires_grad_()
+        outputs = net(x)
+        (slope,) = torch.autograd.grad(outputs["a"].sum(), x, create_graph=True)
+        losses = {"a": outputs["a"].square().mean() + slope.square().mean(), "b": outputs["b"].square().mean()}
+        try:
+            step_exactly(balancer, losses, net.shared.parameters())
+        except ValueError as error:  # a second way past the fork is refused, never half measured
+            assert "task 'a'" in str(error) and "PerLoss" in str(error)  # noqa: PT017
+            break
+
+
+def test_a_fork_that_is_called_twice_in_a_step_asks_for_accumulate():
+    def losses(net):
+        first, second = net(batch()), net(batch())
+        return {task: (first[task] - second[task] - 1).square().mean() for task in TASKS}
+
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    balancer(losses(net)).backward()
+    with pytest.raises(RuntimeError, match=r"task 'a': .* several calls of the fork.*accumulate=True"):
+        balancer.step()
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    for _ in range(3):
+        step_exactly(balancer, losses(net), net.shared.weight)
+
+
+def test_micro_batches_in_which_a_task_is_absent_add_up():
+    net = Situation()
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    first, second = net.losses(batch()), net.losses(batch())
+    g = [gradient(first["a"], net.shared.weight), gradient(second["b"], net.shared.weight)]
+    (balancer({**first, "b": None}) / 2).backward()
+    (balancer({**second, "a": None}) / 2).backward()
+    balancer.step()
+    close(balancer.log()["losses"], torch.stack([first["a"], second["b"]]).detach())
+    close(balancer.log()["gradient_norms"], torch.stack([part.norm() / 2 for part in g]))
