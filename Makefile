@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test quick check bench clean
 
 # yeast lies inside a package that needs Python 3.11
 demo: $(VENV)/installed
@@ -13,6 +13,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
+
+# the tests that need no other process and no compiler, in under a minute
+quick: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -23,7 +27,7 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,bench]"
 	$(BIN)/equipoise bench -o results/cost
-	$(BIN)/python tests/cost.py measure
+	$(BIN)/python docs/generate/cost.py measure
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed"; exit 1; }

@@ -1,17 +1,18 @@
 """Several processes: the norm is that of the averaged gradient, and all of them hold identical weights."""
 
 import copy
+import pickle
 
-from helpers import processes
 import pytest
 import torch
+from helpers import processes
 from helpers.networks import MLP, mse
 from helpers.reference import close
+from helpers.training import batches, network_and, train
 from torch import distributed
-from helpers.training import batches, network_and
 
 import equipoise as eq
-from equipoise.engine import Fork, Processes
+from equipoise.engine.processes import Processes
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -59,8 +60,16 @@ def idle(step):
     return [None if step in (3, 4) else slice(0, None, 2), slice(1, None, 2)]
 
 
-def at_layer():
-    return network_and(eq.GradNorm, TASKS)
+def at_layer(**settings):
+    return network_and(eq.GradNorm, TASKS, **settings)
+
+
+def in_parts():
+    return at_layer(accumulate=True)
+
+
+def balanced_first():
+    return network_and(eq.GradNormClosedForm, TASKS, initial_weights="balanced")
 
 
 def at_features():
@@ -71,15 +80,15 @@ def at_features():
     return network, eq.GradNorm(network.fork, every=2)
 
 
-BUILD = {"at the layer": at_layer, "at the features": at_features}
+BUILD = {"at the layer": at_layer, "at the features": at_features, "balanced first": balanced_first}
 
 
 def two(rank, world):
     processes.connect()
     found = {where: plain_loop(build, half(rank)) for where, build in BUILD.items()}
     found["idle"] = plain_loop(at_layer, lambda step: [idle(step)[rank]])
-    Processes.mean = lambda self, values: values
-    Fork.reduce = lambda self, processes: None
+    found["micro-batches"] = plain_loop(in_parts, lambda step: [slice(rank, None, 4), slice(rank + 2, None, 4)])
+    Processes.mean = lambda self, *values: values
     found["drifting"] = plain_loop(at_layer, half(rank))
     return found
 
@@ -102,7 +111,9 @@ def test_two_processes_are_identical_and_equal_to_one():
         assert same(first[where], second[where])
         all_close(first[where], plain_loop(build, whole))
     assert same(first["idle"], second["idle"])
-    all_close(first["idle"], plain_loop(at_layer, idle))
+    all_close(first["idle"], plain_loop(in_parts, idle))
+    assert same(first["micro-batches"], second["micro-batches"])
+    all_close(first["micro-batches"], plain_loop(at_layer, whole))
     assert not same(first["drifting"], second["drifting"])  # it would be noticed
 
 
@@ -126,3 +137,33 @@ def test_process_groups_train_apart():
         for where, build in BUILD.items():
             all_close(found[where], plain_loop(build, whole, seed=rank // 2))
     assert not same(ranks[0]["at the layer"], ranks[2]["at the layer"])
+
+
+def other_tasks(rank, world):
+    processes.connect()
+    network, balancer = network_and(eq.GradNorm, (TASKS, TASKS[::-1])[rank])
+    ((x, y),) = batches(1, TASKS)
+    balancer(mse(network(x), y)).backward()
+    return processes.caught(balancer.step)
+
+
+def test_tasks_in_another_order_are_refused_on_every_process():
+    for found in processes.run(other_tasks, 2):
+        assert "tasks must be the same on every process, in one order; found [['a', 'b'], ['b', 'a']]" in found["error"]
+
+
+def copied(rank, world):
+    """A checkpoint of the whole object, and of the state, in the middle of training."""
+    processes.connect()
+    network, balancer = network_and(eq.GradNorm, TASKS)
+    data = [(x[rank::2], {t: v[rank::2] for t, v in y.items()}) for x, y in batches(6, TASKS)]
+    train(network, balancer, data[:3], lr=0.0)
+    again = pickle.loads(pickle.dumps((network, balancer)))
+    train(network, balancer, data[3:], lr=0.0)
+    train(*again, data[3:], lr=0.0)
+    return balancer.weights, again[1].weights
+
+
+def test_a_balancer_can_be_pickled_while_processes_train():
+    for weights, again in processes.run(copied, 2):
+        assert torch.equal(weights, again)

@@ -4,18 +4,23 @@ import math
 
 import pytest
 import torch
-from balancers.test_contract import BALANCERS, SUM_IS_T, TASKS, build
+from helpers.balancers import BALANCERS, NEEDS_ALL_TASKS, SUM_IS_T, TASKS, buffers, build, same
 from helpers.networks import mse
 from helpers.reference import close, task_gradients
-from torch import nn
 from helpers.training import batches, network_and
+from torch import nn
 
 import equipoise as eq
 
 pytestmark = pytest.mark.usefixtures("double")
 
-OWN = {"InverseInitialLoss", "Uncertainty", "Uncertainty, normalised", "SI", "IMTLL", "STCH", "Scalarized, UW"}
-"""Methods whose weight of a task is made of that task's own losses."""
+SEVERAL = [name for name in BALANCERS if name not in NEEDS_ALL_TASKS]
+"""Methods that take a step in which a task is absent."""
+
+OWN = {
+    name for name in BALANCERS if name.startswith(("InverseInitialLoss", "Uncertainty", "SI", "IMTLL", "STCH", "RLW"))
+}
+"""Methods whose weight of a task is made of that task's own losses, or drawn; RLW draws for all."""
 
 
 def in_turns(network, balancer, steps, lr=1e-3, units=(1.0, 3.0, 10.0)):
@@ -28,12 +33,11 @@ def in_turns(network, balancer, steps, lr=1e-3, units=(1.0, 3.0, 10.0)):
         balancer(dict.fromkeys(TASKS) | {task: mse(network(x), y)[task]}).backward()
         optimizer.step()
         balancer.step()
-        looked = balancer._unnoted == 0
-        logs.append(balancer.log() | {"after": balancer.weights.clone(), "looked": torch.tensor(looked)})
+        logs.append(balancer.log() | {"after": balancer.weights.clone()})
     return logs
 
 
-@pytest.mark.parametrize("name", BALANCERS)
+@pytest.mark.parametrize("name", SEVERAL)
 def test_every_method_takes_tasks_in_turns(name):
     network, balancer = build(name)
     logs = in_turns(network, balancer, 12)
@@ -43,22 +47,22 @@ def test_every_method_takes_tasks_in_turns(name):
         assert (log["after"] > 0).all()
         if name in SUM_IS_T:
             close(log["after"].sum(), torch.tensor(3.0))
-        if not log["looked"]:
-            continue
+        if name == "GradNorm, every third step" and step >= 8:
+            continue  # from step 8 on, when all have their L(0), it sees every third step only, and always the same task
         here = torch.tensor([step % 3 == i for i in range(3)])
         assert torch.equal(~log["losses"].isnan(), here)
         close(log["training_rates"][here], torch.ones(1))
-    if balancer._initial_steps == 1:
+    if "initial_steps=2" not in repr(balancer):
         close(balancer.initial_losses, torch.stack([logs[i]["losses"][i] for i in range(3)]))
 
 
-@pytest.mark.parametrize("name", BALANCERS)
+@pytest.mark.parametrize("name", SEVERAL)
 def test_a_method_that_compares_the_tasks_of_a_step_cannot_move_one_that_is_alone(name):
     """The page on labels names these methods."""
     network, balancer = build(name)
     start = balancer.weights.clone()
     moved = (in_turns(network, balancer, 12)[-1]["after"] - start).abs().max() > 1e-6
-    assert moved == (name in OWN)
+    assert moved == (name in OWN or "absent tasks compared" in name)
 
 
 @pytest.mark.parametrize("name", BALANCERS)
@@ -68,21 +72,20 @@ def test_a_step_without_any_loss_changes_nothing(name):
         for x, y in batches(steps, TASKS):
             balancer(mse(network(x), y)).backward()
             balancer.step()
-        before = {key: value.clone() for key, value in balancer.named_buffers()}
+        before, log = buffers(balancer), balancer.log()
         total = balancer(dict.fromkeys(TASKS))
         total.backward()
         balancer.step()
         assert total == 0
-        for key, value in balancer.named_buffers():
-            assert torch.equal(value.nan_to_num(7.0), before[key].nan_to_num(7.0)), key
-        assert balancer.log()["losses"].isnan().all()
+        assert same(buffers(balancer), before)
+        assert same(balancer.log(), log)
 
 
 # GradNorm's rule across steps
 
 
 def closed_form(fork, **settings):
-    return eq.GradNormClosedForm(fork, in_turns=True, **settings)
+    return eq.GradNormClosedForm(fork, compare_absent=True, **settings)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.5])
@@ -95,7 +98,6 @@ def test_it_is_the_formula_over_all_tasks_seen(alpha):
         present = [("a",), ("b",), ("a", "c")][step % 3] if step > 2 else ("a",)
         losses = mse(network(x), y)
         gradients = task_gradients([losses[t] for t in present], network.fork.shared_layer.weight)
-        network.fork.reset()
         optimizer.zero_grad()
         balancer({t: losses[t] if t in present else None for t in TASKS}).backward()
         optimizer.step()
@@ -123,7 +125,7 @@ def spread_of_norms(name, **settings):
 
 
 def test_norms_are_balanced_across_steps():
-    assert spread_of_norms("GradNormClosedForm", in_turns=True, decay=0.9) < 3
+    assert spread_of_norms("GradNormClosedForm", compare_absent=True, decay=0.9) < 3
     assert spread_of_norms("GradNormClosedForm", decay=0.9) > 8
     assert spread_of_norms("GradNorm") > 8
 
@@ -142,8 +144,8 @@ def test_the_state_of_an_absent_task_stays_and_its_weight_follows():
 
 def test_with_all_tasks_in_every_step_it_is_the_closed_form():
     found = []
-    for in_turns_too in (False, True):
-        network, balancer = network_and(eq.GradNormClosedForm, TASKS, in_turns=in_turns_too)
+    for compare_absent in (False, True):
+        network, balancer = network_and(eq.GradNormClosedForm, TASKS, compare_absent=compare_absent)
         for x, y in batches(5, TASKS):
             network.zero_grad()
             balancer(mse(network(x), y)).backward()
@@ -161,11 +163,6 @@ def test_a_state_dict_continues():
     in_turns(network, balancer, 3)
     in_turns(other, again, 3)
     assert torch.equal(balancer.weights, again.weights)
-
-
-def test_patience_compares_the_tasks_present_and_is_refused():
-    with pytest.raises(ValueError, match="it does not go with in_turns; found patience=5"):
-        closed_form(eq.Fork(nn.Linear(2, 2), TASKS), patience=5)
 
 
 def test_groups_may_come_in_turns():

@@ -2,9 +2,9 @@ import os
 import sys
 from pathlib import Path
 
-from helpers import jobs
 import pytest
 import torch
+from helpers import jobs
 
 from equipoise.bench._processes import LostError, in_processes
 

@@ -199,6 +199,29 @@ def test_a_gradnorm_gives_way_by_name(method):
     assert_same(steps(network, balancer, batches(1, TASKS)), expected)
 
 
+def test_a_fork_that_another_balancer_has_taken_over_combines_no_more(method):
+    network, _ = build(method)
+    balancer = eq.GradNorm(network.fork, alpha=0.0, every=2)
+    steps(network, balancer, batches(1, TASKS))
+    features = network.fork(torch.ones(2, 8))
+    assert features["a"] is features["b"]  # in a step that is not measured
+
+
+def test_a_gradient_that_is_not_finite_counts_where_the_loss_is_finite(method):
+    network, balancer = build(method)
+    (first, (x, y)) = batches(2, TASKS)
+    steps(network, balancer, [first])
+    before = copy.deepcopy(balancer.state_dict())
+    outputs = network(x)
+    losses = mse(outputs, y)
+    losses["b"] = losses["b"] + (outputs["b"] - outputs["b"].detach()).abs().sum().sqrt()
+    balancer(losses).backward()
+    balancer.step()
+    assert not network.trunk[0].weight.grad.isfinite().all()
+    assert balancer.log()["skipped_steps"] == 1
+    assert_same_state(before, balancer.state_dict(), but=["_extra_state", "skipped_steps"])
+
+
 @pytest.mark.parametrize("scale", [1.0, 256.0])
 def test_a_term_that_is_no_task_adds_its_own_gradient_unchanged(method, scale):
     network, balancer = build(method)

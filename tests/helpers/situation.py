@@ -43,8 +43,8 @@ class Situation(nn.Module):
         """The shared layer as it is now."""
         return self.source.shared_layer if self.entry_point == "fork" else self.layer
 
-    @shared.setter
-    def shared(self, layer):
+    def replace_shared(self, layer):
+        """Put another layer in its place."""
         owner, name = (self.source, "shared_layer") if self.entry_point == "fork" else (self, "layer")
         setattr(owner, name, layer)
 

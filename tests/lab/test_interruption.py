@@ -38,7 +38,7 @@ while (folder.parent / "hold").exists() and len(list(folder.glob("*.json"))) >= 
 
 
 def until(condition, what):
-    for _ in range(3000):
+    for _ in range(15_000):
         if condition():
             return
         time.sleep(0.02)

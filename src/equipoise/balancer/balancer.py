@@ -99,6 +99,8 @@ class Balancer(Inspection, ABC):
                 f"{type(self).__name__} needs a Fork, or what attach or PerLoss give; found {described(tasks)}"
             )
         self.tasks: tuple[str, ...] = source.tasks if source is not None else task_names(tasks)
+        if self.needs_norms and every is None:
+            raise ValueError(f"every must be a positive integer for {type(self).__name__}, which moves at measured steps; found None")
         if every is not None and source is None:
             raise ValueError("every: gradient norms are measured at a fork; found task names only")
         self._every = None if every is None else count("every", every)
@@ -297,6 +299,11 @@ class Balancer(Inspection, ABC):
                     f"{type(self).__name__}: another balancer, made from this fork later, measures at it; one fork serves one "
                     "balancer that measures. Make one that only weighs from the names of the tasks, or with every=None"
                 )
+            if source.joins and self._join_config is None:
+                raise RuntimeError(
+                    "DistributedDataParallel.join: a process without batches does not come to the balancer's step(), for which the "
+                    "others wait. Write torch.distributed.algorithms.Join([model, balancer]) in the place of model.join()"
+                )
             if self._in_closure and not (self._accumulate and source.has_gradient()):
                 self.zero_grad()
             if self._now.passes == 0:
@@ -330,6 +337,8 @@ class Balancer(Inspection, ABC):
             check_arrivals(self, source)
             if self._now.passes == 1:
                 self._first.finish(note, source, self.tasks)
+        if source is not None and number > 1 and not (source.keep_gradients or source.at_features):
+            self._keep_gradients(source)
         note = torch.zeros_like(self._probe.leaf) if note is None else note.detach() if note.requires_grad else note
         measured = () if source is None else (source.measured(),)
         if number > 1:
@@ -342,6 +351,15 @@ class Balancer(Inspection, ABC):
         moved = advance(self, Note(*note.unbind()), norms, skip, everyone)
         if moved is not None:
             self._log |= moved
+
+    def _keep_gradients(self, source: GradientSource) -> None:
+        """The processes have met since the last step."""
+        if source.passes:
+            raise RuntimeError(
+                f"torch.distributed was initialised after this step of {type(self).__name__} was planned, and compiled code has "
+                "measured norms, which do not add up over processes: make the balancer, or call to(device) on it, after that"
+            )
+        source.plan(True, gradients=False, processes=self._processes)
 
     def _weights_for(self, given: Losses, *, alone: bool = False) -> Tensor:
         """The weights for these losses; ``alone`` without asking the other processes."""
@@ -374,7 +392,7 @@ class Balancer(Inspection, ABC):
         if plan != self._plan:  # a module's attributes are not set for nothing
             self._plan = plan
         if self._source is not None and self._every is not None and self._source.owner is self._token:
-            self._source.plan(measure, gradients=self._accumulate or self._processes.number > 1)
+            self._source.plan(measure, gradients=self._accumulate, processes=self._processes)
             number = self._steps // self._every
             again = not self._source.taps and self._first.due(number)
             self._source.auditing = measure and (self._first.pending(self.tasks) or again)

@@ -168,7 +168,7 @@ class FirstStep:
             for task, loss in some.items():
                 why = past_the_fork(source, loss, source.tasks.index(task), limit)
                 if why:
-                    raise ValueError(f"task {task!r}: {why}")
+                    raise ValueError(f"task {task!r}: {why}. Or does it read another task's features?")
             self._expected, self._limit = reference_at_aliases(source, some) if some else None, limit
         except RuntimeError:
             return  # a part of the graph that cannot be differentiated twice

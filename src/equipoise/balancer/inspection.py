@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.balancer.state import SavedState
+from equipoise.balancer.join import Joins
 
 
-class Inspection(SavedState):
+class Inspection(Joins):
     """The part of a balancer that is read and that moves nothing."""
 
     def averaged(self) -> dict[str, float]:

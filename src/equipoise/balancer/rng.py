@@ -19,4 +19,4 @@ def generator(seed: int, step: int, *more: int) -> torch.Generator:
         more: Further numbers, where one step needs several generators.
     """
     digest = sha256(repr((seed, step, *more)).encode()).digest()  # seeds that lie close give unrelated generators
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))

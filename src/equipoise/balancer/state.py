@@ -95,7 +95,8 @@ class SavedState(nn.Module):
         """Have what is no state where the weights are: constants, and the probe of the total loss."""
         self._ones = torch.ones_like(self.weights)
         self._uniform = self._ones / len(self.tasks)
-        self._masks: dict[tuple[bool, ...], tuple[Tensor, Tensor]] = {}
+        everyone = torch.ones_like(self.weights, dtype=torch.bool)
+        self._masks: dict[tuple[bool, ...], tuple[Tensor, Tensor]] = {(True,) * len(self.tasks): (everyone, self._ones)}
         self._now, self._nodes_before = Progress(), 0
         self._in_closure = False
         self._probe = Probe((NOTE_ROWS, len(self.tasks)), self.weights.dtype, self.weights.device, self._passed)

@@ -44,7 +44,7 @@ class Step(NamedTuple):
         initial_losses: ``L_i(0)``, this step included ``(T,)``.
         norms: ``norm(g_i)``, the norms of the gradients of the unweighted losses at W ``(T,)``, 1 for an absent task; None
             where this step was not measured.
-        number: The number of steps before this one.
+        number: The number of steps before this one; 0 where losses are weighed.
     """
 
     losses: Tensor

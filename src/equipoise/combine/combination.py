@@ -53,8 +53,8 @@ Combine = Callable[[FeatureGradients], tuple[Sequence[Tensor], Tensor]]
 class Combination:
     """How the task gradients are combined, and the record of it that the backward passes leave.
 
-    Gradients are combined in a backward pass from a total loss that is watched. Another pass through the fork, as one of a single
-    loss for a log, gives the plain gradient.
+    Gradients are combined in a backward pass from a total loss that is watched. Another pass through the fork, as one of a
+    single loss for a log, gives the plain gradient.
 
     Args:
         fork: Where they arrive.

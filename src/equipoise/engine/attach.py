@@ -112,6 +112,7 @@ class Attached(GradientSource):
         """Why no gradient of a task may have arrived: a head that was replaced, hooks that were removed, or the usual."""
         if not self._handles:
             return "its hooks were removed, or the model was attached anew: make the balancer from what attach gave last"
+        _ = self.shared_parameters  # refuses those that were frozen meanwhile
         hooks = self._model.get_submodule(self._heads[task])._forward_pre_hooks.values()
         if not any(isinstance(hook, _HeadHook) and hook.attached is self for hook in hooks):
             return f"the module at {self._heads[task]!r} has replaced the head that was attached: attach the model again"

@@ -206,7 +206,7 @@ def cause(source: GradientSource, expected: Reference, place: int, measured_at_a
 def wrapper_of(losses: Iterable[Tensor], parameters: Iterable[Tensor]) -> str:
     """Which wrapper for several processes would take a gradient that is asked for for the backward pass; empty for none."""
     if any(map(is_sharded, parameters)):
-        return "fully_shard takes the first pass for the backward pass"
+        return "W is sharded, and fully_shard takes the first pass for the backward pass"
     seen: set[Any] = set()
     stack = [loss.grad_fn for loss in losses]
     while stack:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from equipoise.arguments import described, sequence_of_names, task_names
 from equipoise.engine.layers import rule_of
 from equipoise.engine.parameters import shared_parameters
+from equipoise.engine.processes import Processes
 from equipoise.engine.rules import FeaturesRule, LayerRule
 from equipoise.engine.source import GradientSource
 from equipoise.engine.structure import split
@@ -92,9 +93,9 @@ class Fork(nn.Module, GradientSource):
         """W, by name; empty where gradients are taken at the features."""
         return {} if self.shared_layer is None else shared_parameters(self.shared_layer, self._names)
 
-    def plan(self, measure: bool, *, gradients: bool) -> None:
+    def plan(self, measure: bool, *, gradients: bool, processes: Processes | None = None) -> None:
         """Switch measuring on or off, with the probes that compiled code cannot make."""
-        super().plan(measure, gradients=gradients)
+        super().plan(measure, gradients=gradients, processes=processes)
         if measure and not self._probes:
             self._place()
 

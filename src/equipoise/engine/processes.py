@@ -66,6 +66,18 @@ class Processes:
         """The same: a copy of a balancer is in the same group."""
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickled balancer compares the names of its tasks anew, in the process that it comes to."""
+        return {"group": self.group, "_agreed": None}
+
+
+def ddp_joins() -> bool:
+    """Whether this is the forward pass of a DistributedDataParallel under ``join``, whose other processes may have ended."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    active = torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    return active is not None and bool(active._join_config.enable)
+
 
 class BackwardCollective:
     """What several processes combine in the middle of their backward passes.

@@ -15,6 +15,7 @@ from torch import Tensor
 from equipoise.arguments import task_names
 from equipoise.engine.node import ForkCall, ForkNode, named
 from equipoise.engine.probe import Probe
+from equipoise.engine.processes import Processes, ddp_joins
 from equipoise.engine.rules import Gradients, LayerRule, square_dtype, squared_norm
 
 
@@ -49,6 +50,7 @@ class GradientSource(ABC):
         auditing: Whether the aliases of a forward pass are kept for the audit.
         copying: Whether these aliases are copies then; see `examine`.
         precisions: While auditing, the precisions of the features.
+        joins: Whether the last forward pass was one of a DistributedDataParallel under ``join``.
     """
 
     tasks: tuple[str, ...]
@@ -66,6 +68,8 @@ class GradientSource(ABC):
         self._probes: list[Probe] = []
         self._last_parameters: dict[str, Tensor] | None = None
         self.precisions: tuple[torch.dtype, ...] = ()
+        self._processes: Processes | None = None
+        self.joins = False
         self.forget_aliases()
         self.clear()
 
@@ -93,16 +97,18 @@ class GradientSource(ABC):
         """How many backward passes have left something here since the last `clear`."""
         return max(self._passes, default=0)
 
-    def plan(self, measure: bool, *, gradients: bool) -> None:
+    def plan(self, measure: bool, *, gradients: bool, processes: Processes | None = None) -> None:
         """Switch measuring on or off, from the next forward pass.
 
         Args:
             measure: Whether it is measured.
             gradients: Whether task gradients are kept, which add up over backward passes and processes, and not norms alone.
+            processes: Those whose measurements are averaged: where there are several, or will be, gradients are kept as well.
         """
-        if gradients != self.keep_gradients:
+        keep = gradients or (processes is not None and processes.number > 1)
+        if keep != self.keep_gradients:
             self._probes = []
-        self.measuring, self.keep_gradients = measure, gradients
+        self.measuring, self.keep_gradients, self._processes = measure, keep, processes
 
     def clear(self) -> None:
         """Drop what lies here, for a step begins."""
@@ -222,7 +228,11 @@ class GradientSource(ABC):
 
     def _measures(self) -> bool:
         """Whether the forward pass at hand is measured."""
-        return self.measuring and self._trains()
+        if not (self.measuring and self._trains()):
+            return False
+        if not (self.keep_gradients or torch.compiler.is_compiling()) and self._processes and self._processes.number > 1:
+            self.plan(True, gradients=False, processes=self._processes)  # they have met since the last step
+        return True
 
     def _trains(self) -> bool:
         """Whether the forward pass at hand is one in training, with a backward pass to come."""
@@ -249,6 +259,7 @@ class GradientSource(ABC):
         gradients = self.has_gradients
         rule, kept = rule.prepare(inputs, features, tasks, gradients)
         watch = None if compiling else self
+        self.joins = not compiling and ddp_joins()
         call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), watch)
         aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[probe].leaf, *kept, *features)
         if compiling or not self.auditing or self.paused:
@@ -304,7 +315,7 @@ class GradientSource(ABC):
         """What is measured belongs to the step at hand, and does not travel."""
         gone = {"_probes": [], "_passes": [], "_nodes": [], "_arrived": Counter(), "alias_squares": {}}
         alone = {"measuring": False, "auditing": False}  # until the balancer of the copy plans its next step
-        return {**self.__dict__, **gone, **alone, "_audited": [], "_last_parameters": None}
+        return {**self.__dict__, **gone, **alone, "_audited": [], "_last_parameters": None, "_processes": None}
 
 
 def in_transform() -> bool:

@@ -113,7 +113,7 @@ class DTP(Balancer):
             return
         running = torch.where(self.indicators < 0, new, self.indicators.lerp(new, self._alpha))
         self.indicators.copy_(torch.where(here, running, self.indicators))
-        if self._plan.move and not self._passes:  # the weights of a step under way move in `step`
+        if self._plan.move and not self._now.passes:  # the weights of a step under way move in `step`
             self.weights.copy_(self._weights(self.indicators, self.weights))
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, State]:

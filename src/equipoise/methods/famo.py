@@ -131,7 +131,7 @@ class FAMO(Balancer):
             RuntimeError: There was no backward pass since the last step.
         """
         given = parse(losses, self.tasks, self.weights)
-        if not self._passes and self._processes.number == 1:
+        if not self._now.passes and self._processes.number == 1:
             raise RuntimeError("FAMO.observe comes after backward() and before balancer.step(); found no backward pass")
         values, here = given.values.detach().to(self.weights.dtype), self._mask(given.present)[0]
         self._observed = self._steps, *self._processes.mean_where(values, here)

@@ -90,7 +90,7 @@ class ReLoBRaLo(Balancer):
     """
 
     weighs: ClassVar[bool] = True
-    positive_losses: ClassVar[bool] = True
+    positive_losses: bool = True
 
     def __init__(
         self,
@@ -133,5 +133,7 @@ class ReLoBRaLo(Balancer):
         return step.weights, State(step.losses, state.counts + 1, self._draw(step.number + 1, step.weights)), {}
 
     def _draw(self, step_number: int, like: Tensor) -> Tensor:
-        remembers = torch.rand((), generator=generator(self._seed, step_number), dtype=torch.float64) < self._rho
+        remembers = (
+            torch.rand((), generator=generator(self._seed, step_number), dtype=torch.float64, device="cpu") < self._rho
+        )
         return remembers.to(like.device, non_blocking=True)

@@ -78,6 +78,8 @@ class RLW(Balancer):
         return self._draw(step.number + 1, step.weights), state, {}
 
     def _draw(self, number: int, like: Tensor) -> Tensor:
-        normal = torch.randn(len(self.tasks), generator=generator(self._seed, number), dtype=torch.float64)
+        normal = torch.randn(
+            len(self.tasks), generator=generator(self._seed, number), dtype=torch.float64, device="cpu"
+        )
         ranks = [sorted(self.tasks).index(task) for task in self.tasks]
         return rlw_weights(normal[ranks]).to(like.dtype).to(like.device, non_blocking=True)
