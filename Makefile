@@ -27,7 +27,7 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,bench]"
 	$(BIN)/equipoise bench -o results/cost
-	$(BIN)/python docs/generate/cost.py measure
+	$(BIN)/python -m docs.generate.cost measure
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed"; exit 1; }

@@ -1,7 +1,10 @@
 """The page of all methods is what the code says, and says something of every method."""
 
-import methods
 import pytest
+import torch
+from generate import methods
+
+import equipoise as eq
 
 METHODS = methods.methods()
 
@@ -26,7 +29,14 @@ def test_a_reference_has_a_number_or_says_that_it_was_not_verified(name):
 
 
 def test_needs_are_told_apart():
-    found = {name: methods.needs(balancer) for name, balancer in methods.one_of_each().items()}
+    found = {name: methods.needs(cls) for name, cls in METHODS.items()}
     assert found["SI"] == "losses"
-    assert found["GradNorm"] == "gradient norms at W"
-    assert found["LRAnnealing"] == "task gradients at W"
+    assert found["GradNorm"] == found["InverseGradientNorm"] == "gradient norms at W"
+    assert found["EnCodec"] == "task gradients inside the fork"
+
+
+def test_a_method_keeps_the_fields_of_its_state():
+    balancer = METHODS["GradNorm"](eq.Fork(torch.nn.Linear(2, 2), ("a", "b")))
+    kept = balancer.state_dict().keys() - eq.Equal(("a", "b")).state_dict().keys()
+    assert set(methods.state(METHODS["GradNorm"])) == kept
+    assert methods.state(METHODS["SI"]) == ()

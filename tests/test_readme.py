@@ -4,9 +4,8 @@ import re
 import subprocess
 import sys
 
-import pages
 import pytest
-import readme
+from generate import pages, readme
 
 TEXT = readme.README.read_text(encoding="utf-8")
 
@@ -44,14 +43,14 @@ def test_the_diff_turns_one_loop_into_the_other():
 
 
 def test_its_two_commands_are_there():
-    makefile = (readme.ROOT / "Makefile").read_text()
+    makefile = (pages.ROOT / "Makefile").read_text()
     for command in ("demo", "test"):
         assert f"make {command}" in TEXT
         assert f"\n{command}: " in makefile
 
 
 def test_the_problem_in_the_contributing_guide_runs(tmp_path):
-    text = (readme.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = (pages.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "waves.py").write_text(code)
     command = [sys.executable, "-c", "from equipoise.cli import main; main()", "compare", "waves.py", "--methods"]

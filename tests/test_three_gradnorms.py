@@ -2,9 +2,8 @@
 
 import re
 
-import pages
 import pytest
-import three_gradnorms
+from generate import pages, three_gradnorms
 
 NUMBER = re.compile(r"(?<= )\d[\d.]*(?:e[+-]\d+)?(?= )")
 
@@ -24,7 +23,6 @@ def test_its_text_is_that_of_the_figures():
         for line in pages.parts(three_gradnorms.PAGE, three_gradnorms.TABLE)[1].splitlines()[4:]
     ]
     ratios = {label: float(ratio) for label, _, _, ratio in rows}
-    small = {label: float(weight) for label, weight, _, _ in rows}
     balanced = ("`eq.GradNorm(alpha=0)`", "`eq.GradNormClosedForm(alpha=0)`", "`eq.InverseGradientNorm(every=1)`")
     assert all(0.7 < ratios[label] < 1.4 for label in balanced), "all three rest where the norms are equal"
     for label in (
@@ -33,4 +31,3 @@ def test_its_text_is_that_of_the_figures():
         "`eq.InverseGradientNorm()`, as published",
     ):
         assert ratios[label] > 3, label
-    assert small['`eq.LRAnnealing(residual="large")`'] > 3 * small["`eq.InverseGradientNorm(every=1)`"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import equipoise as eq
 from equipoise.combine.combining import CombiningBalancer
@@ -32,7 +32,7 @@ docstring.
 BETWEEN = """
 
 W is the last shared layer, or what else is measured; T is the number of tasks. What every balancer keeps (weights, their mean,
-`L_i(0)`, counts of steps) is not listed.
+`L_i(0)`, counts of steps) is not listed, nor the buffers of an aggregator that is handed in.
 
 """
 
@@ -59,8 +59,7 @@ def needs(cls: type[eq.Balancer]) -> str:
 def state(cls: type[eq.Balancer]) -> tuple[str, ...]:
     """The fields of the method's state: what it keeps beside that which every balancer keeps."""
     _, kept = get_args(get_type_hints(cls.init_state)["return"])
-    fields: tuple[str, ...] = kept._fields
-    return fields
+    return () if kept is Any else tuple(kept._fields)
 
 
 def page() -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-
 from numbers import Real
 from typing import Any
 
 import torch
 
+ByTask = Mapping[str, float]
+"""A number for every task, by name."""
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
 """The positive numbers that float32, the least precision of a balancer's state, holds."""
 

@@ -4,16 +4,15 @@ import copy
 
 import pytest
 import torch
-from helpers.networks import mse
-from helpers.reference import close, task_gradients
-from torch import nn, optim
+from helpers.networks import MLP, ForkedNetwork, mse
+from helpers.reference import Algorithm1, close, task_gradients
 from helpers.training import batches, network_and, train
+from torch import nn, optim
 
 import equipoise as eq
-from equipoise.balancers import _balancer, _gradnorm, _gradnorm_family
-from equipoise.balancers._balancer import Balancer
-from equipoise.balancers._gradnorm import GradNorm
-from equipoise.engine import Fork, _rules
+from equipoise.balancer import balancer as driver
+from equipoise.balancer import first_step
+from equipoise.methods import gradnorm
 
 pytestmark = pytest.mark.usefixtures("double")
 AB = ("a", "b")
@@ -65,30 +64,22 @@ def targets_differ_between_tasks():
     close(log["targets"][0] / log["targets"][1], torch.tensor(4.0))
 
 
-def the_derivative_takes_the_target_for_a_constant():
-    norms = torch.tensor([1.0, 2.0, 7.0])
-    weights = torch.tensor([1.2, 0.9, 0.9], requires_grad=True)
-    targets = torch.tensor([3.0, 2.0, 4.0])
-    present = torch.ones(3, dtype=torch.bool)
-    (expected,) = torch.autograd.grad(_gradnorm.gradnorm_loss(weights * norms, targets, present), weights)
-    network, balancer = network_and(eq.GradNorm)
-    seen = {}
-    genuine = _gradnorm.adam
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            _gradnorm, "adam", lambda gradient, *a, **k: seen.update(g=gradient) or genuine(gradient, *a, **k)
-        )
-        log = train(network, balancer, batches(3, network.fork.tasks))[-1]
-    norms, G, targets = log["gradient_norms"] / log["weights"], log["gradient_norms"], log["targets"]
-    close(seen["g"], norms * torch.where(targets < G, 1.0, -1.0))
-    close(
-        _gradnorm.gradnorm_gradient(
-            torch.tensor([1.0, 2.0, 7.0]),
-            weights.detach() * torch.tensor([1.0, 2.0, 7.0]),
-            torch.tensor([3.0, 2.0, 4.0]),
-        ),
-        expected,
-    )
+def every_step_is_that_of_algorithm_1():
+    """In which the target is a constant, and the norm is that of the weighted loss."""
+    ours = ForkedNetwork(nn.Linear(5, 4))
+    theirs = copy.deepcopy(ours)
+    W, optimizer = theirs.fork.shared_layer.weight, optim.SGD(theirs.parameters(), 0.05)
+    reference = Algorithm1(theirs, W, 3, 1.5, 0.025, optimizer)
+    balancer, optimizer = eq.GradNorm(ours.fork), optim.SGD(ours.parameters(), 0.05)
+    for x in torch.randn(6, 8, 5):
+        optimizer.zero_grad()
+        balancer(ours.losses(x)).backward()
+        optimizer.step()
+        balancer.step()
+        norms, targets, _ = reference.step(lambda network, x=x: list(network.losses(x).values()))
+        close(balancer.log()["gradient_norms"], norms)
+        close(balancer.log()["targets"], targets)
+        close(balancer.weights, reference.w.detach())
 
 
 def gradnorm_loss_is_a_sum_over_tasks():
@@ -118,11 +109,10 @@ def weights_sum_to_T_after_every_step():
 def the_networks_gradients_are_those_of_the_weighted_loss():
     network, balancer = network_and(eq.GradNorm)
     train(network, balancer, batches(5, network.fork.tasks))
-    plain = copy.deepcopy(network)
-    plain.fork.measure(False)
+    plain = MLP(network.fork.tasks)
+    plain.load_state_dict(network.state_dict())
     ((x, y),) = batches(1, network.fork.tasks, seed=2)
     network.zero_grad()
-    plain.zero_grad()
     balancer(mse(network(x), y)).backward()
     sum(w * loss for w, loss in zip(balancer.weights, mse(plain(x), y).values(), strict=True)).backward()
     for mine, reference in zip(network.parameters(), plain.parameters(), strict=True):
@@ -134,7 +124,6 @@ def norms_are_those_of_the_last_shared_layer():
     ((x, y),) = batches(1, network.fork.tasks)
     losses = mse(network(x), y)
     expected = task_gradients(losses.values(), network.fork.shared_layer.weight).flatten(1).norm(dim=1)
-    network.fork.reset()
     close(one_step(balancer, mse(network(x), y))["gradient_norms"], expected)
 
 
@@ -147,7 +136,6 @@ def every_tensor_of_a_list_counts():
     squares = sum(
         task_gradients(losses.values(), p).flatten(1).square().sum(1) for p in network.fork.shared_layer.parameters()
     )
-    balancer.zero_grad()
     close(one_step(balancer, mse(network(x), y))["gradient_norms"], squares.sqrt())
 
 
@@ -201,21 +189,30 @@ def means_run_over_the_tasks_that_are_present():
 
 
 def a_checkpoint_continues_bit_for_bit():
-    network, balancer = network_and(eq.GradNorm, initial_steps=9)
-    data = list(batches(12, network.fork.tasks))
-    train(network, balancer, data[:6])
+    settings = {"initial_steps": 9, "every": 2}
+    network, balancer = network_and(eq.GradNorm, **settings)
+    data = list(batches(14, network.fork.tasks))
+    train(network, balancer, data[:7])
     saved = copy.deepcopy((network.state_dict(), balancer.state_dict()))
-    train(network, balancer, data[6:])
-    other, other_balancer = network_and(eq.GradNorm, initial_steps=9, seed=5)
+    train(network, balancer, data[7:])
+    other, other_balancer = network_and(eq.GradNorm, **settings, seed=5)
     other.load_state_dict(saved[0])
     other_balancer.load_state_dict(saved[1])
-    train(other, other_balancer, data[6:])
-    assert balancer.state_dict().keys() == other_balancer.state_dict().keys()
-    for name, value in balancer.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, other_balancer.state_dict()[name]), name
+    train(other, other_balancer, data[7:])
+    for (name, value), other_value in zip(balancer.named_buffers(), other_balancer.buffers(), strict=True):
+        assert torch.equal(value, other_value), name
     for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def no_result_depends_on_the_unit_of_the_losses():
+    found = []
+    for unit in (1.0, 2.0**-40):
+        network, balancer = network_and(eq.GradNorm)
+        for x, y in batches(6, network.fork.tasks):
+            one_step(balancer, {task: unit * loss for task, loss in mse(network(x), y).items()})
+        found.append(balancer.weights)
+    close(*found)
 
 
 def a_zero_first_loss_is_refused_by_name():
@@ -246,28 +243,30 @@ def _patch(target, name, make):
     return lambda patch: patch.setattr(target, name, make(getattr(target, name)))
 
 
-def _weighted_note(genuine):
-    def read(self, note):
-        return genuine(self, torch.cat([note[:1] * self.weights, note[1:]]))
+def _note(change):
+    """What the step gets to know is changed: ``change(balancer, note, norms) -> note, norms``."""
 
-    return read
+    def make(genuine):
+        def advance(balancer, note, norms, *rest):
+            return genuine(balancer, *change(balancer, note, norms), *rest)
+
+        return advance
+
+    return _patch(driver, "advance", make)
+
+
+def _targets(change):
+    """``change(norms, ratios, alpha, priors, step)`` gives other arguments."""
+    return _patch(gradnorm, "gradnorm_targets", lambda genuine: lambda *given: genuine(*change(*given)))
 
 
 def _never_settled(genuine):
-    def finish(self):
+    def plan(self):
         genuine(self)
         self._settled = False
         self.initial_seen.zero_()
 
-    return finish
-
-
-def _scale_kept(genuine):
-    return lambda self, note: genuine(self, torch.stack([*note[:-1], torch.ones_like(note[-1])]))
-
-
-def _all_present(genuine):
-    return lambda norms, rates, alpha, priors, present: genuine(norms, rates, alpha, priors, torch.ones_like(present))
+    return plan
 
 
 def _moving_target(genuine):
@@ -279,21 +278,16 @@ def _moving_target(genuine):
 
 
 def _leak(genuine):
-    return lambda self, losses: genuine(self, losses) + 1e-3 * sum(losses.values())
+    def forward(self, losses):
+        return genuine(self, losses) + 1e-3 * self._source.shared_layer.weight.norm()
+
+    return forward
 
 
 def _unweighted(genuine):
     return lambda self, losses: (
         genuine(self, losses) - (self.weights * torch.stack([*losses.values()])).sum() + sum(losses.values())
     )
-
-
-def _first_tensor_only(genuine):
-    def by_autograd(kept, gradients, *, parameters):
-        found = genuine(kept, gradients, parameters=parameters)
-        return torch.cat([found[: parameters[0].numel()], torch.zeros_like(found[parameters[0].numel() :])])
-
-    return by_autograd
 
 
 def _learned_weights(genuine):
@@ -303,6 +297,10 @@ def _learned_weights(genuine):
         self.weights.grad = torch.zeros_like(self.weights)  # which is enough for a weight decay
 
     return init
+
+
+def _first_of(genuine):
+    return property(lambda fork: dict([*genuine.__get__(fork).items()][:1]))
 
 
 def _without(name):
@@ -317,75 +315,97 @@ def _without(name):
     return make
 
 
+def _from_step_0(genuine):
+    return lambda self: torch.cat([torch.zeros(1, dtype=torch.int64), genuine(self)[1:]])
+
+
 MISTAKES = {
     "the sign of alpha reversed": (
         slow_tasks_are_favoured,
-        _patch(_gradnorm, "gradnorm_targets", lambda g: lambda n, r, alpha, p, here: g(n, r, -alpha, p, here)),
+        _targets(lambda norms, ratios, alpha, *rest: (norms, ratios, -alpha, *rest)),
     ),
     "L(0) overwritten by later batches, or reset": (
         initial_losses_stay_those_of_the_first_step,
-        _patch(Balancer, "_finish", _never_settled),
+        _patch(eq.Balancer, "_plan_next_step", _never_settled),
     ),
-    "L(0) taken from weighted losses": (initial_losses_are_unweighted, _patch(Balancer, "_read", _weighted_note)),
+    "L(0) taken from weighted losses": (
+        initial_losses_are_unweighted,
+        _note(lambda balancer, note, norms: (note._replace(losses=note.losses * balancer.weights), norms)),
+    ),
     "training rates averaged away": (
         targets_differ_between_tasks,
-        _patch(_balancer, "training_rates", lambda g: lambda losses, initial, present: torch.ones_like(losses)),
+        _targets(lambda norms, ratios, *rest: (norms, torch.ones_like(ratios), *rest)),
     ),
     "the target not held constant": (
-        the_derivative_takes_the_target_for_a_constant,
-        _patch(_gradnorm, "gradnorm_gradient", _moving_target),
+        every_step_is_that_of_algorithm_1,
+        _patch(gradnorm, "gradnorm_gradient", _moving_target),
+    ),
+    "norms of the unweighted losses": (
+        every_step_is_that_of_algorithm_1,
+        _note(lambda balancer, note, norms: (note, norms / balancer.weights)),
     ),
     "a mean instead of the sum over tasks": (
         gradnorm_loss_is_a_sum_over_tasks,
-        _patch(_gradnorm, "gradnorm_loss", lambda g: lambda norms, targets, here: (norms - targets).abs().mean()),
+        _patch(gradnorm, "gradnorm_loss", lambda g: lambda norms, targets, present: (norms - targets).abs().mean()),
     ),
     "the sum of absolute values instead of the sum": (
         weights_stay_positive_and_keep_their_sum,
-        _patch(_gradnorm, "renormalise", lambda g: lambda w, here, total, floor, cap: w * total / w.abs().sum()),
+        _patch(gradnorm, "renormalise", lambda g: lambda w, step, floor, cap: w * len(w) / w.abs().sum()),
     ),
     "not renormalised after the step": (
         weights_sum_to_T_after_every_step,
-        _patch(_gradnorm, "renormalise", lambda g: lambda w, here, total, floor, cap: w),
+        _patch(gradnorm, "renormalise", lambda g: lambda w, step, floor, cap: w),
     ),
     "gradients of L_grad leaking into the network": (
         the_networks_gradients_are_those_of_the_weighted_loss,
-        _patch(Balancer, "forward", _leak),
+        _patch(eq.Balancer, "forward", _leak),
     ),
     "the wrong layer": (
         norms_are_those_of_the_last_shared_layer,
-        _patch(Fork, "gradient_norms", lambda g: lambda self: self.task_gradients().sum(2).norm(dim=1)),  # its bias
+        _patch(eq.Fork, "shared_parameters", lambda g: property(lambda fork: {"bias": fork.shared_layer.bias})),
     ),
     "only the first tensor of a list": (
         every_tensor_of_a_list_counts,
-        _patch(_rules, "_by_autograd", _first_tensor_only),
+        _patch(eq.Fork, "shared_parameters", _first_of),
     ),
     "heads trained with unweighted losses": (
         every_head_gets_the_gradient_of_its_weighted_loss,
-        _patch(Balancer, "forward", _unweighted),
+        _patch(eq.Balancer, "forward", _unweighted),
     ),
     "weights trained with the network's optimiser": (
         no_optimiser_of_the_network_touches_the_weights,
-        _patch(Balancer, "__init__", _learned_weights),
+        _patch(eq.GradNorm, "__init__", _learned_weights),
     ),
-    "the loss scale reaching the weights": (a_loss_scale_changes_nothing, _patch(Balancer, "_read", _scale_kept)),
+    "the loss scale reaching the weights": (
+        a_loss_scale_changes_nothing,
+        _note(lambda balancer, note, norms: (note._replace(scale=torch.ones_like(note.scale)), norms)),
+    ),
+    "Adam's epsilon in the unit of the losses": (
+        no_result_depends_on_the_unit_of_the_losses,
+        _patch(gradnorm, "adam", lambda g: lambda gradient, moments, *, eps, **rest: g(gradient, moments, **rest)),
+    ),
     "means over absent tasks": (
         means_run_over_the_tasks_that_are_present,
-        _patch(_gradnorm, "gradnorm_targets", _all_present),
+        _targets(lambda *given: (*given[:-1], given[-1]._replace(uniform=torch.full_like(given[0], 1 / 3)))),
     ),
     **{
         f"{name} missing from the checkpoint": (
             a_checkpoint_continues_bit_for_bit,
-            _patch(Balancer, "state_dict", _without(name)),
+            _patch(eq.Balancer, "state_dict", _without(name)),
         )
         for name in ("weights", "initial_losses", "initial_seen", "adam_mean", "adam_square", "adam_count", "unit")
     },
+    "the number of steps missing from the checkpoint": (
+        a_checkpoint_continues_bit_for_bit,
+        _patch(eq.Balancer, "get_extra_state", _from_step_0),
+    ),
     "a zero first loss giving NaN": (
         a_zero_first_loss_is_refused_by_name,
-        _patch(_gradnorm_family, "check_initial_loss", lambda g: lambda task, loss: None),
+        _patch(first_step, "check_first_loss", lambda g: lambda balancer, task, loss: None),
     ),
     "a test that passes with balancing switched off": (
         balancing_balances,
-        _patch(GradNorm, "_update", lambda g: lambda self, step: ({}, {})),
+        _patch(eq.GradNorm, "update", lambda g: lambda self, step, state: (step.weights, state, {})),
     ),
 }
 

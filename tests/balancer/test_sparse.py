@@ -2,13 +2,13 @@
 
 import math
 
-from helpers import processes
 import pytest
 import torch
+from helpers import processes
 from helpers.networks import targets_of
 from helpers.reference import close
-from torch import distributed, nn
 from helpers.training import network_and
+from torch import distributed, nn
 
 import equipoise as eq
 
@@ -89,7 +89,7 @@ def losses_of(network, x, y, masks, rows=slice(None)):
 
 
 def flat(network):
-    return eq.GradNorm(network.fork)
+    return eq.GradNorm(network.fork, accumulate=True)
 
 
 def tree(network):
@@ -103,10 +103,10 @@ def tree(network):
         return {task: network.heads[task](features[task]) for task in TASKS}
 
     network.forward = with_inner
-    return eq.Hierarchy(eq.GradNorm(network.fork), {"bc": eq.GradNorm(network.inner)})
+    return eq.Hierarchy(eq.GradNorm(network.fork, accumulate=True), {"bc": eq.GradNorm(network.inner, accumulate=True)})
 
 
-def trained(build, parts, *, shared=True):
+def trained(build, parts, *, with_fractions=True):
     """What every step of a training left; ``parts`` are the numbers of those that this process has, None for the whole."""
     torch.manual_seed(0)
     network, _ = network_and(eq.Equal, TASKS)
@@ -117,11 +117,11 @@ def trained(build, parts, *, shared=True):
         network.zero_grad()
         for part in parts:
             rows = slice(None) if part is None else slice(part * SIZE, (part + 1) * SIZE)
-            shares = None
-            if shared and part is not None:
+            fractions = None
+            if with_fractions and part is not None:
                 labelled = {t: int(mask[rows].sum()) for t, mask in masks.items()}
-                shares = {t: PARTS * n / int(masks[t].sum()) for t, n in labelled.items() if masks[t].any()}
-            (balancer(losses_of(network, x, y, masks, rows), shares) / len(parts)).backward()
+                fractions = {t: PARTS * n / int(masks[t].sum()) for t, n in labelled.items() if masks[t].any()}
+            (balancer(losses_of(network, x, y, masks, rows), fractions) / len(parts)).backward()
         gradients = []
         for parameter in network.parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -146,13 +146,13 @@ def all_close(found, wanted):
 
 
 @pytest.mark.parametrize("build", [flat, tree])
-def test_micro_batches_with_shares_are_one_batch(build):
+def test_micro_batches_with_label_fractions_are_one_batch(build):
     all_close(trained(build, range(PARTS)), trained(build, [None]))
 
 
-def test_without_shares_they_are_not():
+def test_without_label_fractions_they_are_not():
     """The mean of means: off by a few per cent in the losses, and more in the gradients."""
-    found, wanted = trained(flat, range(PARTS), shared=False)[0], trained(flat, [None])[0]
+    found, wanted = trained(flat, range(PARTS), with_fractions=False)[0], trained(flat, [None])[0]
     assert (found["losses"] / wanted["losses"] - 1)[1:].abs().max() > 0.02
     assert (found["gradients"] - wanted["gradients"]).norm() / wanted["gradients"].norm() > 0.02
     close(found["losses"][0], wanted["losses"][0])  # every sample has a label
@@ -163,7 +163,7 @@ def one_of_three(rank, world):
     return [trained(build, [rank]) for build in (flat, tree)]
 
 
-def test_processes_with_shares_are_one_batch():
+def test_processes_with_label_fractions_are_one_batch():
     wanted = [trained(build, [None]) for build in (flat, tree)]
     for found in processes.run(one_of_three, PARTS):
         for ours, theirs in zip(found, wanted, strict=True):
@@ -171,25 +171,38 @@ def test_processes_with_shares_are_one_batch():
 
 
 @pytest.mark.parametrize(
-    ("shares", "message"),
+    ("fractions", "message"),
     [
-        ({"a": 1.0, "b": 1.0}, "shares: task 'c' has a loss, so its share must be positive and finite; found 0.0"),
-        ({"a": 1.0, "b": 1.0, "c": 0.0}, "task 'c'.*found 0.0"),
-        ({"a": 1.0, "b": 1.0, "c": math.inf}, "task 'c'.*found inf"),
-        ({"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}, "shares: unknown task 'd'; the tasks are 'a', 'b', 'c'"),
+        ({"a": 1.0, "b": 1.0}, "label_fractions: task 'c' has a loss, so its fraction must be positive; found 0.0"),
+        ({"a": 1.0, "b": 1.0, "c": 0.0}, "task 'c' has a loss.*found 0.0"),
+        (
+            {"a": 1.0, "b": 1.0, "c": math.inf},
+            "label_fractions: task 'c': its value must be at least 0 and fin.*found inf",
+        ),
+        ({"a": 1.0, "b": 1.0, "c": math.nan}, "label_fractions: task 'c': its value must be.*found nan"),
+        ({"a": 1.0, "b": 1.0, "c": -1.0}, "label_fractions: task 'c': its value must be.*found -1.0"),
+        ({"a": 1.0, "b": 1.0, "c": None}, "label_fractions: task 'c': its value must be a number; found None"),
+        ({"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0}, "label_fractions: unknown task 'd'; the tasks are 'a', 'b', 'c'"),
+        ([1.0, 1.0, 1.0], "label_fractions must be a dict by task name; found list"),
     ],
 )
 @pytest.mark.parametrize("build", [flat, tree])
-def test_a_share_that_means_nothing_is_refused(build, shares, message):
+def test_a_fraction_that_means_nothing_is_refused(build, fractions, message):
     network, _ = network_and(eq.Equal, TASKS)
     balancer = build(network)
-    with pytest.raises(ValueError, match=message):
-        balancer(losses_of(network, *step_data(0)), shares)
-    with pytest.raises(ValueError, match="shares: task 'c' has no loss, so its share must be 0; found 1.0"):
+    with pytest.raises((TypeError, ValueError), match=message):
+        balancer(losses_of(network, *step_data(0)), fractions)
+
+
+@pytest.mark.parametrize("build", [flat, tree])
+def test_a_fraction_of_a_task_without_labels_is_refused(build):
+    network, _ = network_and(eq.Equal, TASKS)
+    balancer = build(network)
+    with pytest.raises(ValueError, match="task 'c' has no loss, so its fraction must be 0; found 1.0"):
         balancer(losses_of(network, *step_data(2)), dict.fromkeys(TASKS, 1.0))
 
 
-def test_shares_of_one_change_nothing():
+def test_fractions_of_one_change_nothing():
     network, balancer = network_and(eq.Equal, TASKS)
     losses = losses_of(network, *step_data(0))
     assert torch.equal(balancer(losses, dict.fromkeys(TASKS, 1.0)), balancer(losses))
@@ -207,7 +220,7 @@ def norm_ratio(build, *, micro_batches=1, steps=200):
     """By what factor the norm of the sparse task comes out larger than that of its twin with all labels."""
     torch.manual_seed(0)
     fork = eq.Fork(nn.Linear(1, 8, bias=False), ("full", "sparse"))
-    balancer = build(fork)
+    balancer = build(fork, accumulate=micro_batches > 1)
     mean = torch.full((8,), (SIGNAL / 8) ** 0.5)
     ratios = []
     for _ in range(steps):
@@ -230,7 +243,7 @@ def expected(micro_batches):
 
 
 def closed(**settings):
-    return lambda fork: eq.GradNormClosedForm(fork, alpha=0.0, **settings)
+    return lambda fork, accumulate: eq.GradNormClosedForm(fork, alpha=0.0, accumulate=accumulate, **settings)
 
 
 def test_the_norm_of_a_sparsely_labelled_task_is_too_large_by_its_noise():

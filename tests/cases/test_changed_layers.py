@@ -1,10 +1,10 @@
-"""W is asked for in every forward pass: layers that are adapted, frozen, pruned, normalised, hooked or replaced, early and late."""
+"""W is asked for in every forward pass: layers adapted, frozen, pruned, normalised, hooked or replaced, early and late."""
 
 import copy
 
 import pytest
 import torch
-from helpers.situation import Situation, batch, step_exactly
+from helpers.situation import TASKS, Situation, batch, one_step, step_exactly, two_steps
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -140,9 +140,10 @@ def test_the_gradient_is_that_of_what_is_trained_now(entry_point, change, at):
         if step == at:
             change(net)
             if entry_point == "per loss" and change in BY_ANOTHER:  # it was given the module itself
-                with pytest.raises((RuntimeError, ValueError), match="replaced since|must have a parameter that is trained"):
-                    balancer(net.losses(batch())).backward()
-                    balancer.step()
+                with pytest.raises(
+                    (RuntimeError, ValueError), match="replaced since|must have a parameter that is trained"
+                ):
+                    one_step(balancer, net.losses(batch()))
                 return
         losses = net.losses(batch())
         step_exactly(balancer, losses, what_is_w(net.shared))
@@ -185,10 +186,10 @@ def test_a_layer_that_is_wholly_frozen_is_refused_with_the_remedy(entry_point, l
         balancer = eq.GradNorm(net.source)
         step_exactly(balancer, net.losses(batch()), net.shared.weight)
     net.shared.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"Linear, must have a parameter that is trained; .* frozen.*adapter.*Static\("):
-        balancer = balancer if late else eq.GradNorm(net.source)
-        balancer(net.losses(batch())).backward()
-        balancer.step()
+    with pytest.raises(
+        ValueError, match=r"Linear, must have a parameter that is trained; .* frozen.*adapter.*Static\("
+    ):
+        one_step(balancer if late else eq.GradNorm(net.source), net.losses(batch()))
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
@@ -210,7 +211,9 @@ def test_check_says_that_the_layer_is_frozen():
     assert "frozen" in str(report)
 
 
-@pytest.mark.parametrize("change", [freeze_the_weight, assign_a_state_dict, another_weight], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change", [freeze_the_weight, assign_a_state_dict, another_weight], ids=lambda change: change.__name__
+)
 def test_per_loss_on_a_tensor_that_is_no_longer_trained_is_refused(change):
     net = Situation("fork")
     source = eq.PerLoss(net.shared.weight, ("a", "b"))
@@ -219,8 +222,7 @@ def test_per_loss_on_a_tensor_that_is_no_longer_trained_is_refused(change):
         step_exactly(balancer, net.losses(batch()), net.shared.weight)
     change(net)
     with pytest.raises((RuntimeError, ValueError), match=r"parameters\[0\] was frozen|may have been replaced since"):
-        balancer(net.losses(batch())).backward()
-        balancer.step()
+        one_step(balancer, net.losses(batch()))
 
 
 def test_a_head_that_was_replaced_behind_the_hooks_is_refused_by_path():
@@ -242,7 +244,9 @@ def test_a_head_that_is_detached_later_is_refused_by_task(entry_point):
     forward = net.heads["b"].forward
     net.heads["b"].forward = lambda x: forward(x.detach())
     balancer(net.losses(batch())).backward()
-    with pytest.raises(RuntimeError, match=r"task 'b': no gradient of its loss has arrived.*None where a batch has no labels"):
+    with pytest.raises(
+        RuntimeError, match=r"task 'b': no gradient of its loss has arrived.*None where a batch has no labels"
+    ):
         balancer.step()
 
 
@@ -268,15 +272,16 @@ def test_a_weight_that_is_used_a_second_time_is_refused_and_left_to_the_graph(wh
 
 
 def test_a_weight_that_is_used_above_the_fork_later_is_refused():
+    def tied(net, x):
+        features = {task: own @ net.shared.weight for task, own in net.features(x).items()}
+        return {task: features[task].square().mean() for task in TASKS}
+
     net = Situation()
     balancer = eq.GradNorm(net.source)
     for _ in range(10):
         step_exactly(balancer, net.losses(batch()), net.shared.weight)
     with pytest.raises(ValueError, match="task 'a': .*'weight' past the fork"):
-        for _ in range(2):
-            features = {task: own @ net.shared.weight for task, own in net.features(batch()).items()}
-            balancer({task: features[task].square().mean() for task in ("a", "b")}).backward()
-            balancer.step()
+        two_steps(balancer, tied, net)
 
 
 def test_a_hook_on_all_modules_is_seen():

@@ -73,14 +73,18 @@ WRONG = {
     "int": (lambda loss: torch.tensor(1), TypeError, "real floating-point tensor.*int64"),
     "bool": (lambda loss: torch.tensor(True), TypeError, "real floating-point tensor.*bool"),
     "complex": (lambda loss: loss.to(torch.cdouble), TypeError, "real floating-point tensor.*complex128"),
-    "float8": (lambda loss: loss.to(torch.float8_e4m3fn), TypeError, "16 bits or more; found torch.float8_e4m3fn"),
-    "sparse": (lambda loss: loss.to_sparse(), TypeError, "dense.*torch.sparse_coo"),
+    "float8": (lambda loss: loss.to(torch.float8_e4m3fn), TypeError, "found torch.float8_e4m3fn, of less than 16 bits"),
+    "sparse": (
+        lambda loss: loss.to_sparse(),
+        TypeError,
+        r"found one of layout torch.sparse_coo: take loss.to_dense\(\)",
+    ),
     "nested": (
         lambda loss: torch.nested.as_nested_tensor([loss[None]], layout=torch.jagged),
         (TypeError, ValueError),
         "NestedTensor|nested",
     ),
-    "meta": (lambda loss: loss.to("meta"), ValueError, "meta device, where tensors have no values"),
+    "meta": (lambda loss: loss.to("meta"), ValueError, "on meta, the weights are on cpu; a meta tensor has no value"),
     "vector": (lambda loss: loss[None], ValueError, r"scalar, of shape \(\); found \(1,\)"),
     "number": (lambda loss: loss.item(), TypeError, "a tensor or None; found float"),
     "string": (lambda loss: "1.0", TypeError, "a tensor or None; found str"),
@@ -221,7 +225,9 @@ def test_a_sparse_gradient_of_an_embedding():
         net = Situation(entry_point, layer=table)
         balancer = eq.GradNorm(net.source)
         losses = net.losses(torch.tensor([0, 3, 3, 5]))
-        dense = [torch.autograd.grad(loss, table.weight, retain_graph=True)[0].to_dense().norm() for loss in losses.values()]
+        dense = [
+            torch.autograd.grad(loss, table.weight, retain_graph=True)[0].to_dense().norm() for loss in losses.values()
+        ]
         balancer(losses).backward()
         balancer.step()
         close(balancer.log()["gradient_norms"], torch.stack(dense))

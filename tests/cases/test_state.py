@@ -64,9 +64,8 @@ class Held(Situation):
 
 def rule_in_float64(norms, lr, floor=1e-3):
     """GradNorm at alpha = 0 on norms of unweighted gradients ``(steps, T)``, written down once more."""
-    w, m, v = torch.ones(norms.shape[1], dtype=torch.float64), 0.0, 0.0
+    w, m, v, unit = torch.ones(norms.shape[1], dtype=torch.float64), 0.0, 0.0, norms[0].double().mean()
     for t, n in enumerate(norms.double(), start=1):
-        unit = n.mean() if t == 1 else unit
         gradient = n * torch.sign(w * n - (w * n).mean())
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         w = w - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8 * unit)

@@ -3,41 +3,38 @@ import pickle
 
 import pytest
 import torch
+from helpers.measured import autograd_rows, norms_of, rows_of
 from helpers.networks import LAYERS, MLP, ForkedNetwork
-from helpers.reference import close, task_gradients
+from helpers.reference import close
 from torch import nn
 
 import equipoise as eq
 
 pytestmark = pytest.mark.usefixtures("double")
 
+WEIGHTS = {"a": 0.5, "b": 2.0, "c": 0.5}
+
 
 @pytest.fixture(params=LAYERS, name="case")
 def _case(request):
     layer, shape = LAYERS[request.param]
-    network = ForkedNetwork(layer())
-    network.fork.measure(True)
-    return network, torch.randn(shape)
+    return ForkedNetwork(layer()), torch.randn(shape)
 
 
-def test_task_gradients_and_the_networks_gradients_are_those_of_autograd(case):
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_norms_and_the_networks_gradients_are_those_of_autograd(case, accumulate):
     network, x = case
-    weights = {"a": 0.5, "b": 2.0, "c": 1.25}
-    expected = task_gradients(
-        [weights[t] * loss for t, loss in network.losses(x).items()], network.fork.shared_layer.weight
-    )
-
     plain = copy.deepcopy(network)
-    plain.fork.measure(False)
-    sum(weights[t] * loss for t, loss in plain.losses(x).items()).backward()
+    weighted = [WEIGHTS[task] * loss for task, loss in plain.losses(x).items()]
+    expected = autograd_rows(weighted, [plain.fork.shared_layer.weight])
+    sum(weighted).backward()
 
-    network.fork.reset()
-    sum(weights[t] * loss for t, loss in network.losses(x).items()).backward()
-    close(network.fork.task_gradients(), expected)
-    close(network.fork.gradient_norms(), expected.flatten(1).norm(dim=1))
+    balancer = eq.Static(network.fork, WEIGHTS, every=1, accumulate=accumulate)
+    balancer(network.losses(x)).backward()
+    balancer.step()
+    close(balancer.log()["gradient_norms"], expected.norm(dim=1))
     for (name, parameter), reference in zip(network.named_parameters(), plain.parameters(), strict=True):
         close(parameter.grad, reference.grad, msg=lambda text, name=name: f"{name}: {text}")
-    close(network.fork.shared_layer.weight.grad, expected.sum(0))
 
 
 @pytest.mark.parametrize(
@@ -46,11 +43,12 @@ def test_task_gradients_and_the_networks_gradients_are_those_of_autograd(case):
 def test_the_fork_passes_gradcheck_and_gradgradcheck(name):
     layer, shape = LAYERS[name]
     fork = eq.Fork(layer(), ("a", "b"))
-    fork.measure(True)
+    _ = eq.Equal(fork, every=1)
     names = [n for n, _ in fork.named_parameters()]
 
     def function(x, *parameters):
         features = torch.func.functional_call(fork, dict(zip(names, parameters, strict=True)), (x,))
+        assert features["a"] is not features["b"]
         return features["a"].sin(), features["b"].square()
 
     inputs = (torch.randn(shape, requires_grad=True), *(p.detach().requires_grad_() for p in fork.parameters()))
@@ -59,75 +57,63 @@ def test_the_fork_passes_gradcheck_and_gradgradcheck(name):
 
 
 def test_norms_at_the_features():
-    network = ForkedNetwork(None)
-    network.fork.measure(True)
-    x = torch.randn(6, 4)
-    seen = []
+    network, seen = ForkedNetwork(None), []
     network.fork.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    losses = network.losses(x)
-    expected = task_gradients(losses.values(), seen[0]).flatten(1).norm(dim=1)
-    network.fork.reset()
-    sum(losses.values()).backward()
-    close(network.fork.gradient_norms(), expected)
-    with pytest.raises(RuntimeError, match="only the norms"):
-        network.fork.task_gradients()
+    x = torch.randn(6, 4)
+    expected = autograd_rows(network.losses(x).values(), seen).norm(dim=1)
+    close(norms_of(network.fork, lambda: network.losses(x)), expected)
 
 
-def test_gradients_accumulate_over_backward_passes_and_calls():
-    network, x = ForkedNetwork(nn.Linear(5, 4)), torch.randn(6, 5)
-    network.fork.measure(True)
-    whole = {t: (network.losses(x[:2])[t] + network.losses(x[2:])[t]) for t in network.fork.tasks}
-    expected = task_gradients(whole.values(), network.fork.shared_layer.weight)
-    network.fork.reset()
-    for part in (x[:2], x[2:]):
-        sum(network.losses(part).values()).backward()
-    close(network.fork.task_gradients(), expected)
-    network.fork.reset()
-    sum(whole.values()).backward()  # one backward pass through two calls of the fork
-    close(network.fork.task_gradients(), expected)
-
-
-def test_a_task_that_is_left_out_has_a_zero_row():
+def test_a_task_without_labels_has_no_norm():
     network, x = ForkedNetwork(nn.Conv1d(4, 4, 3)), torch.randn(2, 4, 5)
-    network.fork.measure(True)
-    losses = network.losses(x)
-    (losses["a"] + losses["c"]).backward()
-    norms = network.fork.gradient_norms()
-    assert norms[1] == 0
-    assert norms[0] > 0
-    assert norms[2] > 0
+    norms = norms_of(network.fork, lambda: network.losses(x) | {"b": None})
+    assert norms[1].isnan()
+    assert (norms[[0, 2]] > 0).all()
 
 
-def test_a_frozen_layer_and_a_frozen_trunk_are_still_measured():
+def test_a_frozen_trunk_is_measured():
     network, x = ForkedNetwork(nn.Linear(5, 4)), torch.randn(6, 5)
-    network.fork.measure(True)
-    expected = task_gradients(network.losses(x).values(), network.fork.shared_layer.weight)
-    network.fork.reset()
-    for parameter in (network.scale, *network.fork.parameters()):
-        parameter.requires_grad_(False)
-    sum(network.losses(x).values()).backward()
-    close(network.fork.task_gradients(), expected)
+    network.scale.requires_grad_(False)
+    expected = autograd_rows(network.losses(x).values(), [network.fork.shared_layer.weight])
+    close(rows_of(network.fork, lambda: network.losses(x)), expected)
+
+
+def test_a_frozen_weight_leaves_the_bias_and_a_frozen_layer_is_refused():
+    network, x = ForkedNetwork(nn.Linear(5, 4)), torch.randn(6, 5)
+    network.fork.shared_layer.weight.requires_grad_(False)
+    expected = autograd_rows(network.losses(x).values(), [network.fork.shared_layer.bias])
+    close(rows_of(network.fork, lambda: network.losses(x)), expected)
+    network.fork.shared_layer.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"Linear, must have a parameter that is trained; found that all of them are frozen"):
+        norms_of(network.fork, lambda: network.losses(x))
 
 
 def test_there_is_exactly_one_backward_pass_and_nothing_is_retained():
     network, x = MLP(), torch.randn(4, 6)
-    network.fork.measure(True)
+    balancer = eq.Equal(network.fork, every=1)
     passes = []
-    network.trunk[0].weight.register_hook(lambda gradient: passes.append(1))
-    total = sum(output.square().mean() for output in network(x).values())
-    total.backward()
+    for step in range(6):
+        if step == 5:  # those before are audited
+            network.trunk[0].weight.register_hook(lambda gradient: passes.append(1))
+        total = balancer({task: output.square().mean() for task, output in network(x).items()})
+        total.backward()
+        balancer.step()
     assert len(passes) == 1
     with pytest.raises(RuntimeError, match="second time"):
         total.backward()
 
 
-def test_a_fork_that_is_not_measuring_is_nothing():
+def test_a_fork_that_is_not_measured_returns_the_output_unchanged():
     fork = eq.Fork(nn.Linear(3, 2), ("a", "b"))
-    fork(torch.ones(1, 3))  # the first time, heads that work in place are caught
-    features = fork(torch.ones(1, 3))
-    assert features["a"] is features["b"]
-    assert type(features["a"].grad_fn).__name__ == "AddmmBackward0"
-    fork.measure(True)
+    for balancer in (None, eq.Equal(fork), eq.Equal(fork, every=1)):
+        measured = balancer is not None and balancer.log().keys() and balancer._every is not None
+        features = fork(torch.ones(1, 3))
+        assert (features["a"] is features["b"]) == (not measured)
+        fork.eval()
+        features = fork(torch.ones(1, 3))
+        assert features["a"] is features["b"]
+        assert type(features["a"].grad_fn).__name__ == "AddmmBackward0"
+        fork.train()
     with torch.no_grad():
         assert fork(torch.ones(1, 3))["a"].grad_fn is None
 
@@ -135,33 +121,66 @@ def test_a_fork_that_is_not_measuring_is_nothing():
 def test_the_fork_adds_no_parameter_and_no_state():
     layer = nn.Linear(3, 2)
     fork = eq.Fork(layer, ("a", "b"))
+    _ = eq.GradNorm(fork)
+    fork(torch.ones(1, 3))
     assert [id(p) for p in fork.parameters()] == [id(p) for p in layer.parameters()]
     assert list(fork.state_dict()) == ["shared_layer.weight", "shared_layer.bias"]
     assert not list(fork.buffers())
 
 
+def test_an_alias_that_belongs_to_no_task_is_handed_out_and_not_measured():
+    network = ForkedNetwork(nn.Linear(5, 4))
+    network.fork = eq.Fork(network.fork.shared_layer, network.fork.tasks, others=("penalty",))
+    balancer, x = eq.Equal(network.fork, every=1), torch.randn(6, 5)
+    plain = copy.deepcopy(network).eval()
+
+    def losses(network):
+        features = network.fork(torch.tanh(network.scale * x))
+        own = {task: (i + 1) * features[task].sin().square().mean() for i, task in enumerate(network.fork.tasks)}
+        return own, 0.1 * features["penalty"].abs().sum()
+
+    own, penalty = losses(plain)
+    expected = autograd_rows(own.values(), [plain.fork.shared_layer.weight]).norm(dim=1)
+    (sum(own.values()) + penalty).backward()
+    own, penalty = losses(network)
+    (balancer(own) + penalty).backward()
+    balancer.step()
+    close(balancer.log()["gradient_norms"], expected)
+    for parameter, reference in zip(network.parameters(), plain.parameters(), strict=True):
+        close(parameter.grad, reference.grad) if reference.grad is not None else None
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
-def test_a_copy_measures_by_itself(duplicate):
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_copy_in_the_middle_of_a_step_measures_by_itself(duplicate, accumulate):
     network, x = MLP(), torch.randn(4, 6)
-    balancer = eq.GradNorm(network.fork)
-    sum(network(x)[t].square().mean() for t in network.fork.tasks).backward()
+    balancer = eq.Equal(network.fork, every=1, accumulate=accumulate)
+    balancer({task: output.square().mean() for task, output in network(x).items()}).backward()
     twin, twin_balancer = duplicate((network, balancer))
-    assert twin_balancer._source is twin.fork
-    assert not twin.fork.measured
-    twin_balancer({t: o.square().mean() for t, o in twin(x).items()}).backward()
-    assert twin.fork.measured
+    with pytest.raises(RuntimeError, match="found no backward pass"):
+        twin_balancer.step()
+    twin_losses = {task: 3 * output.square().mean() for task, output in twin(x).items()}
+    twin_balancer(twin_losses).backward()
     twin_balancer.step()
+    balancer.step()
+    close(twin_balancer.log()["gradient_norms"], 3 * balancer.log()["gradient_norms"])
 
 
-def test_the_fork_follows_its_layer_to_another_precision():
-    network = MLP().to(torch.float32)
-    network.fork.measure(True)
-    sum(o.square().mean() for o in network(torch.randn(4, 6, dtype=torch.float32)).values()).backward()
-    assert network.fork.gradient_norms().dtype == torch.float32
-    network = MLP().to(torch.bfloat16)
-    network.fork.measure(True)
-    sum(o.square().mean() for o in network(torch.randn(4, 6, dtype=torch.bfloat16)).values()).backward()
-    assert network.fork.gradient_norms().dtype == torch.float32
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fork_follows_its_layer_to_another_precision(dtype, accumulate):
+    network = MLP()
+    balancer = eq.Equal(network.fork, every=1, accumulate=accumulate)
+    network.to(dtype)
+    balancer.to(dtype)
+    x = torch.randn(4, 6, dtype=dtype)
+    losses = {task: output.square().mean() for task, output in network(x).items()}
+    expected = autograd_rows(losses.values(), [network.fork.shared_layer.weight]).float().norm(dim=1)
+    balancer(losses).backward()
+    balancer.step()
+    norms = balancer.log()["gradient_norms"]
+    assert norms.dtype == torch.float32
+    close(norms, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -169,10 +188,11 @@ def test_the_fork_follows_its_layer_to_another_precision():
     [
         (nn.Linear(2, 2), (), ValueError, "at least one task"),
         (nn.Linear(2, 2), ("a", "b", "a"), ValueError, "'a' more than once"),
-        (nn.Linear(2, 2), ("a", 1), TypeError, "must be a string; found 1"),
-        (nn.Linear(2, 2), "ab", TypeError, "found the string 'ab'"),
-        (nn.ReLU(), ("a",), ValueError, "ReLU must have a parameter that is trained"),
-        ("trunk.3", ("a",), TypeError, "found str"),
+        (nn.Linear(2, 2), ("a", ""), ValueError, "tasks must not be empty strings"),
+        (nn.Linear(2, 2), ("a", 1), TypeError, "tasks must be strings; found 1 of type int"),
+        (nn.Linear(2, 2), "ab", TypeError, "tasks must be a sequence of names; found 'ab' of type str"),
+        (nn.Linear(2, 2), {"a", "b"}, TypeError, "found a set, whose order may differ"),
+        ("trunk.3", ("a",), TypeError, "shared_layer must be a module or None; found 'trunk.3' of type str"),
     ],
 )
 def test_a_fork_refuses(layer, tasks, error, message):
@@ -180,6 +200,13 @@ def test_a_fork_refuses(layer, tasks, error, message):
         eq.Fork(layer, tasks)
 
 
-def test_reading_before_a_backward_pass_is_refused():
-    with pytest.raises(RuntimeError, match="nothing was measured"):
-        eq.Fork(nn.Linear(2, 2), ("a",)).gradient_norms()
+def test_a_layer_without_a_parameter_is_refused_where_it_is_to_be_measured():
+    fork = eq.Fork(nn.ReLU(), ("a",))
+    _ = eq.Equal(fork)
+    with pytest.raises(ValueError, match="ReLU, must have a parameter that is trained; found that it has no parameters"):
+        eq.GradNorm(fork)
+
+
+def test_an_alias_has_a_name_of_its_own():
+    with pytest.raises(ValueError, match="'a' more than once"):
+        eq.Fork(nn.Linear(2, 2), ("a", "b"), others=("a",))

@@ -1,12 +1,12 @@
-"""One shared layer, two heads, and what measures between them: the ground on which situations from the field are written anew."""
+"""One shared layer, two heads, and what measures between them, for situations from the field."""
 
 from __future__ import annotations
 
 import torch
-from helpers.reference import close
 from torch import nn
 
 import equipoise as eq
+from helpers.reference import close
 
 TASKS = ("a", "b")
 SCALES = {"a": 1.0, "b": 10.0}
@@ -83,6 +83,18 @@ def gradient(loss, parameters):
     parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
     parts = [torch.view_as_real(part.resolve_conj()) if part.is_complex() else part for part in parts]
     return torch.cat([part.reshape(-1).to(torch.get_default_dtype()) for part in parts])
+
+
+def one_step(balancer, losses, also=0.0):
+    """One step, unchecked."""
+    (balancer(losses) + also).backward()
+    balancer.step()
+
+
+def two_steps(balancer, losses, net):
+    """Two steps on fresh batches, of losses by a function of the network and a batch."""
+    for _ in range(2):
+        one_step(balancer, losses(net, batch()))
 
 
 def step_exactly(balancer, losses, parameters, also=None, **tolerance):

@@ -20,8 +20,8 @@ from equipoise.balancer.step import Log, Progress, Step
 from equipoise.balancer.step_after import step_after
 from equipoise.balancer.total_loss import Note, noted_total
 from equipoise.engine import GradientSource
+from equipoise.engine.modes import in_transform
 from equipoise.engine.processes import Processes
-from equipoise.engine.source import in_transform
 
 
 class Plan(NamedTuple):

@@ -114,23 +114,22 @@ def _checked(task: str, loss: Any, losses: Mapping[str, Any], device: torch.devi
         shape = "a nested tensor" if loss.is_nested else tuple(loss.shape)
         raise ValueError(f"task {task!r}: a loss must be a scalar, of shape (); found {shape}")
     if not _is_real(loss):
-        found = loss.dtype if loss.layout == torch.strided else f"one of layout {loss.layout}"
-        raise TypeError(
-            f"task {task!r}: a loss must be a real floating-point tensor, dense, of 16 bits or more; found {found}"
-        )
-    if loss.is_meta and device.type != "meta":
-        raise ValueError(f"task {task!r}: its loss is on the meta device, where tensors have no values")
+        raise TypeError(f"task {task!r}: a loss must be a real floating-point tensor; found {_kind(loss)}")
     if loss.device != device:
-        raise ValueError(
-            f"task {task!r}: its loss is on {loss.device}, the weights are on {device}; "
-            f"call balancer.to({str(loss.device)!r})"
-        )
+        remedy = "a meta tensor has no value" if loss.is_meta else f"call balancer.to({str(loss.device)!r})"
+        raise ValueError(f"task {task!r}: its loss is on {loss.device}, the weights are on {device}; {remedy}")
     return loss.as_subclass(Tensor)
 
 
 def _is_real(loss: Tensor) -> bool:
     """Whether it is of a dtype and layout that losses are summed in."""
     return loss.dtype in _REAL and loss.layout == torch.strided
+
+
+def _kind(loss: Tensor) -> str:
+    if loss.layout != torch.strided:
+        return f"one of layout {loss.layout}: take loss.to_dense()"
+    return f"{loss.dtype}, of less than 16 bits" if loss.is_floating_point() else f"{loss.dtype}"
 
 
 _REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -142,7 +141,7 @@ def _check_vector(losses: Tensor, tasks: Sequence[str], device: torch.device) ->
             f"losses must be a dict by task name, or a tensor of shape ({len(tasks)},) in task order; found {described(losses)}"
         )
     if not _is_real(losses):
-        raise TypeError(f"losses must be a real floating-point tensor, dense, of 16 bits or more; found {losses.dtype}")
+        raise TypeError(f"losses must be a real floating-point tensor; found {_kind(losses)}")
     if losses.device != device:
         raise ValueError(
             f"the losses are on {losses.device}, the weights are on {device}; call balancer.to({str(losses.device)!r})"

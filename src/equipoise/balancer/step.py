@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from equipoise.engine import GradientSource
+
+Tasks = GradientSource | Sequence[str]
+"""Where gradients are measured, or the names of the tasks alone."""
 Log = Mapping[str, Tensor | Callable[[], Tensor]]
 """Quantities for the log by name; a function is called when the log is read."""
 

@@ -23,60 +23,61 @@ Aggregator = Callable[[Tensor], Tensor]
 class Aggregated(CombiningBalancer):
     r"""The task gradients are combined by an aggregator: any of TorchJD's (UPGrad, MGDA, PCGrad, ...), or your own.
 
-    With :math:`g_i` the gradient of the loss :math:`L_i` at the features of the whole batch, as a vector of n numbers, and
-    :math:`\mathcal A` the aggregator, the trunk is trained with
+    With :math:`g_i` the gradient of the loss :math:`L_i` at the features of the whole batch, as a vector of n numbers,
+    and :math:`\mathcal A` the aggregator, the trunk is trained with
 
     .. math:: \tilde g = \mathcal A \begin{pmatrix} g_1 \\ \vdots \\ g_T \end{pmatrix}
 
     in the place of :math:`\sum_i g_i`, and every head with the gradient of its own loss. With ``at="shared_layer"`` the
-    aggregator is asked for the weights of its sum, from the gradients at W, and they are applied at the features: the gradient
-    of W is then the aggregate of the gradients at W.
+    aggregator is asked for the weights of its sum, from the gradients at W, and they are applied at the features: the
+    gradient of W is then the aggregate of the gradients at W.
 
     When to use:
-        Tasks pull the trunk in directions that conflict, and a rule against that is wanted: UPGrad has every task gain, MGDA
-        the one that is worst off. Where gradients differ in size alone, weights on the losses cost less.
+        Tasks pull the trunk in directions that conflict, and a rule against that is wanted: UPGrad has every task gain,
+        MGDA the one that is worst off. Where gradients differ in size alone, weights on the losses cost less.
 
     Args:
         fork: Where the network splits into tasks: a `Fork`.
-        aggregator: A callable, matrix ``(T, n)`` -> vector ``(n,)``. Of TorchJD's, those that are weighted sums are asked for
-            the weights only, and those that need no more than the Gramian are given that, ``(T, T)``. A module becomes a
-            submodule: its buffers are in ``state_dict``.
+        aggregator: A callable, matrix ``(T, n)`` -> vector ``(n,)``. Of TorchJD's, those that are weighted sums are
+            asked for the weights only, and those that need no more than the Gramian are given that, ``(T, T)``. A
+            module becomes a submodule: its buffers are in ``state_dict``.
         at: Where the gradients are taken that the aggregator sees: ``"features"``, or ``"shared_layer"`` for a TorchJD
             aggregator that is a weighted sum.
-        seed: The random numbers that the aggregator draws from PyTorch's own generators follow from it and from the number of
-            the step. They are the same on every process, and no other draw is disturbed.
+        seed: The random numbers that the aggregator draws from PyTorch's own generators follow from it and from the
+            number of the step. They are the same on every process, and no other draw is disturbed.
 
     Raises:
         TypeError: ``fork`` is not a `Fork`, ``aggregator`` not callable, or ``seed`` not an integer.
-        ValueError: ``at`` is neither of the two, or not possible with this fork or aggregator; or, in the backward pass, the
-            aggregator returns another shape.
+        ValueError: ``at`` is neither of the two, or not possible with this fork or aggregator; or, in the backward
+            pass, the aggregator returns another shape.
 
     Shape:
-        T is the number of tasks present in the batch: the rows of the others are left out. An aggregator that is made for a
-        number of tasks (``NashMTL``, ``Constant``) needs all of them.
+        T is the number of tasks present in the batch: the rows of the others are left out. An aggregator that is made
+        for a number of tasks (``NashMTL``, ``Constant``) needs all of them.
 
     Units:
-        The gradients are those of the losses as they are. TorchJD's aggregators hold some settings against absolute sizes
-        (``norm_eps`` of UPGrad, DualProj and CAGrad, ``max_norm`` of NashMTL). At the features, where each of B samples has a
-        part of a gradient that is a mean over B, squared norms are smaller by about B than at parameters: with the default
-        ``norm_eps`` UPGrad may then see no gradient at all, and give the mean. Several of them give a mean of gradients and not
-        a sum, so that the trunk learns about T times slower beside its heads.
+        The gradients are those of the losses as they are. TorchJD's aggregators hold some settings against absolute
+        sizes (``norm_eps`` of UPGrad, DualProj and CAGrad, ``max_norm`` of NashMTL). At the features, where each of B
+        samples has a part of a gradient that is a mean over B, squared norms are smaller by about B than at parameters:
+        with the default ``norm_eps`` UPGrad may then see no gradient at all, and give the mean. Several of them give a
+        mean of gradients and not a sum, so that the trunk learns about T times slower beside its heads.
 
     Log:
         ``gradient_norms``, those that the aggregator saw, and ``aggregation_weights``, where they exist.
 
     Differs from the paper:
-        At the features the matrix is not that of the papers, which is at the shared parameters: a common approximation. Each
-        micro-batch is aggregated by itself. Over several processes the aggregator gets the Gramian, or the matrix, of the whole
-        batch. Where a task gradient is not finite the aggregator is not asked: the plain sum, not finite either, goes on for a
-        loss scaler to find, and the step is counted in ``skipped_steps``.
+        At the features the matrix is not that of the papers, which is at the shared parameters: a common approximation.
+        Each micro-batch is aggregated by itself. Over several processes the aggregator gets the Gramian, or the matrix,
+        of the whole batch. Where a task gradient is not finite the aggregator is not asked: the plain sum, not finite
+        either, goes on for a loss scaler to find, and the step is counted in ``skipped_steps``.
 
-        The CAGrad of its authors is :math:`T / (1 + c^2)` times TorchJD's. TorchJD's MGDA stops after 100 iterations, short of
-        the minimum: with T = 4 and norms up to 30 apart its norm was up to 37 % above it.
+        The CAGrad of its authors is :math:`T / (1 + c^2)` times TorchJD's. TorchJD's MGDA stops after 100 iterations,
+        short of the minimum: with T = 4 and norms up to 30 apart its norm was up to 37 % above it.
 
-        The memory of an aggregator is its own affair. It moves with every call, also in a step that is skipped and while the
-        balancer is frozen, and outside of buffers it is not saved: TorchJD's ExcessMTL, GradVac, PCD and NashMTL (which holds
-        the objects of a solver) begin anew after ``load_state_dict``, with a warning. A pickle of the balancer has all of it.
+        The memory of an aggregator is its own affair. It moves with every call, also in a step that is skipped and
+        while the balancer is frozen, and outside of buffers it is not saved: TorchJD's ExcessMTL, GradVac, PCD and
+        NashMTL (which holds the objects of a solver) begin anew after ``load_state_dict``, with a warning. A pickle of
+        the balancer has all of it.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -90,8 +91,8 @@ class Aggregated(CombiningBalancer):
         tensor([-2., -2.])
 
     References:
-        Quinton and Rey 2024, Jacobian descent for multi-objective optimization. PCGrad (Yu et al. 2020), CAGrad (Liu et al.
-        2021) and Nash-MTL (Navon et al. 2022): Algorithm 1 of each; MGDA: Sener and Koltun 2018, Algorithm 2.
+        Quinton and Rey 2024, Jacobian descent for multi-objective optimization. PCGrad (Yu et al. 2020), CAGrad (Liu et
+        al. 2021) and Nash-MTL (Navon et al. 2022): Algorithm 1 of each; MGDA: Sener and Koltun 2018, Algorithm 2.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The task gradients combined at the fork on their way back, where they are otherwise summed.
 
-The factor of the total loss (a loss scale, one over the number of micro-batches) is not known at the fork. It is the gradient
-that arrives at the total loss, earlier in the same backward pass: it is read there, taken out of the task gradients before they
-are combined, and put back into the result, so that no method ever sees it.
+The factor of the total loss (a loss scale, one over the number of micro-batches) is not known at the fork. It is the
+gradient that arrives at the total loss, earlier in the same backward pass: it is read there, taken out of the task
+gradients before they are combined, and put back into the result, so that no method ever sees it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from equipoise.engine.rules import Gradients, LayerRule
 class FeatureGradients(NamedTuple):
     """The gradients that have arrived at the fork in one backward pass: those of the losses, multiplied by nothing.
 
-    Over several processes they are this process's share in the gradients of the mean loss: a sum over the samples of all
-    processes is the whole batch's.
+    Over several processes they are this process's share in the gradients of the mean loss: a sum over the samples of
+    all processes is the whole batch's.
 
     Attributes:
-        gradients: At each of the features, ``(T, *)``; zeros where none has arrived. Empty where none has from any task.
+        gradients: At each of the features, ``(T, *)``; zeros where none has arrived. Empty where none has from any
+            task.
         features: The features.
         at_layer: The gradients at W, ``(T, P)``, where they are asked for.
         present: Which tasks' gradients have arrived here.
@@ -53,8 +54,8 @@ Combine = Callable[[FeatureGradients], tuple[Sequence[Tensor], Tensor]]
 class Combination:
     """How the task gradients are combined, and the record of it that the backward passes leave.
 
-    Gradients are combined in a backward pass from a total loss that is watched. Another pass through the fork, as one of a
-    single loss for a log, gives the plain gradient.
+    Gradients are combined in a backward pass from a total loss that is watched. Another pass through the fork, as one
+    of a single loss for a log, gives the plain gradient.
 
     Args:
         fork: Where they arrive.

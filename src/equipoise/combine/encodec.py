@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import number, numbers_by_task
-from equipoise.balancer.step import Log, Step
+from equipoise.arguments import ByTask, number, numbers_by_task
+from equipoise.balancer import Log, Step
 from equipoise.combine.combination import FeatureGradients
 from equipoise.combine.combining import CombiningBalancer
 from equipoise.engine import Fork
@@ -46,21 +46,23 @@ class State(NamedTuple):
 class EnCodec(CombiningBalancer):
     r"""Each loss gets a given fraction of the gradient at the fork, large or small: for several losses on one output.
 
-    With :math:`g_i` the gradient of the loss :math:`L_i` at the features, which are the network's output where the fork is
-    the last thing in it, the trunk is trained with
+    With :math:`g_i` the gradient of the loss :math:`L_i` at the features, which are the network's output where the fork
+    is the last thing in it, the trunk is trained with
 
     .. math::
         \tilde g = \sum_i R \, \frac{\lambda_i}{\sum_j \lambda_j} \, \frac{g_i}{\langle \lVert g_i \rVert \rangle_\beta}
 
-    where the average :math:`\langle \cdot \rangle_\beta` runs exponentially over the steps, this one included, corrected for
-    its start at zero. :math:`\lVert g_i \rVert` is the mean over the batch of the norm of one sample's gradient.
+    where the average :math:`\langle \cdot \rangle_\beta` runs exponentially over the steps, this one included,
+    corrected for its start at zero. :math:`\lVert g_i \rVert` is the mean over the batch of the norm of one sample's
+    gradient.
 
     When to use:
-        Several losses on one output (a codec, a generator with a discriminator), each of which shall count as given, however
-        large it is and however that drifts.
+        Several losses on one output (a codec, a generator with a discriminator), each of which shall count as given,
+        however large it is and however that drifts.
 
     Args:
-        fork: Where the losses part: ``Fork(None, tasks)`` at the output, or any other `Fork`, at whose features it works.
+        fork: Where the losses part: ``Fork(None, tasks)`` at the output, or any other `Fork`, at whose features it
+            works.
         lambdas: :math:`\lambda_i` by task name. ``None``: all alike.
         norm: R, the norm of the gradient that goes on for one sample, were all losses to pull in one direction.
         decay: :math:`\beta` of the average, at least 0 and below 1.
@@ -76,15 +78,16 @@ class EnCodec(CombiningBalancer):
         :math:`\tilde g` has the unit of ``norm``, and not that of the losses.
 
     Log:
-        ``gradient_norms`` :math:`\lVert g_i \rVert` of this step, ``mean_gradient_norms`` the average that was divided by.
+        ``gradient_norms`` :math:`\lVert g_i \rVert` of this step, ``mean_gradient_norms`` the average that was divided
+        by.
 
     Differs from the paper:
-        The norm per sample, averaged over the batch, is the default of the authors' code. Their code adds 1e-12 to the average
-        norm; here a task whose gradients have all been zero is left out instead, so that no result depends on the unit of a
-        loss. A task that is absent keeps its average, and the lambdas of the others are taken among themselves. Where the total
-        loss is multiplied before ``backward()``, so is the result; micro-batches are each balanced with the average of the last
-        step and their own norms. Over P processes the result is that of one process with the whole batch; theirs, which
-        averages the processes' gradients, is P times smaller.
+        The norm per sample, averaged over the batch, is the default of the authors' code. Their code adds 1e-12 to the
+        average norm; here a task whose gradients have all been zero is left out instead, so that no result depends on
+        the unit of a loss. A task that is absent keeps its average, and the lambdas of the others are taken among
+        themselves. Where the total loss is multiplied before ``backward()``, so is the result; micro-batches are each
+        balanced with the average of the last step and their own norms. Over P processes the result is that of one
+        process with the whole batch; theirs, which averages the processes' gradients, is P times smaller.
 
     Example:
         >>> decoder = torch.nn.Linear(2, 4)
@@ -98,13 +101,11 @@ class EnCodec(CombiningBalancer):
         tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
 
     References:
-        Défossez, Copet, Synnaeve, Adi 2022, High fidelity neural audio compression, the part on the balancer, and the authors'
-        ``balancer.py`` (equation number not verified).
+        Défossez, Copet, Synnaeve, Adi 2022, High fidelity neural audio compression, the part on the balancer, and the
+        authors' ``balancer.py`` (equation number not verified).
     """
 
-    def __init__(
-        self, fork: Fork, *, lambdas: Mapping[str, float] | None = None, norm: float = 1.0, decay: float = 0.999
-    ) -> None:
+    def __init__(self, fork: Fork, *, lambdas: ByTask | None = None, norm: float = 1.0, decay: float = 0.999) -> None:
         super().__init__(fork, columns=("gradient_norms", "mean_gradient_norms"))
         self._lambdas = None if lambdas is None else numbers_by_task("lambdas", lambdas, self.tasks)
         self._norm, self._decay = number("norm", norm, "(0, inf)"), number("decay", decay, "[0, 1)")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import count, numbers_by_task
+from equipoise.arguments import ByTask, count, numbers_by_task
 from equipoise.combine.combination import FeatureGradients
 from equipoise.combine.combining import CombiningBalancer
 from equipoise.engine import Fork
@@ -29,8 +29,8 @@ def sign_masks(signed: Tensor, purity: Tensor, uniform: Tensor) -> Tensor:
 class GradDrop(CombiningBalancer):
     r"""At every feature one sign is drawn, and only the gradients of that sign go on: gradient sign dropout.
 
-    With :math:`g_i` the gradient of the loss :math:`L_i` at the features A of a batch, and :math:`G_i` its sum over the batch
-    after it is multiplied with the sign of A,
+    With :math:`g_i` the gradient of the loss :math:`L_i` at the features A of a batch, and :math:`G_i` its sum over the
+    batch after it is multiplied with the sign of A,
 
     .. math::
         \mathcal P = \frac12 \left( 1 + \frac{\sum_i G_i}{\sum_i |G_i|} \right), \qquad
@@ -39,22 +39,23 @@ class GradDrop(CombiningBalancer):
 
     with U drawn uniformly between 0 and 1 for every feature of a sample, and one mask for all samples.
 
-    TorchJD's ``GradDrop``, which `Aggregated` takes, draws for every number that is aggregated, without regard to the batch and
-    the activations: the method for gradients at parameters.
+    TorchJD's ``GradDrop``, which `Aggregated` takes, draws for every number that is aggregated, without regard to the
+    batch and the activations: the method for gradients at parameters.
 
     When to use:
         Many tasks that disagree in the sign of their gradients, and some noise in training is welcome.
 
     Args:
         fork: Where the network splits into tasks: a `Fork`, at whose features it works.
-        leaks: :math:`\ell_i` by task name, between 0 and 1: the part of the task's gradient that always goes on. ``None``: 0
-            for all.
-        seed: U follows from it and from the number of the step: the same on every process, and no other draw is disturbed.
+        leaks: :math:`\ell_i` by task name, between 0 and 1: the part of the task's gradient that always goes on.
+            ``None``: 0 for all.
+        seed: U follows from it and from the number of the step: the same on every process, and no other draw is
+            disturbed.
 
     Raises:
         TypeError: ``fork`` is not a `Fork`, or an argument is of another type.
-        ValueError: A leak is missing or not between 0 and 1, or ``seed`` is negative; or, in the backward pass over several
-            processes, this one has no labels for any task.
+        ValueError: A leak is missing or not between 0 and 1, or ``seed`` is negative; or, in the backward pass over
+            several processes, this one has no labels for any task.
 
     Shape:
         The features' first dimension is the batch.
@@ -63,12 +64,13 @@ class GradDrop(CombiningBalancer):
         ``gradient_norms``, the norms at the features.
 
     Differs from the paper:
-        The function of the purity that it allows is the identity. The authors' code goes on to scale the result to the norm of
-        the plain sum, unless told not to; here it stays as it is.
+        The function of the purity that it allows is the identity. The authors' code goes on to scale the result to the
+        norm of the plain sum, unless told not to; here it stays as it is.
 
-        A feature that is zero has no sign, as half of them behind a ReLU: its sample adds nothing to :math:`G_i`, but the mask
-        that the other samples give holds for it too. Where a feature is zero in the whole batch, or :math:`G_i` is zero for
-        every task, there is no sign to draw, and nothing goes on but the leaks. Fork ahead of the ReLU to avoid that.
+        A feature that is zero has no sign, as half of them behind a ReLU: its sample adds nothing to :math:`G_i`, but
+        the mask that the other samples give holds for it too. Where a feature is zero in the whole batch, or
+        :math:`G_i` is zero for every task, there is no sign to draw, and nothing goes on but the leaks. Fork ahead of
+        the ReLU to avoid that.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -81,11 +83,12 @@ class GradDrop(CombiningBalancer):
         tensor([ 1., -2.,  1.])
 
     References:
-        Chen, Ngiam, Huang, Luong, Kretzschmar, Chai, Anguelov 2020, Just pick a sign: optimizing deep multitask models with
-        gradient sign dropout, the positive sign purity Eq. 1 and Algorithm 1 lines 10-15, and the authors' ``graddrop.py``.
+        Chen, Ngiam, Huang, Luong, Kretzschmar, Chai, Anguelov 2020, Just pick a sign: optimizing deep multitask models
+        with gradient sign dropout, the positive sign purity Eq. 1 and Algorithm 1 lines 10-15, and the authors'
+        ``graddrop.py``.
     """
 
-    def __init__(self, fork: Fork, *, leaks: Mapping[str, float] | None = None, seed: int = 0) -> None:
+    def __init__(self, fork: Fork, *, leaks: ByTask | None = None, seed: int = 0) -> None:
         super().__init__(fork)
         self._leaks = None if leaks is None else numbers_by_task("leaks", leaks, self.tasks, "[0, 1]")
         self._seed = count("seed", seed, least=0)

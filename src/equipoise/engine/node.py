@@ -57,6 +57,23 @@ class ForkCall:
     watch: Watch | None
 
 
+@dataclass
+class AuditedCall:
+    """A forward pass that is kept for the audit, until the next one after its backward pass.
+
+    Attributes:
+        call: The call of the fork.
+        aliases: The aliases of each of its tasks, one after the other.
+        features: The features.
+        arrived: Whether a backward pass has come through.
+    """
+
+    call: ForkCall
+    aliases: list[list[Tensor]]
+    features: list[Tensor]
+    arrived: bool = False
+
+
 class ForkNode(torch.autograd.Function):
     """``(call, probe, *kept tensors, *features) -> aliases of the features``, alias after alias."""
 

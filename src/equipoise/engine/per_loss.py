@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from equipoise.arguments import described, sequence_of_names
 from equipoise.engine.node import reaches_the_probe
 from equipoise.engine.parameters import refuse_parts, shared_parameters
-from equipoise.engine.rules import autograd, flat, squared_norm
+from equipoise.engine.rules import RESHARDED, autograd, flat, is_sharded, squared_norm
 from equipoise.engine.source import GradientSource
 
 LEAST_BATCHED = 8
@@ -113,6 +113,8 @@ class PerLoss(GradientSource):
 
     def why_not(self, task: str) -> str:
         """Why no gradient of a task may have arrived."""
+        if any(map(is_sharded, self.measured_parameters.values())):
+            return f"its loss does not depend on W: {RESHARDED}"
         return (
             "its loss does not depend on the parameters measured, which may have been replaced since, or lie in a checkpoint "
             "that needs use_reentrant=False"

@@ -112,8 +112,7 @@ class AutogradRule(LayerRule):
         found = autograd(outputs, self.parameters, cast("tuple[Tensor, ...]", grad_outputs))
         if all(g is None for g in found):
             remedy = (
-                "fully_shard has sharded it again: use reshard_after_forward=False for this layer, or shard it with a module "
-                "around it, as the Fork or the model"
+                RESHARDED
                 if any(map(is_sharded, self.parameters))
                 else "is something on the way detached, or in a checkpoint that needs use_reentrant=False?"
             )
@@ -210,6 +209,11 @@ def split_layer(found: str) -> RuntimeError:
         "parameter, parameters=('weight',), so that it is measured from the graph"
     )
 
+
+RESHARDED = (
+    "fully_shard has sharded it again: use reshard_after_forward=False for this layer, or shard it with a module around it, as "
+    "the Fork or the model"
+)
 
 _REMEDIES = {
     "donated buffer": "a compiled region on the way gives up after one pass: set torch._functorch.config.donated_buffer = "

@@ -6,34 +6,17 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from equipoise.arguments import task_names
-from equipoise.engine.node import ForkCall, ForkNode, named
+from equipoise.engine.modes import exporting, in_transform
+from equipoise.engine.node import AuditedCall, ForkCall, ForkNode, named
 from equipoise.engine.probe import Probe
 from equipoise.engine.processes import Processes, ddp_joins
 from equipoise.engine.rules import Gradients, LayerRule, square_dtype, squared_norm
-
-
-@dataclass
-class AuditedCall:
-    """A forward pass that is kept for the audit, until the next one after its backward pass.
-
-    Attributes:
-        call: The call of the fork.
-        aliases: The aliases of each of its tasks, one after the other.
-        features: The features.
-        arrived: Whether a backward pass has come through.
-    """
-
-    call: ForkCall
-    aliases: list[list[Tensor]]
-    features: list[Tensor]
-    arrived: bool = False
 
 
 class GradientSource(ABC):
@@ -236,12 +219,7 @@ class GradientSource(ABC):
 
     def _trains(self) -> bool:
         """Whether the forward pass at hand is one in training, with a backward pass to come."""
-        return (
-            self.training
-            and torch.is_grad_enabled()
-            and not in_transform()
-            and not _exporting()
-        )
+        return self.training and torch.is_grad_enabled() and not in_transform() and not exporting()
 
     def _fan_out(
         self,
@@ -257,6 +235,8 @@ class GradientSource(ABC):
         """Aliases of the features, task after task, measured by ``rule``."""
         compiling = torch.compiler.is_compiling()
         gradients = self.has_gradients
+        if self.auditing and self.at_features and not compiling:  # the audit must not fill a retained gradient
+            features = [feature.view_as(feature) for feature in features]
         rule, kept = rule.prepare(inputs, features, tasks, gradients)
         watch = None if compiling else self
         self.joins = not compiling and ddp_joins()
@@ -316,22 +296,3 @@ class GradientSource(ABC):
         gone = {"_probes": [], "_passes": [], "_nodes": [], "_arrived": Counter(), "alias_squares": {}}
         alone = {"measuring": False, "auditing": False}  # until the balancer of the copy plans its next step
         return {**self.__dict__, **gone, **alone, "_audited": [], "_last_parameters": None, "_processes": None}
-
-
-def in_transform() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation runs, whose passes are no backward passes."""
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
-
-
-def _exporting() -> bool:
-    """Whether the model is being exported, when nothing of us must be left in its graph.
-
-    The flag is read directly: `torch.compiler.is_exporting` came with PyTorch 2.7, and at first was true in whatever
-    `torch.compile` traced. A strict export in training mode is known by the flag only, from 2.10 on.
-    """
-    compiler = torch.compiler
-    return compiler.is_compiling() and (
-        not compiler.is_dynamo_compiling() or getattr(compiler, "_is_exporting_flag", False)
-    )

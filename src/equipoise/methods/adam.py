@@ -11,13 +11,7 @@ from equipoise.arguments import described, number
 
 
 class Moments(NamedTuple):
-    """The state of Adam. Every entry has a step count of its own, so that its bias is corrected from its own start.
-
-    Attributes:
-        adam_mean: Running mean of the gradient ``(T,)``.
-        adam_square: Running mean of its square ``(T,)``.
-        adam_count: Steps that each entry has taken ``(T,)``, floating point.
-    """
+    """The running means of gradient and squared gradient, and the steps that each entry has taken; ``(T,)``, floating."""
 
     adam_mean: Tensor
     adam_square: Tensor
@@ -30,39 +24,28 @@ class Moments(NamedTuple):
 
 
 def adam(
-    gradient: Tensor, moments: Moments, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: Tensor | float = 1e-8
+    gradient: Tensor, state: Any, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: Tensor | float = 1e-8
 ) -> tuple[Tensor, Moments]:
-    """One step.
+    """One step: the change of every entry, and the moments after it (Kingma and Ba 2015, Adam, Algorithm 1).
 
     Args:
         gradient: The gradient ``(T,)``.
-        moments: What the steps before have left.
+        state: A state that has the fields of `Moments`.
         lr: The learning rate.
         betas: The decay of the two running means.
-        eps: Added to the root of the square; in the unit of the gradient. Where it is 0, an entry whose gradient has always
-            been zero does not move.
-
-    Returns:
-        The change of every entry, and the moments after the step.
-
-    References:
-        Kingma and Ba 2015, Adam, Algorithm 1.
+        eps: Added to the root of the square; in the unit of the gradient. Where it is 0, an entry whose gradient has
+            always been zero does not move.
     """
     decay, decay_square = betas
-    count = moments.adam_count + 1
-    mean = moments.adam_mean.lerp(gradient, 1 - decay)
-    square = moments.adam_square.lerp(gradient.square(), 1 - decay_square)
+    count = state.adam_count + 1  # each entry's own, so that its bias is corrected from its own start
+    mean = state.adam_mean.lerp(gradient, 1 - decay)
+    square = state.adam_square.lerp(gradient.square(), 1 - decay_square)
     root = (square / (1 - decay_square**count)).sqrt() + eps
     return mean / ((decay**count - 1) * root) * lr, Moments(mean, square, count)
 
 
 def check_betas(betas: Any) -> tuple[float, float]:
-    """The two decay rates.
-
-    Raises:
-        TypeError: They are no pair of numbers.
-        ValueError: One does not lie in [0, 1).
-    """
+    """The two decay rates, which must be a pair of numbers in [0, 1)."""
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"betas must be two numbers; found {described(betas)}")
     first, second = (number("betas", beta, "[0, 1)") for beta in betas)
@@ -70,10 +53,5 @@ def check_betas(betas: Any) -> tuple[float, float]:
 
 
 def check_lr(lr: Any) -> float:
-    """The learning rate.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is not positive and finite.
-    """
+    """The learning rate, which must be a positive number."""
     return number("lr", lr, "(0, inf)")

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.arguments import ByTask
+from equipoise.balancer import Balancer, Log, Step, Tasks
 
 
 def coefficients_of_variation(mean: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
-    r""":math:`c_i = \sigma_i / \mu_i` of the loss ratios.
-
-    As in the authors' code, :math:`\sigma_i = \sqrt{S_i / n_i + 10^{-8}}`, with the sum S of squared deviations.
-    """
+    r""":math:`c_i = \sigma_i / \mu_i` of the loss ratios, :math:`\sigma_i = \sqrt{S_i / n_i + 10^{-8}}` as in the code."""
     return (squares / counts + 1e-8).sqrt() / mean
 
 
 class State(NamedTuple):
-    """The moments of the losses so far, each ``(T,)``.
-
-    Attributes:
-        mean_losses: The mean loss.
-        mean_ratios: The mean of the loss ratios.
-        squares: The sum of their squared deviations from it.
-        counts: How many losses these are of.
-    """
+    """The moments of each task's losses and loss ratios so far, ``(T,)``; ``squares``: the sum of squared deviations."""
 
     mean_losses: Tensor
     mean_ratios: Tensor
@@ -44,26 +32,22 @@ class CoV(Balancer):
     .. math:: w_i = T \frac{c_i}{\sum_j c_j}, \qquad c_i = \frac{\sigma_{\ell_i}}{\mu_{\ell_i}}, \qquad
         \ell_i(t) = \frac{L_i(t)}{\mu_{L_i}(t - 1)}
 
-    with the means and the standard deviation over all steps so far. A loss that has settled weighs less, and the unit of a
-    loss does not matter.
+    with means and standard deviation over all steps so far. A loss that has settled weighs less, in any unit.
 
     When to use:
         Many loss terms of one output, where those that have settled shall give way to those that still move.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes.
         initial_weights: The weights of the steps before a task's third; see `Balancer`. ``None``: 1.
+        tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
         ValueError: A loss is not positive. On an accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights. As in the
-        authors' code, the weights of a step come from the losses of the steps before it, the initial ones until there are
-        two. The code's option of a decaying mean is left out.
+        The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. As in the
+        authors' code, a step's weights come from the losses before it, the initial weights until there are two losses.
+        The code's option of a decaying mean is left out.
 
     Example:
         >>> balancer = CoV(("settled", "learning"))
@@ -74,20 +58,20 @@ class CoV(Balancer):
         tensor([0.2308, 1.7692])
 
     References:
-        Groenendijk, Karaoglu, Gevers, Mensink 2021, Multi-loss weighting with coefficient of variations, section 3 (equation
-        number not verified), and the authors' code, ``losses/covweighting_loss.py``.
+        Groenendijk, Karaoglu, Gevers, Mensink 2021, Multi-loss weighting with coefficient of variations, section 3
+        (equation number not verified), and the authors' code, ``losses/covweighting_loss.py``.
     """
 
     positive_losses = True
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         every: int | None = None,
         start: int = 0,
         accumulate: bool = False,
-        initial_weights: Mapping[str, float] | str | None = None,
+        initial_weights: ByTask | str | None = None,
     ) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
         self.reset_parameters()

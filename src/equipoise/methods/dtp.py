@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from equipoise.arguments import SMALLEST, known_tasks, number
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.balancer import Balancer, Log, Step, Tasks
 
 
 def dtp_weights(indicators: Tensor, gamma: float) -> Tensor:
@@ -23,7 +21,8 @@ class State(NamedTuple):
     """The state between two steps.
 
     Attributes:
-        indicators: The running mean of the indicators handed to `DTP.observe` ``(T,)``; -1 for a task without an indicator yet.
+        indicators: The running mean of the indicators handed to `DTP.observe` ``(T,)``; -1 for a task without an
+            indicator yet.
     """
 
     indicators: Tensor
@@ -36,30 +35,27 @@ class DTP(Balancer):
     .. math:: w_i = -(1 - \bar\kappa_i)^\gamma \log \bar\kappa_i, \qquad
         \bar\kappa_i \leftarrow \alpha\,\kappa_i + (1 - \alpha)\,\bar\kappa_i
 
-    with a performance indicator :math:`\kappa_i` in [0, 1], larger for better, that `observe` takes. Until a task's first
-    indicator it has the weight 1.
+    with a performance indicator :math:`\kappa_i` in [0, 1], larger for better, that `observe` takes. Until a task's
+    first indicator it has the weight 1.
 
     When to use:
         Every task has a measure of success in [0, 1], and the worst shall be trained most, whatever its loss says.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         alpha: How much a new indicator says, in (0, 1].
         gamma: How much the tasks that do well are set back.
         floor: :math:`\bar\kappa_i` counts as no less than this and no more than 1 minus this.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes.
+        tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
-        ValueError: ``alpha`` does not lie in (0, 1], ``gamma`` is negative or not finite, or ``floor`` does not lie between 0
-            and 0.5.
+        ValueError: ``alpha`` does not lie in (0, 1], ``gamma`` is negative or not finite, or ``floor`` does not lie
+            between 0 and 0.5.
 
     Differs from the paper:
-        The floor: the paper's weight is infinite for a task that does nothing right, as at the start of training, and zero
-        for one that does everything right. The running indicator starts at the first one. One gamma for all tasks; the
-        paper lets every task have its own, and uses a focal loss within the tasks as well. The defaults of alpha and gamma
-        are no recommendation.
+        The floor: the paper's weight is infinite for a task that does nothing right, as at the start of training, and
+        zero for one that does everything right. The running indicator starts at the first one. One gamma for all tasks;
+        the paper lets every task have its own, and uses a focal loss within the tasks as well. The defaults of alpha
+        and gamma are no recommendation.
 
     Example:
         >>> balancer = DTP(("pose", "detection"), gamma=1.0)
@@ -76,7 +72,7 @@ class DTP(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         alpha: float = 0.5,
         gamma: float = 2.0,
@@ -95,11 +91,12 @@ class DTP(Balancer):
     def observe(self, indicators: Mapping[str, float | Tensor | None]) -> None:
         """Hand in the tasks' performance, of a batch or of a validation set, and move the weights.
 
-        Between ``backward()`` and `step`, it is that step that moves them. Over several processes, every process must call
-        it; their indicators are averaged. While the balancer is frozen, nothing is taken in.
+        Between ``backward()`` and `step`, it is that step that moves them. Over several processes, every process must
+        call it; their indicators are averaged. While the balancer is frozen, nothing is taken in.
 
         Args:
-            indicators: A number in [0, 1] for every task by name, ``None`` where there is none: that task keeps its weight.
+            indicators: A number in [0, 1] for every task by name, ``None`` where there is none: that task keeps its
+                weight.
 
         Raises:
             TypeError: The indicators are not given by name, or one is not a number.

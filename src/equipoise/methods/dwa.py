@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import count, number
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.arguments import ByTask, count, number
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.epoch_means import EpochMeans
 
 
@@ -33,22 +30,18 @@ class DWA(Balancer):
         does nothing about losses of different size.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         epoch_steps: How many steps make an epoch, for instance ``len(loader)``.
         temperature: :math:`\tau`; the larger, the more equal the weights.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes.
         initial_weights: The weights of the first two epochs; see `Balancer`. ``None``: 1.
+        tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
         ValueError: ``epoch_steps`` is not a positive integer, or ``temperature`` not positive and finite.
 
     Differs from the paper:
-        An epoch is counted in a task's own losses: a task without labels in every batch, or a step that was skipped, ends
-        its epoch later. A task keeps its weight until it has had two epochs, and while its mean loss in the first of the two
-        compared is not positive; the paper sets :math:`r_i = 1` in the first two epochs, which is the same where no task is
-        ever absent and the initial weights are 1.
+        An epoch is counted in a task's own losses: where the task is absent or a step skipped, it ends later. A task
+        keeps its weight until it has had two epochs, and while its mean loss in the earlier one is not positive; the
+        paper sets :math:`r_i = 1` in the first two epochs, the same where no task is absent and weights start at 1.
 
     Example:
         >>> balancer = DWA(("slow", "fast"), epoch_steps=1)
@@ -64,14 +57,14 @@ class DWA(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         epoch_steps: int,
         temperature: float = 2.0,
         every: int | None = None,
         start: int = 0,
         accumulate: bool = False,
-        initial_weights: Mapping[str, float] | str | None = None,
+        initial_weights: ByTask | str | None = None,
     ) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
         self._epoch_steps = count("epoch_steps", epoch_steps)

@@ -35,13 +35,10 @@ class EpochMeans(NamedTuple):
         counts = self.counts + 1
         mean = self.running + (losses - self.running) / counts
         ended = counts >= epoch_steps
-        return EpochMeans(
-            running=torch.where(ended, 0.0, mean),
-            counts=torch.where(ended, 0.0, counts),
-            epochs=self.epochs + ended,
-            last_epoch=torch.where(ended, mean, self.last_epoch),
-            epoch_before=torch.where(ended, self.last_epoch, self.epoch_before),
-        )
+        running, counts = torch.where(ended, 0.0, mean), torch.where(ended, 0.0, counts)
+        last = torch.where(ended, mean, self.last_epoch)
+        before = torch.where(ended, self.last_epoch, self.epoch_before)
+        return EpochMeans(running, counts, self.epochs + ended, last, before)
 
     @property
     def comparable(self) -> Tensor:

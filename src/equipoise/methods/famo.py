@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from equipoise.arguments import number
-from equipoise.balancer.balancer import Balancer
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.balancer.losses import parse
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
 from equipoise.methods.adam import Moments, adam, check_lr
 
 
@@ -58,30 +56,28 @@ class FAMO(Balancer):
 
     where Adam takes the step. A task whose loss has just fallen by more than the others' loses weight.
 
-    The losses :math:`L(t + 1)` are those after the network's step. The paper computes them on the same batch, with a second
-    forward pass: hand them in with `observe` to have that. Without, the losses of the next batch take their place, which
-    costs nothing, carries the noise of the batches, and moves the weights one step later.
+    The losses :math:`L(t + 1)` are those after the network's step. The paper computes them on the same batch, with a
+    second forward pass: hand them in with `observe` to have that. Without, the losses of the next batch take their
+    place, which costs nothing, carries the noise of the batches, and moves the weights one step later.
 
     When to use:
         Many tasks, where gradients of each would cost too much, and all shall come down at the same relative rate.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         lr: Adam's learning rate for the logits.
         gamma: The decay of the logits towards equal weights.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
+        tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
-        ValueError: ``lr`` is not positive and finite, or ``gamma`` negative or not finite; or a loss is not positive. On an
-            accelerator only a task's first is refused; later the step is skipped.
+        ValueError: ``lr`` is not positive and finite, or ``gamma`` negative or not finite; or a loss is not positive.
+            On an accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights. Every
-        loss has its minimum at 0 (the code lets it be given), and no small constant is added to it. The code clips the
-        gradient of the shared parameters to norm 1; that is left to the loop. A task that was absent is compared with its
-        last loss. The default of gamma is that of the authors' package; their experiments use 0 to 0.01.
+        The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights.
+        Every loss has its minimum at 0 (the code lets it be given), and no small constant is added to it. The code
+        clips the gradient of the shared parameters to norm 1; that is left to the loop. A task that was absent is
+        compared with its last loss. The default of gamma is that of the authors' package; their experiments use 0 to
+        0.01.
 
     Example:
         >>> balancer = FAMO(("a", "b"))
@@ -94,7 +90,8 @@ class FAMO(Balancer):
         tensor([-0.0250,  0.0250])
 
     References:
-        Liu, Feng, Stone, Liu 2023, FAMO: Fast adaptive multitask optimization, algorithm 1, and the authors' ``famo.py``.
+        Liu, Feng, Stone, Liu 2023, FAMO: Fast adaptive multitask optimization, algorithm 1, and the authors'
+        ``famo.py``.
     """
 
     positive_losses = True
@@ -103,7 +100,7 @@ class FAMO(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         lr: float = 0.025,
         gamma: float = 0.01,
@@ -127,7 +124,8 @@ class FAMO(Balancer):
 
         Raises:
             TypeError: A loss is not a tensor.
-            ValueError: A task is unknown or missing, or a loss is not a scalar or lies on another device than the weights.
+            ValueError: A task is unknown or missing, or a loss is not a scalar or lies on another device than the
+                weights.
             RuntimeError: There was no backward pass since the last step.
         """
         given = parse(losses, self.tasks, self.weights)

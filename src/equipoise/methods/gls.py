@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.static import NoState
 
 
 def gls_weights(losses: Tensor, step: Step) -> Tensor:
-    r""":math:`w_i = \partial G / \partial L_i = G / (n L_i)` of the geometric mean :math:`G = (\prod_j L_j)^{1/n}`.
-
-    The mean is that of the n tasks present.
-    """
-    geometric_mean = step.mean(losses.log()).exp()
-    return geometric_mean * step.uniform / losses
+    r""":math:`w_i = \partial G / \partial L_i = G / (n L_i)`, with the geometric mean G of the n tasks present."""
+    return step.mean(losses.log()).exp() * step.uniform / losses
 
 
 @final
@@ -29,14 +22,11 @@ class GLS(Balancer):
     Every task contributes :math:`w_i L_i = L / T`, whatever the unit of its loss.
 
     When to use:
-        Positive losses in different units, without a setting to tune. The effective learning rate falls with the
-        losses.
+        Positive losses in different units, without a setting to tune. The effective learning rate falls with the losses.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
+        tasks, every, start: See `Balancer`.
+        accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
 
     Raises:
         ValueError: A loss is not positive. On an accelerator only a task's first is refused; later the step is skipped.
@@ -59,14 +49,7 @@ class GLS(Balancer):
     positive_losses = True
     weighs = True
 
-    def __init__(
-        self,
-        tasks: GradientSource | Sequence[str],
-        *,
-        every: int | None = None,
-        start: int = 0,
-        accumulate: bool = False,
-    ) -> None:
+    def __init__(self, tasks: Tasks, *, every: int | None = None, start: int = 0, accumulate: bool = False) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate)
         self.reset_parameters()
 

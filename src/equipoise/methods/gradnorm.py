@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import number
+from equipoise.arguments import ByTask, number
+from equipoise.balancer import Log, Step
 from equipoise.balancer.masking import reads_without_sync
-from equipoise.balancer.step import Log, Step
 from equipoise.engine import GradientSource
 from equipoise.methods.adam import Moments, adam, check_betas, check_lr
 from equipoise.methods.gradnorm_family import GradNormFamily
@@ -19,11 +18,13 @@ from equipoise.methods.gradnorm_family import GradNormFamily
 TINY = torch.finfo(torch.float32).tiny
 
 
-def gradnorm_targets(gradient_norms: Tensor, ratios: Tensor, alpha: float, priors: Tensor | float, step: Step) -> Tensor:
+def gradnorm_targets(
+    gradient_norms: Tensor, ratios: Tensor, alpha: float, priors: Tensor | float, step: Step
+) -> Tensor:
     r"""The norm that each task's gradient should have, :math:`\bar G \, p_i \, r_i^\alpha` (Equation 1).
 
-    :math:`\bar G` is the mean of the norms :math:`G_i`, and :math:`r_i` is the loss ratio :math:`\tilde L_i` over the mean of
-    the loss ratios. A constant where ``L_grad`` is differentiated.
+    :math:`\bar G` is the mean of the norms :math:`G_i`, and :math:`r_i` is the loss ratio :math:`\tilde L_i` over the
+    mean of the loss ratios. A constant where ``L_grad`` is differentiated.
     """
     rates = ratios / step.mean(ratios)
     return step.mean(gradient_norms) * (rates**alpha * priors)
@@ -45,8 +46,8 @@ def gradnorm_gradient(task_norms: Tensor, gradient_norms: Tensor, targets: Tenso
 def renormalise(weights: Tensor, step: Step, floor: float, cap: float) -> Tensor:
     r"""Scale the weights of the tasks present so that all weights sum to T, none below ``floor`` or above ``cap``.
 
-    Returns :math:`\min(\max(c\,w_i, \mathrm{floor}), \mathrm{cap})` with the one c that gives the sum. Where no bound is met,
-    that is the paper's renormalisation :math:`w_i T / \sum_j w_j` (Algorithm 1).
+    Returns :math:`\min(\max(c\,w_i, \mathrm{floor}), \mathrm{cap})` with the one c that gives the sum. Where no bound
+    is met, that is the paper's renormalisation :math:`w_i T / \sum_j w_j` (Algorithm 1).
     """
     if reads_without_sync(weights) and isinstance(step.mean_weight, float):
         low, factor = weights.min().item(), step.mean_weight / step.mean(weights).item()
@@ -100,45 +101,39 @@ class State(NamedTuple):
 class GradNorm(GradNormFamily):
     r"""Weights that balance the norms of the tasks' gradients at the last shared layer, and let slow tasks catch up.
 
-    With :math:`g_i` the gradient of the unweighted loss :math:`L_i` with respect to the weight W of the last shared layer:
+    With :math:`g_i` the gradient of the unweighted loss :math:`L_i` with respect to the weight W of the last shared
+    layer:
 
     .. math::
         G_i = w_i \lVert g_i \rVert, \qquad r_i = \frac{L_i(t) / L_i(0)}{\mathrm{mean}_j L_j(t) / L_j(0)}, \qquad
         L_\mathrm{grad} = \sum_i \left| G_i - \bar G \, r_i^\alpha \right|,
 
     the target :math:`\bar G r_i^\alpha` held constant. Each step takes one step of Adam on w along
-    :math:`\partial L_\mathrm{grad} / \partial w_i`, then renormalises so that :math:`\sum_i w_i = T`. The network sees none
-    of it: it trains on :math:`\sum_i w_i L_i` with the weights from before the step.
+    :math:`\partial L_\mathrm{grad} / \partial w_i`, then renormalises so that :math:`\sum_i w_i = T`. The network sees
+    none of it: it trains on :math:`\sum_i w_i L_i` with the weights from before the step.
 
     When to use:
-        Tasks share a trunk, their gradients at it differ in norm, and some learn more slowly than others. The weights move by
-        at most ``lr`` a step; where they have to differ by more than about a hundredfold, take `GradNormLogSpace` or
-        `GradNormClosedForm`.
+        Tasks share a trunk, their gradients at it differ in norm, and some learn more slowly than others. The weights
+        move by at most ``lr`` a step; where they have to differ by more than about a hundredfold, take
+        `GradNormLogSpace` or `GradNormClosedForm`.
 
     Args:
         fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
-        every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
-        start: The number of steps before the weights begin to move; ``L_i(0)`` is still that of the first steps.
         lr: Adam's learning rate for w: about the largest change of a weight in one step.
         betas: Adam's decay rates.
-        initial_losses: ``L_i(0)`` by task name, for instance log C for the cross entropy of C classes. ``None``: measured.
-        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean; until
-            then it is the mean so far. A task that starts late starts from its own first loss.
-        priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1, so that only ratios
-            matter. ``None``: all alike.
-        floor: The smallest weight; between 0 and 1. Adam's steps are of one size for all weights and would carry a small
-            one past zero.
+        priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1, so that only
+            ratios matter. ``None``: all alike.
+        floor: The smallest weight; between 0 and 1. Adam's steps are of one size for all weights and would carry a
+            small one past zero.
         cap: The largest weight; more than 1. ``None``: T, which no weight can pass. A task that is stuck has its weight
             raised without end (the paper's stated limitation): a cap stops it.
-        accumulate: Whether a step is made of several backward passes (micro-batches), or calls the fork several times.
-        initial_weights: The weights of the first step: by task name, scaled so that they sum to T; ``"balanced"``, in inverse
-            proportion to the gradient norms of the first batch, times the priors; ``None``: 1.
+        every, start, accumulate, initial_losses, initial_steps, initial_weights: See `Balancer`.
 
     Raises:
         TypeError: ``fork`` is none of these.
-        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive, or,
-            where alpha > 0, a loss that is negative: a ratio of losses then has no meaning.
+        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive,
+            or, where alpha > 0, a loss that is negative: a ratio of losses then has no meaning.
 
     Shape:
         Every tensor is ``(T,)`` in task order.
@@ -151,20 +146,22 @@ class GradNorm(GradNormFamily):
         ``floor_hits`` and ``cap_hits``, the number of steps that ended with a task's weight at the floor or the cap.
 
     Differs from the paper:
-        The derivative by w is written down instead of taken by a second backward pass; it is the same. Adam's epsilon is
-        relative to the tasks' mean gradient norm in the first measured step, so that no result depends on the unit of the
-        losses; norms below about 1e-19 vanish in the square of float32, and such weights never move. The paper says nothing of weights that become negative: here they stop at ``floor``, and the sum is kept.
-        The paper has no priors, no cap, no absent tasks: means and renormalisation run over the tasks present, which keep
-        the sum that they had together. Its training rates are those of the training losses; `observe` takes others.
+        The derivative by w is written down instead of taken by a second backward pass; it is the same. Adam's epsilon
+        is relative to the tasks' mean gradient norm in the first measured step, so that no result depends on the unit
+        of the losses; norms below about 1e-19 vanish in the square of float32, and such weights never move. The paper
+        says nothing of weights that become negative: here they stop at ``floor``, and the sum is kept. The paper has no
+        priors, no cap, no absent tasks: means and renormalisation run over the tasks present, which keep the sum that
+        they had together. Its training rates are those of the training losses; `observe` takes others.
 
-        The sign in the derivative has no dead zone: at rest the weights chatter by about ``lr`` around the steady state.
-        That is ``w_i`` proportional to ``r_i^alpha / norm(g_i)`` where the mean of ``r^alpha`` is 1; elsewhere the targets
-        do not sum to what the norms sum to, and the rule as published settles off it: by more than the sums differ (sums 1.8 %
-        apart, weights 4.4 % off; 11 %, 27 %). Where all norms lie below their targets, all derivatives have one sign, and Adam
-        with the renormalisation still changes the weights, since its steps are of one size and not in proportion to them.
+        The sign in the derivative has no dead zone: at rest the weights chatter by about ``lr`` around the steady
+        state. That is ``w_i`` proportional to ``r_i^alpha / norm(g_i)`` where the mean of ``r^alpha`` is 1; elsewhere
+        the targets do not sum to what the norms sum to, and the rule as published settles off it: by more than the sums
+        differ (sums 1.8 % apart, weights 4.4 % off; 11 %, 27 %). Where all norms lie below their targets, all
+        derivatives have one sign, and Adam with the renormalisation still changes the weights, since its steps are of
+        one size and not in proportion to them.
 
-        On an accelerator a negative loss later than a task's first step is not raised but skipped and counted, as raising
-        would need a synchronisation in every step.
+        On an accelerator a negative loss later than a task's first step is not raised but skipped and counted, as
+        raising would need a synchronisation in every step.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -195,10 +192,10 @@ class GradNorm(GradNormFamily):
         accumulate: bool = False,
         lr: float = 0.025,
         betas: tuple[float, float] = (0.9, 0.999),
-        initial_losses: Mapping[str, float] | None = None,
+        initial_losses: ByTask | None = None,
         initial_steps: int = 1,
-        initial_weights: Mapping[str, float] | str | None = None,
-        priors: Mapping[str, float] | None = None,
+        initial_weights: ByTask | str | None = None,
+        priors: ByTask | None = None,
         floor: float = 1e-3,
         cap: float | None = None,
     ) -> None:

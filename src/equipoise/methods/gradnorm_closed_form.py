@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import flag, number
-from equipoise.balancer.step import Log, Step
+from equipoise.arguments import ByTask, flag, number
+from equipoise.balancer import Log, Step
 from equipoise.engine import GradientSource
 from equipoise.methods.gradnorm import gradnorm_targets
 from equipoise.methods.gradnorm_family import GradNormFamily
@@ -27,8 +26,8 @@ def log_pulls(task_norms: Tensor, loss_ratios: Tensor, alpha: float) -> Tensor:
 def closed_form_weights(pulls: Tensor, priors: Tensor | float, step: Step) -> Tensor:
     r""":math:`w_i \propto p_i \, e^{\mathrm{pull}_i}`, such that all weights sum to T.
 
-    That is :math:`w_i \propto p_i r_i^\alpha / \lVert g_i \rVert`, as :math:`r_i` and :math:`\tilde L_i` differ by a common
-    factor. The largest is taken out before the exponential, so that no factor overflows.
+    That is :math:`w_i \propto p_i r_i^\alpha / \lVert g_i \rVert`, as :math:`r_i` and :math:`\tilde L_i` differ by a
+    common factor. The largest is taken out before the exponential, so that no factor overflows.
     """
     return step.in_proportion(priors * (pulls - pulls.amax()).exp())
 
@@ -56,10 +55,10 @@ class GradNormClosedForm(GradNormFamily):
     .. math::
         w_i = T \, \frac{p_i \, r_i^\alpha / \lVert g_i \rVert}{\sum_j p_j \, r_j^\alpha / \lVert g_j \rVert}
 
-    With these weights every norm :math:`w_i \lVert g_i \rVert` is proportional to :math:`p_i r_i^\alpha`. The logarithms of
-    :math:`\tilde L_i^\alpha / \lVert g_i \rVert` are smoothed over the steps by a running mean, corrected for its start: a
-    geometric mean, in which a factor in front of a loss is the same factor in its weight. Weights are positive by
-    construction and of any ratio; there is no floor.
+    With these weights every norm :math:`w_i \lVert g_i \rVert` is proportional to :math:`p_i r_i^\alpha`. The
+    logarithms of :math:`\tilde L_i^\alpha / \lVert g_i \rVert` are smoothed over the steps by a running mean, corrected
+    for its start: a geometric mean, in which a factor in front of a loss is the same factor in its weight. Weights are
+    positive by construction and of any ratio; there is no floor.
 
     When to use:
         As `GradNorm`, without a learning rate to choose, or where the norms change faster than its weights can follow.
@@ -68,39 +67,38 @@ class GradNormClosedForm(GradNormFamily):
     Args:
         fork: Where the network splits into tasks.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
-        every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
-        start: The number of steps before the weights begin to move; ``L_i(0)`` is still that of the first steps.
-        accumulate: Whether a step is made of several backward passes, or calls the fork several times.
-        decay: Of the running mean, in [0, 1): it runs over about the last ``1 / (1 - decay)`` measured steps. 0: none. On the
-            lab's toy and yeast problems what is learnt hardly depends on it; with 0.99 the weights are steadier than those
-            of `GradNorm` with its default rate, with 0.9 on yeast they are not.
-        initial_losses: ``L_i(0)`` by task name; ``None``: measured.
-        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
-        initial_weights: As for `GradNorm`.
-        priors: How important a task is, by name: its weight is multiplied by it before the scaling. ``None``: all alike.
-        compare_absent: The tasks come in turns, one or a few to a step: balance all that were seen so far, the absent ones by their
-            running means. ``False``: an absent task keeps its weight, and those present are balanced among each other, so
-            that a task that is alone keeps its weight as well.
+        decay: Of the running mean, in [0, 1): it runs over about the last ``1 / (1 - decay)`` measured steps. 0: none.
+            On the lab's toy and yeast problems what is learnt hardly depends on it; with 0.99 the weights are steadier
+            than those of `GradNorm` with its default rate, with 0.9 on yeast they are not.
+        priors: How important a task is, by name: its weight is multiplied by it before the scaling. ``None``: all
+            alike.
+        compare_absent: The tasks come in turns, one or a few to a step: balance all that were seen so far, the absent
+            ones by their running means. ``False``: an absent task keeps its weight, and those present are balanced
+            among each other, so that a task that is alone keeps its weight as well.
+        every, start, accumulate, initial_losses, initial_steps, initial_weights: See `Balancer`.
 
     Raises:
         TypeError: ``fork`` is none of these.
-        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive, or, where
-            alpha > 0, a loss that is negative.
+        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive,
+            or, where alpha > 0, a loss that is negative.
 
     Units:
         None: a factor in front of one loss divides its weight by that factor, from the first step on.
 
     Log:
-        ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`, the last two among the tasks present.
+        ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`, the last two among the tasks
+        present.
 
     Differs from the paper:
-        The paper moves the weights step by step along the gradient of :math:`\sum_i | G_i - \bar G r_i^\alpha |`. At its
-        rest, :math:`G_i = \bar G r_i^\alpha`, the weights are those above wherever the targets sum to what the norms sum to
-        (always for alpha = 0 and alpha = 1); elsewhere the paper's rule, which cannot meet all its targets, rests beside.
+        The paper moves the weights step by step along the gradient of :math:`\sum_i | G_i - \bar G r_i^\alpha |`. At
+        its rest, :math:`G_i = \bar G r_i^\alpha`, the weights are those above wherever the targets sum to what the
+        norms sum to (always for alpha = 0 and alpha = 1); elsewhere the paper's rule, which cannot meet all its
+        targets, rests beside.
 
-        A task whose gradient, or with alpha > 0 whose loss, is exactly zero has no such weight: it is left out of the step
-        like an absent one. Absent tasks keep their weight, and the others the sum that they had together; the paper knows no
-        absent tasks. With ``compare_absent`` the running means of all tasks are compared, whenever they were last seen.
+        A task whose gradient, or with alpha > 0 whose loss, is exactly zero has no such weight: it is left out of the
+        step like an absent one. Absent tasks keep their weight, and the others the sum that they had together; the
+        paper knows no absent tasks. With ``compare_absent`` the running means of all tasks are compared, whenever they
+        were last seen.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -130,10 +128,10 @@ class GradNormClosedForm(GradNormFamily):
         start: int = 0,
         accumulate: bool = False,
         decay: float = 0.99,
-        initial_losses: Mapping[str, float] | None = None,
+        initial_losses: ByTask | None = None,
         initial_steps: int = 1,
-        initial_weights: Mapping[str, float] | str | None = None,
-        priors: Mapping[str, float] | None = None,
+        initial_weights: ByTask | str | None = None,
+        priors: ByTask | None = None,
         compare_absent: bool = False,
     ) -> None:
         super().__init__(

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from equipoise.arguments import described, known_tasks, number, numbers_by_task
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Step
+from equipoise.arguments import ByTask, described, known_tasks, number, numbers_by_task
+from equipoise.balancer import Balancer, Step
 from equipoise.engine import GradientSource
 
 
@@ -24,14 +23,13 @@ class GradNormFamily(Balancer, ABC):
         fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
         alpha: How strongly slow tasks are favoured.
         priors: How important a task is, by name; scaled to a mean of 1. ``None``: all alike.
-        settings: Those of `Balancer`.
-    """
+        settings: Those of `Balancer`."""
 
     needs_norms: ClassVar[bool] = True
     observed_first: Tensor
     observed_last: Tensor
 
-    def __init__(self, fork: GradientSource, alpha: float, priors: Mapping[str, float] | None, **settings: Any) -> None:
+    def __init__(self, fork: GradientSource, alpha: float, priors: ByTask | None, **settings: Any) -> None:
         super().__init__(fork, **settings)
         self.alpha = number("alpha", alpha, "[0, inf)")
         self._priors = None if priors is None else numbers_by_task("priors", priors, self.tasks)
@@ -51,13 +49,13 @@ class GradNormFamily(Balancer, ABC):
         r"""Take the training rates from these losses, say those of a validation set, until the next call.
 
         From then on :math:`\tilde L_i` is the last loss observed over the first one observed, in place of
-        :math:`L_i(t) / L_i(0)`: a task that overfits is one that does not learn. The first call sets all ratios to 1, so call it
-        before training for ratios that count from there. Where ``torch.distributed`` is initialised, every process must make
-        the call, and the losses are averaged over those processes that hand one in.
+        :math:`L_i(t) / L_i(0)`: a task that overfits is one that does not learn. The first call sets all ratios to 1,
+        so call it before training for ratios that count from there. Where ``torch.distributed`` is initialised, every
+        process must make the call, and the losses are averaged over those processes that hand one in.
 
         Args:
-            losses: The loss of every task by name, a number or a scalar tensor. ``None``: not observed this time; a task never
-                observed keeps its training loss.
+            losses: The loss of every task by name, a number or a scalar tensor. ``None``: not observed this time; a
+                task never observed keeps its training loss.
 
         Raises:
             TypeError: The losses are not given by name, or one is not a number.
@@ -100,10 +98,10 @@ class GradNormFamily(Balancer, ABC):
         if isinstance(loss, Tensor) and loss.dim() == 0 and not loss.is_complex():
             loss = loss.item()
         if isinstance(loss, Tensor):
-            raise TypeError(f"observe: task {task!r}: a loss must be a number or a scalar tensor; found {described(loss)}")
+            raise TypeError(
+                f"observe: task {task!r}: a loss must be a number or a scalar tensor; found {described(loss)}"
+            )
         value = number(f"observe: task {task!r}: a loss", loss, "[0, inf)")
         if not seen and value == 0:
             raise ValueError(f"observe: task {task!r}: its first loss must be positive, since losses are divided by it")
         return value
-
-

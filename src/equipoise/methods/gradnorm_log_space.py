@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancer.step import Log, Step
+from equipoise.balancer import Log, Step
 from equipoise.engine import GradientSource
 from equipoise.methods.adam import Moments, adam, check_betas, check_lr
 from equipoise.methods.gradnorm import TINY, gradnorm_loss, gradnorm_targets
@@ -60,8 +59,9 @@ class GradNormLogSpace(GradNormFamily):
         \frac{\partial L_\mathrm{grad}}{\partial \log w_i} = G_i \, \mathrm{sign}(G_i - \bar G \, r_i^\alpha), \qquad
         w_i \leftarrow w_i \, e^{\Delta_i}, \qquad w_i \leftarrow w_i \, T \Big/ \sum_j w_j
 
-    with :math:`\Delta_i` Adam's step. A weight is positive whatever the step, and its relative change is what the learning
-    rate bounds: weights that have to differ by orders of magnitude get there, and chatter there by the same share.
+    with :math:`\Delta_i` Adam's step. A weight is positive whatever the step, and its relative change is what the
+    learning rate bounds: weights that have to differ by orders of magnitude get there, and chatter there by the same
+    share.
 
     When to use:
         As `GradNorm`, where weights have to differ by orders of magnitude.
@@ -69,28 +69,24 @@ class GradNormLogSpace(GradNormFamily):
     Args:
         fork: Where the network splits into tasks.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
-        every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
-        start: The number of steps before the weights begin to move; ``L_i(0)`` is still that of the first steps.
-        accumulate: Whether a step is made of several backward passes, or calls the fork several times.
         lr: Adam's learning rate for log w: about the largest relative change of a weight in one step.
         betas: Adam's decay rates.
-        initial_losses: ``L_i(0)`` by task name; ``None``: measured.
-        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
-        initial_weights: As for `GradNorm`.
-        priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1. ``None``: all alike.
+        priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1. ``None``: all
+            alike.
+        every, start, accumulate, initial_losses, initial_steps, initial_weights: See `Balancer`.
 
     Raises:
         TypeError: ``fork`` is none of these.
-        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive, or,
-            where alpha > 0, a loss that is negative.
+        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive,
+            or, where alpha > 0, a loss that is negative.
 
     Log:
         ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`; ``gradnorm_loss`` (a scalar).
 
     Differs from the paper:
-        The paper's update rule is applied to w itself, which makes the largest change of a weight in one step the same for
-        large and small weights, and can carry a small one past zero. Here it is applied to log w; nothing else differs, and
-        there is neither a floor nor a cap. For the rest see `GradNorm`.
+        The paper's update rule is applied to w itself, which makes the largest change of a weight in one step the same
+        for large and small weights, and can carry a small one past zero. Here it is applied to log w; nothing else
+        differs, and there is neither a floor nor a cap. For the rest see `GradNorm`.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -118,10 +114,10 @@ class GradNormLogSpace(GradNormFamily):
         accumulate: bool = False,
         lr: float = 0.025,
         betas: tuple[float, float] = (0.9, 0.999),
-        initial_losses: Mapping[str, float] | None = None,
+        initial_losses: ByTask | None = None,
         initial_steps: int = 1,
-        initial_weights: Mapping[str, float] | str | None = None,
-        priors: Mapping[str, float] | None = None,
+        initial_weights: ByTask | str | None = None,
+        priors: ByTask | None = None,
     ) -> None:
         super().__init__(
             fork,

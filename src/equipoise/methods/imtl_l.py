@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
 from torch import Tensor
 
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.arguments import ByTask
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.adam import Moments, adam, check_lr
 
 
@@ -43,28 +41,24 @@ class State(NamedTuple):
 class IMTLL(Balancer):
     r"""IMTL-L: learned scales that bring every loss to 1, from :math:`\sum_i e^{s_i} L_i - s_i`.
 
-    s is trained by Adam; its gradient is known in closed form, so that no optimiser of the caller's has to hold it. At rest,
-    :math:`w_i = e^{s_i} = 1 / L_i`.
+    s is trained by Adam; its gradient is known in closed form, so that no optimiser of the caller's has to hold it. At
+    rest, :math:`w_i = e^{s_i} = 1 / L_i`.
 
     When to use:
-        As `SI`, where the weights shall follow slowly, through noise, instead of at once. The weight of a loss that stays at
-        zero or below grows without end.
+        As `SI`, where the weights shall follow slowly, through noise, instead of at once. The weight of a loss that
+        stays at zero or below grows without end.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         lr: Adam's learning rate for s.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes.
-        initial_weights: The weights of the first step, where s starts at their logarithms; see `Balancer`. ``None``: 1.
+        tasks, every, start, accumulate, initial_weights: See `Balancer`.
 
     Raises:
         ValueError: ``lr`` is not positive and finite.
 
     Differs from the paper:
-        The total loss leaves out the terms :math:`-s_i`, which no parameter of the network appears in. s has an Adam of its
-        own; the paper trains it together with the network. The paper's other half, IMTL-G, balances gradients and is another
-        method.
+        The total loss leaves out the terms :math:`-s_i`, which no parameter of the network appears in. s has an Adam of
+        its own; the paper trains it together with the network. The paper's other half, IMTL-G, balances gradients and
+        is another method.
 
     Example:
         >>> import torch
@@ -83,13 +77,13 @@ class IMTLL(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         lr: float = 0.025,
         every: int | None = None,
         start: int = 0,
         accumulate: bool = False,
-        initial_weights: Mapping[str, float] | str | None = None,
+        initial_weights: ByTask | str | None = None,
     ) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
         self._lr = check_lr(lr)

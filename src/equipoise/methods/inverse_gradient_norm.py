@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import number
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
+from equipoise.arguments import ByTask, number
+from equipoise.balancer import Balancer, Log, Step
 from equipoise.engine import GradientSource
 from equipoise.methods.static import NoState
 
@@ -30,23 +28,18 @@ class InverseGradientNorm(Balancer):
     .. math:: \hat\lambda_i = \frac{\mathrm{mean}_j \lVert g_j \rVert}{\lVert g_i \rVert}, \qquad
         w_i \leftarrow a\,w_i + (1 - a)\,\hat\lambda_i
 
-    with :math:`g_i` the gradient of the unweighted loss :math:`L_i` at W. At rest all weighted gradients have the mean of the
-    norms. This is not `GradNorm`, whose weights learn and let slow tasks catch up.
+    with :math:`g_i` the gradient of the unweighted loss :math:`L_i` at W. At rest all weighted gradients have the mean
+    of the norms. This is not `GradNorm`, whose weights learn and let slow tasks catch up.
 
     When to use:
-        Terms of a physics-informed network, or other losses, whose gradients differ by orders of magnitude and shall count
-        alike. For weights that follow within tens of steps take `GradNormClosedForm` with ``alpha=0``.
+        Terms of a physics-informed network, or other losses, whose gradients differ by orders of magnitude and shall
+        count alike. For weights that follow within tens of steps take `GradNormClosedForm` with ``alpha=0``.
 
     Args:
-        fork: Where the norms are measured: a `Fork`, or what `attach` or `PerLoss` give. The paper's W is all of the network:
-            ``PerLoss(network, tasks)``.
+        fork: Where the norms are measured: a `Fork`, or what `attach` or `PerLoss` give. The paper's W is all of the
+            network: ``PerLoss(network, tasks)``.
         momentum: How much of the weights remains at each update, a, in [0, 1).
-        initial_weights: The weights of the first step: by task name, scaled so that they sum to T; ``"balanced"``, in inverse
-            proportion to the gradient norms of the first batch, which is where the method is at rest but for a common factor;
-            ``None``: 1.
-        every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes (micro-batches).
+        every, start, accumulate, initial_weights: See `Balancer`.
 
     Raises:
         TypeError: ``fork`` is none of these, or a setting is of another type.
@@ -56,16 +49,17 @@ class InverseGradientNorm(Balancer):
         Every tensor is ``(T,)`` in task order.
 
     Units:
-        None: a factor in front of all losses changes no weight. The weights do not sum to T; the sum of the weighted norms
-        is at rest what it is with weights of 1.
+        None: a factor in front of all losses changes no weight. The weights do not sum to T; the sum of the weighted
+        norms is at rest what it is with weights of 1.
 
     Differs from the paper:
-        The paper has the sum of the norms in the place of their mean, which makes all weights T times larger; the authors'
-        code, jaxpi, has the mean, as here, so that weights of 1 are a start that fits. As on the main branch of jaxpi (as of
-        March 2025), nothing is added to a norm (its branches ``pirate`` and ``mixed-precision`` add 1e-5 of the mean, which
-        bounds the weights); a task whose gradient is exactly zero keeps its weight, as an absent one does, and the mean is that
-        of the others. The norms are those of the step's own backward pass, and the new weights count from the next step on;
-        jaxpi takes a pass of its own after the optimiser's step, on the same batch. W is where the fork measures.
+        The paper has the sum of the norms in the place of their mean, which makes all weights T times larger; the
+        authors' code, jaxpi, has the mean, as here, so that weights of 1 are a start that fits. As on the main branch
+        of jaxpi (as of March 2025), nothing is added to a norm (its branches ``pirate`` and ``mixed-precision`` add
+        1e-5 of the mean, which bounds the weights); a task whose gradient is exactly zero keeps its weight, as an
+        absent one does, and the mean is that of the others. The norms are those of the step's own backward pass, and
+        the new weights count from the next step on; jaxpi takes a pass of its own after the optimiser's step, on the
+        same batch. W is where the fork measures.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -79,8 +73,8 @@ class InverseGradientNorm(Balancer):
         tensor([5.0000, 0.5556])
 
     References:
-        Wang, Sankaran, Wang, Perdikaris 2023, An expert's guide to training physics-informed neural networks, equations 2.12
-        to 2.15, and the authors' code, ``jaxpi/models.py``.
+        Wang, Sankaran, Wang, Perdikaris 2023, An expert's guide to training physics-informed neural networks, equations
+        2.12 to 2.15, and the authors' code, ``jaxpi/models.py``.
     """
 
     needs_norms: ClassVar[bool] = True
@@ -90,7 +84,7 @@ class InverseGradientNorm(Balancer):
         fork: GradientSource,
         *,
         momentum: float = 0.9,
-        initial_weights: Mapping[str, float] | str | None = None,
+        initial_weights: ByTask | str | None = None,
         every: int = 1000,
         start: int = 0,
         accumulate: bool = False,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.arguments import ByTask
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.static import NoState
 
 
@@ -26,21 +24,15 @@ def inverse_initial_loss_weights(initial_losses: Tensor) -> Tensor:
 class InverseInitialLoss(Balancer):
     r"""Constant weights :math:`w_i \propto 1 / L_i(0)`, scaled so that :math:`\sum_i w_i = T`.
 
-    The first step is weighted with them already. A task that is not yet seen has a weight of 1, and the others sum to their
-    number.
+    The first step is weighted with them already. A task that is not yet seen has a weight of 1, and the others sum to
+    their number.
 
     When to use:
         Losses differ in size because their units do, and ``L_i(0)`` is a fair measure of the unit. Costs nothing and
         cannot go astray: try it before anything that adapts.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
-        initial_losses: ``L_i(0)`` by task name, for instance log C for the cross entropy of C classes. ``None``: measured.
-        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean; until
-            then it is the mean so far.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        accumulate: Whether a measured step is made of several backward passes (micro-batches). Each of those of the first step
-            is weighted by its own losses, the steps after it by those of the whole batch.
+        tasks, every, accumulate, initial_losses, initial_steps: See `Balancer`.
 
     Raises:
         ValueError: A given or measured initial loss is not positive and finite; the message names the task.
@@ -61,9 +53,9 @@ class InverseInitialLoss(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
-        initial_losses: Mapping[str, float] | None = None,
+        initial_losses: ByTask | None = None,
         initial_steps: int = 1,
         every: int | None = None,
         accumulate: bool = False,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import number
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.arguments import ByTask, number
+from equipoise.balancer import Balancer, Log, Step, Tasks
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -47,33 +44,28 @@ class InverseLossVariance(Balancer):
 
     .. math:: \mu \leftarrow \mu + a\,(L - \mu), \qquad \sigma^2 \leftarrow (1 - a)(\sigma^2 + a\,(L - \mu)^2)
 
-    with the step :math:`a = \max(1 - \mathrm{decay}, 1 / n)` at a task's n-th loss: over its first losses, and with a decay
-    of 1 over all, they are the plain mean and variance.
+    with the step :math:`a = \max(1 - \mathrm{decay}, 1 / n)` at a task's n-th loss: over its first losses, and with a
+    decay of 1 over all, they are the plain mean and variance.
 
     When to use:
         Losses that scatter differently over the batches. A loss that still falls counts as scattered and is held back:
         not for tasks that start at different times.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         decay: How much of the running values remains at each step, in (0, 1].
-        initial_weights: The weights until the variances are known: by task name, scaled so that they sum to T;
-            ``"balanced"``, in inverse proportion to the gradient norms of the first batch; ``None``: 1.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes (micro-batches).
+        tasks, every, start, accumulate, initial_weights: See `Balancer`.
 
     Raises:
         TypeError: A setting is of another type.
         ValueError: ``decay`` does not lie in (0, 1], or another setting is out of its range.
 
     Units:
-        The variance has the square of the loss's unit. In a unit ten times smaller, a loss is ten times larger, its weight a
-        hundred times smaller, and what it contributes to the total ten times smaller.
+        The variance has the square of the loss's unit. In a unit ten times smaller, a loss is ten times larger, its
+        weight a hundred times smaller, and what it contributes to the total ten times smaller.
 
     Differs from the paper:
-        There is none. A task whose loss has not varied yet keeps its weight, 1 at the start; so does one whose loss has varied
-        by less than about 1e-19, the square of which vanishes in float32.
+        There is none. A task whose loss has not varied yet keeps its weight, 1 at the start; so does one whose loss has
+        varied by less than about 1e-19, the square of which vanishes in float32.
 
     Example:
         >>> InverseLossVariance(("price", "risk"), decay=0.99).weights
@@ -85,10 +77,10 @@ class InverseLossVariance(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         decay: float = 0.99,
-        initial_weights: Mapping[str, float] | str | None = None,
+        initial_weights: ByTask | str | None = None,
         every: int | None = None,
         start: int = 0,
         accumulate: bool = False,

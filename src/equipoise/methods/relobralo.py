@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import count, number
-from equipoise.balancer.balancer import Balancer
+from equipoise.arguments import ByTask, count, number
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.balancer.rng import generator
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
 
 
 def balancing_scores(losses: Tensor, earlier: Tensor, temperature: float) -> Tensor:
@@ -26,8 +23,8 @@ class State(NamedTuple):
     Attributes:
         last_losses: The last loss of each task ``(T,)``; 1 for a task not yet seen.
         counts: The number of losses of each task so far ``(T,)``.
-        remembers: Whether the next step's history is the last weights, without a look back ``()``, bool. Drawn ahead, so that a
-            forward pass that is compiled holds no generator.
+        remembers: Whether the next step's history is the last weights, without a look back ``()``, bool. Drawn ahead,
+            so that a forward pass that is compiled holds no generator.
     """
 
     last_losses: Tensor
@@ -46,39 +43,36 @@ class ReLoBRaLo(Balancer):
         w(t) = \alpha\,\lambda^{\mathrm{hist}}(t) + (1 - \alpha)\,\lambda^{\mathrm{bal}}(t, t - 1), \qquad
         \rho \sim \mathrm{Bernoulli}
 
-    with :math:`\sum_i w_i = T`. A task that makes less progress than the others gains weight, whatever the unit of its loss.
+    with :math:`\sum_i w_i = T`. A task that makes less progress than the others gains weight, whatever the unit of its
+    loss.
 
     When to use:
         Terms of a physics-informed network, when gradient norms at each step cost too much.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         alpha: How much of the history remains at each step, in [0, 1].
-        rho: The probability that the history is the last weights; else it is a look back to the first losses. In [0, 1].
+        rho: The probability that the history is the last weights; else it is a look back to the first losses. In [0,
+            1].
         temperature: :math:`\tau`; the larger, the more equal the weights.
-        seed: An integer of at least 0 that the random numbers follow from, together with the number of the step. They are the
-            same on every process.
-        initial_weights: The weights of the first step: by task name, scaled so that they sum to T; ``"balanced"``, in inverse
-            proportion to the gradient norms of the first batch; ``None``: 1.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes (micro-batches).
+        seed: An integer of at least 0 that the random numbers follow from, together with the number of the step. They
+            are the same on every process.
+        tasks, every, start, accumulate, initial_weights: See `Balancer`.
 
     Raises:
         TypeError: A setting is of another type.
-        ValueError: A setting is out of its range; or a loss is not positive, and the message names the task. On an accelerator
-            only a task's first loss is looked at, and later such a step is skipped and counted.
+        ValueError: A setting is out of its range; or a loss is not positive, and the message names the task. On an
+            accelerator only a task's first loss is looked at, and later such a step is skipped and counted.
 
     Differs from the paper:
-        As in the loss class that the first author has published (Improving PINNs through adaptive loss balancing, Towards Data
-        Science 2023), the weights are 1 in a task's first step, and in its second :math:`\lambda^{\mathrm{bal}}(1, 0)`, without
-        history. :math:`L_i(0)` is the loss of the first step; ``train.py`` of the authors' repository takes that of the second.
-        No small constant is added to the losses. Of several micro-batches to a step, each moves the weights from those of the
-        last step.
+        As in the loss class that the first author has published (Improving PINNs through adaptive loss balancing,
+        Towards Data Science 2023), the weights are 1 in a task's first step, and in its second
+        :math:`\lambda^{\mathrm{bal}}(1, 0)`, without history. :math:`L_i(0)` is the loss of the first step;
+        ``train.py`` of the authors' repository takes that of the second. No small constant is added to the losses. Of
+        several micro-batches to a step, each moves the weights from those of the last step.
 
-        The defaults are those of the port to PyTorch by Khadrawi, a ``rho`` of 0.999 among them. The published loss class has
-        0.99 with the same ``alpha`` and temperature, ``train.py`` has 1, which never looks back, and a temperature of 1; the
-        paper's own choice was not verified.
+        The defaults are those of the port to PyTorch by Khadrawi, a ``rho`` of 0.999 among them. The published loss
+        class has 0.99 with the same ``alpha`` and temperature, ``train.py`` has 1, which never looks back, and a
+        temperature of 1; the paper's own choice was not verified.
 
     Example:
         >>> ReLoBRaLo(("equation", "boundary")).weights
@@ -94,13 +88,13 @@ class ReLoBRaLo(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         alpha: float = 0.999,
         rho: float = 0.999,
         temperature: float = 0.1,
         seed: int = 0,
-        initial_weights: Mapping[str, float] | str | None = None,
+        initial_weights: ByTask | str | None = None,
         every: int | None = None,
         start: int = 0,
         accumulate: bool = False,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.arguments import described
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.static import NoState
 
 INSTEAD = {"DWA": "eq.DWA", "FAMO": "eq.FAMO", "IMTLL": "eq.IMTLL", "Random": "eq.RLW", "UW": "eq.Uncertainty"}
@@ -26,27 +24,24 @@ class Scalarized(Balancer):
     :math:`S(L_1, \ldots, L_T)`.
 
     When to use:
-        A function of your own, or ``COSMOS`` and ``PBI`` of TorchJD with a preference among the tasks. Where a method is here
-        under its own name, take that: it needs no second library, and knows absent tasks.
+        A function of your own, or ``COSMOS`` and ``PBI`` of TorchJD with a preference among the tasks. Where a method
+        is here under its own name, take that: it needs no second library, and knows absent tasks.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         scalarizer: Turns the losses ``(T,)``, in task order, into one number. It may be a module, such as those of
             ``torchjd.scalarization``; tensors that it holds must be on the device of the losses.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the scalarizer takes over from weights of 1.
-        accumulate: Whether a measured step is made of several backward passes (micro-batches).
+        tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
         TypeError: ``scalarizer`` cannot be called.
-        ValueError: ``scalarizer`` has parameters to be trained. With the first losses: it does not turn them into one number
-            that depends on them, or keeps a state or draws random numbers, so that a second call differs from the first.
-            Later, by name: a task is absent.
+        ValueError: ``scalarizer`` has parameters to be trained. With the first losses: it does not turn them into one
+            number that depends on them, or keeps a state or draws random numbers, so that a second call differs from
+            the first. Later, by name: a task is absent.
 
     Differs from the paper:
-        The total loss is not S, but its gradient is that of S; the weights are as S has them, and may be negative. S is a
-        function of all losses, so every task must be present (on some process); on an accelerator, to see that over several
-        processes the forward pass waits for the device.
+        The total loss is not S, but its gradient is that of S; the weights are as S has them, and may be negative. S is
+        a function of all losses, so every task must be present (on some process); on an accelerator, to see that over
+        several processes the forward pass waits for the device.
 
     Example:
         >>> balancer = Scalarized(("a", "b"), lambda losses: losses.norm())
@@ -63,7 +58,7 @@ class Scalarized(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         scalarizer: Callable[[Tensor], Tensor],
         *,
         every: int | None = None,

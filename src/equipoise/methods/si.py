@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.static import NoState
-
-
-def si_weights(losses: Tensor) -> Tensor:
-    r""":math:`w_i = \partial \sum_j \log L_j / \partial L_i = 1 / L_i`."""
-    return 1 / losses
 
 
 @final
@@ -27,17 +19,14 @@ class SI(Balancer):
         come near zero: their weights explode.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
+        tasks, every, start: See `Balancer`.
+        accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
 
     Raises:
         ValueError: A loss is not positive. On an accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
-        The total loss is T; its gradient is that of the sum of logarithms. The weights grow without bound as losses fall,
-        as published.
+        The total loss is T; its gradient is that of the sum of logarithms.
 
     Example:
         >>> import torch
@@ -48,21 +37,14 @@ class SI(Balancer):
         tensor([2.0000, 0.2500])
 
     References:
-        Navon et al. 2022, Multi-task learning as a bargaining game, section 5: the scale-invariant baseline
-        (equation number not verified).
+        Navon et al. 2022, Multi-task learning as a bargaining game, section 5: the scale-invariant baseline (equation
+        number not verified).
     """
 
     positive_losses = True
     weighs = True
 
-    def __init__(
-        self,
-        tasks: GradientSource | Sequence[str],
-        *,
-        every: int | None = None,
-        start: int = 0,
-        accumulate: bool = False,
-    ) -> None:
+    def __init__(self, tasks: Tasks, *, every: int | None = None, start: int = 0, accumulate: bool = False) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate)
         self.reset_parameters()
 
@@ -71,8 +53,8 @@ class SI(Balancer):
         return weights, NoState()
 
     def weigh(self, step: Step, state: NoState) -> Tensor:
-        """The inverse losses."""
-        return si_weights(step.losses)
+        r""":math:`w_i = \partial \sum_j \log L_j / \partial L_i = 1 / L_i`."""
+        return 1 / step.losses
 
     def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
         """The weights of the step."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import count, flag, number
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.arguments import ByTask, count, flag, number
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.epoch_means import EpochMeans
 
 
@@ -34,27 +31,23 @@ class SoftAdapt(Balancer):
         are noise: give it ``epoch_steps``.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         beta: How much the slopes say; negative to favour the task that falls most.
         epoch_steps: The losses that are compared, :math:`L_i(e)`, are means over this many of a task's losses.
-        normalize: Whether the slopes are normalised. Without, beta is in the unit of an inverse loss, and has to be tuned to
-            the losses.
+        normalize: Whether the slopes are normalised. Without, beta is in the unit of an inverse loss, and has to be
+            tuned to the losses.
         loss_weighted: Whether the losses themselves are a factor.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes.
-        initial_weights: The weights of the first two epochs; see `Balancer`. ``None``: 1.
+        tasks, every, start, accumulate, initial_weights: See `Balancer`.
 
     Raises:
-        ValueError: A setting is out of its range; or, with ``loss_weighted`` alone, a loss is not positive. On an accelerator
-            only a task's first is refused; later the step is skipped.
+        ValueError: A setting is out of its range; or, with ``loss_weighted`` alone, a loss is not positive. On an
+            accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
-        The weights sum to T throughout; in the authors' package they start at 1 each, and from the first update on their sum
-        is 1, so that the network's effective learning rate falls by a factor of T there. The slope is the difference of two
-        values; the package offers differences of higher order. It divides normalised slopes by their plain sum, and
-        multiplies with the mean loss of the values compared; the first release took the sum of absolute values and the last
-        loss, as here. A task keeps its weight until its slope is known.
+        The weights sum to T throughout; in the authors' package they start at 1 each, and from the first update on
+        their sum is 1, so that the network's effective learning rate falls by a factor of T there. The slope is the
+        difference of two values; the package offers differences of higher order. It divides normalised slopes by their
+        plain sum, and multiplies with the mean loss of the values compared; the first release took the sum of absolute
+        values and the last loss, as here. A task keeps its weight until its slope is known.
 
     Example:
         >>> balancer = SoftAdapt(("stuck", "falling"), beta=1.0)
@@ -65,13 +58,13 @@ class SoftAdapt(Balancer):
         tensor([1.4621, 0.5379])
 
     References:
-        Heydari, Thompson, Mehmood 2019, SoftAdapt: Techniques for adaptive loss weighting of neural networks with multi-part
-        loss functions, section 3.1 (equation number not verified).
+        Heydari, Thompson, Mehmood 2019, SoftAdapt: Techniques for adaptive loss weighting of neural networks with
+        multi-part loss functions, section 3.1 (equation number not verified).
     """
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         beta: float = 0.1,
         epoch_steps: int = 1,
@@ -80,7 +73,7 @@ class SoftAdapt(Balancer):
         every: int | None = None,
         start: int = 0,
         accumulate: bool = False,
-        initial_weights: Mapping[str, float] | str | None = None,
+        initial_weights: ByTask | str | None = None,
     ) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
         self._beta = number("beta", beta, "(-inf, inf)")

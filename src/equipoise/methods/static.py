@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
 from torch import Tensor
 
-from equipoise.arguments import numbers_by_task
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.arguments import ByTask, numbers_by_task
+from equipoise.balancer import Balancer, Log, Step, Tasks
 
 
 class NoState(NamedTuple):
@@ -25,9 +22,7 @@ class Equal(Balancer):
         First, and as the baseline of every comparison. Losses of one kind and one size leave little to balance.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        accumulate: Whether a measured step is made of several backward passes (micro-batches).
+        tasks, every, accumulate: See `Balancer`.
 
     Example:
         >>> import torch
@@ -36,9 +31,7 @@ class Equal(Balancer):
         tensor(3.)
     """
 
-    def __init__(
-        self, tasks: GradientSource | Sequence[str], *, every: int | None = None, accumulate: bool = False
-    ) -> None:
+    def __init__(self, tasks: Tasks, *, every: int | None = None, accumulate: bool = False) -> None:
         super().__init__(tasks, every=every, accumulate=accumulate)
         self.reset_parameters()
 
@@ -55,19 +48,16 @@ class Equal(Balancer):
 class Static(Balancer):
     r"""Weights that are given and stay, scaled so that :math:`\sum_i w_i = T`.
 
-    The scaling keeps the network's effective learning rate that of equal weights; only the ratios of the given weights
-    matter.
+    The scaling keeps the effective learning rate that of equal weights; only the ratios of the given weights matter.
 
     When to use:
         You know how much each task matters, or train again with the mean weights of a run: ``balancer.averaged()``. For
-        regressions with squared errors whose targets were not standardised: ``Static(tasks, {task: 1 / variance, ...})``, which
-        is the same as training on targets of unit variance, whatever their units.
+        regressions with squared errors whose targets were not standardised: ``Static(tasks, {task: 1 / variance,
+        ...})``, which is the same as training on targets of unit variance, whatever their units.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         weights: A positive number for every task.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        accumulate: Whether a measured step is made of several backward passes (micro-batches).
+        tasks, every, accumulate: See `Balancer`.
 
     Raises:
         TypeError: ``weights`` is no dict, or a weight is not a number.
@@ -78,14 +68,7 @@ class Static(Balancer):
         tensor([1.5000, 0.5000])
     """
 
-    def __init__(
-        self,
-        tasks: GradientSource | Sequence[str],
-        weights: Mapping[str, float],
-        *,
-        every: int | None = None,
-        accumulate: bool = False,
-    ) -> None:
+    def __init__(self, tasks: Tasks, weights: ByTask, *, every: int | None = None, accumulate: bool = False) -> None:
         super().__init__(tasks, every=every, accumulate=accumulate)
         self._weights = numbers_by_task("weights", weights, self.tasks)
         self.reset_parameters()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import number
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.arguments import ByTask, number
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.static import NoState
 
 
@@ -29,20 +26,16 @@ class STCH(Balancer):
 
     .. math:: w_i = \frac{T}{L_i}\,\mathrm{softmax}_i\!\left(\frac{1}{\mu} \log \frac{L_i}{L_i(0)}\right)
 
-    which is the gradient of :math:`T \mu \log \sum_i \exp(\log(L_i / L_i(0)) / \mu)`. Until :math:`L_i(0)` is measured, the
-    task takes part as if it stood there; where that is so for all, :math:`w_i = 1 / L_i`.
+    which is the gradient of :math:`T \mu \log \sum_i \exp(\log(L_i / L_i(0)) / \mu)`. Until :math:`L_i(0)` is measured,
+    the task takes part as if it stood there; where that is so for all, :math:`w_i = 1 / L_i`.
 
     When to use:
         The worst task matters most: a small ``mu`` trains on the task that has come least far.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         mu: How smooth the maximum is: the smaller, the more the worst task alone counts.
-        initial_losses: ``L_i(0)`` by task name, the size that losses are compared with. ``None``: measured.
-        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
+        tasks, every, start, initial_losses, initial_steps: See `Balancer`.
+        accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
 
     Raises:
         ValueError: A setting is out of its range; or a loss is not positive. On an accelerator only a task's first is
@@ -50,9 +43,9 @@ class STCH(Balancer):
 
     Differs from the paper:
         The form is that of the authors' multi-task experiments: logarithms of losses, an ideal point of zero, and a
-        preference of 1 for every task, where the paper's formula has preferences that sum to 1 (1/T each would be a mu that
-        is T times larger). They compare with the mean losses of one epoch after several epochs on the sum of log losses;
-        here the mean is that of a task's first losses. The total loss is not the scalarisation, but its gradient is.
+        preference of 1 for every task; the paper's sum to 1 (1/T each is a mu that is T times larger). They compare with
+        the mean losses of one epoch after several on the sum of log losses; here the mean is that of a task's first
+        losses. The total loss is not the scalarisation, but its gradient is.
 
     Example:
         >>> balancer = STCH(("a", "b"), mu=1.0, initial_losses={"a": 1.0, "b": 1.0})
@@ -62,8 +55,9 @@ class STCH(Balancer):
         tensor([0.5000, 0.5000])
 
     References:
-        Lin, Zhang, Yang, Liu, Wang, Zhang 2024, Smooth Tchebycheff scalarization for multi-objective optimization, section 3
-        (equation number not verified), and the authors' multi-task code, ``STCH_MTL/LibMTL/weighting/STCH.py``.
+        Lin, Zhang, Yang, Liu, Wang, Zhang 2024, Smooth Tchebycheff scalarization for multi-objective optimization,
+        section 3 (equation number not verified), and the authors' multi-task code,
+        ``STCH_MTL/LibMTL/weighting/STCH.py``.
     """
 
     positive_losses = True
@@ -71,23 +65,17 @@ class STCH(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         mu: float = 1.0,
-        initial_losses: Mapping[str, float] | None = None,
+        initial_losses: ByTask | None = None,
         initial_steps: int = 1,
         every: int | None = None,
         start: int = 0,
         accumulate: bool = False,
     ) -> None:
-        super().__init__(
-            tasks,
-            every=every,
-            start=start,
-            accumulate=accumulate,
-            initial_losses=initial_losses,
-            initial_steps=initial_steps,
-        )
+        given = {"initial_losses": initial_losses, "initial_steps": initial_steps}
+        super().__init__(tasks, every=every, start=start, accumulate=accumulate, **given)
         self._mu = number("mu", mu, "(0, inf)")
         self.reset_parameters()
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import flag, known_tasks, one_of
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.arguments import ByTask, flag, known_tasks, one_of
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.adam import Moments, adam, check_lr
 
 Kind = Literal["regression", "classification"]
@@ -53,44 +51,40 @@ class State(NamedTuple):
 class Uncertainty(Balancer):
     r"""Weights from a learned noise level :math:`\sigma_i` per task.
 
-    Regression (Gaussian likelihood, squared error): :math:`\frac{1}{2\sigma_i^2} L_i + \log\sigma_i`.
-    Classification (scaled softmax, cross entropy): :math:`\frac{1}{\sigma_i^2} L_i + \log\sigma_i`.
+    Regression (Gaussian likelihood, squared error): :math:`\frac{1}{2\sigma_i^2} L_i + \log\sigma_i`. Classification
+    (scaled softmax, cross entropy): :math:`\frac{1}{\sigma_i^2} L_i + \log\sigma_i`.
 
-    The method learns :math:`s_i = \log\sigma_i^2`, by Adam; its gradient is known in closed form, so that no optimiser of
-    the caller's has to hold it. At rest, :math:`w_i = 1 / (2 L_i)` for both kinds.
+    The method learns :math:`s_i = \log\sigma_i^2`, by Adam; its gradient is known in closed form, so that no optimiser
+    of the caller's has to hold it. At rest, :math:`w_i = 1 / (2 L_i)` for both kinds.
 
     When to use:
         Likelihoods whose noise differs between tasks. Weights grow as losses fall, so that it raises the effective
-        learning rate of a task that is learnt well, and can overfit it. Take ``initial="losses"`` unless the published start
-        is wanted: else the weights start at 1/2 or 1 and a step changes a weight by a factor of about ``exp(lr)`` at most,
-        though the weight at rest, :math:`1 / (2 L_i)`, may be far away. For a loss of 100 it takes log(100) / lr steps from
-        1/2, some 180 at the default; meanwhile the large losses keep the small ones from being learnt, which is a plateau.
+        learning rate of a task that is learnt well, and can overfit it. Take ``initial="losses"`` unless the published
+        start is wanted: else the weights start at 1/2 or 1 and a step changes a weight by a factor of about ``exp(lr)``
+        at most, though the weight at rest, :math:`1 / (2 L_i)`, may be far away. For a loss of 100 it takes log(100) /
+        lr steps from 1/2, some 180 at the default; meanwhile the large losses keep the small ones from being learnt,
+        which is a plateau.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         kinds: ``"regression"`` or ``"classification"``, for each task by name or once for all.
         lr: Adam's learning rate for s.
         initial: ``"losses"``: a task starts where s is at rest for the loss of its first step (of its first step after
-            ``start``), at :math:`\log L_i` for a regression and :math:`\log 2 L_i` for a classification, so that this very
-            step has the weight :math:`1 / (2 L_i)`. A task whose loss is not positive then starts at 0. ``None``: s starts at
-            0, or where ``initial_weights`` says.
-        initial_weights: The weights of the first step: by task name, and s is such as to give them (they are not scaled,
-            unless ``normalize``); ``"balanced"``, in inverse proportion to the gradient norms of the first batch, with a sum
-            of T; ``None``: those of ``initial``.
-        normalize: Scale the weights so that they sum to T and change no effective learning rate. Not part of the method.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes (micro-batches).
+            ``start``), at :math:`\log L_i` for a regression and :math:`\log 2 L_i` for a classification, so that this
+            very step has the weight :math:`1 / (2 L_i)`. A task whose loss is not positive then starts at 0. ``None``:
+            s starts at 0, or where ``initial_weights`` says.
+        normalize: Scale the weights so that they sum to T and change no effective learning rate. Not part of the
+            method.
+        tasks, every, start, accumulate, initial_weights: See `Balancer`.
 
     Raises:
         TypeError: A setting is of another type.
-        ValueError: A task is unknown or missing in ``kinds``, or its kind is neither of the two, and the message names it;
-            another setting is out of its range; or ``initial`` and ``initial_weights`` are both given.
+        ValueError: A task is unknown or missing in ``kinds``, or its kind is neither of the two, and the message names
+            it; another setting is out of its range; or ``initial`` and ``initial_weights`` are both given.
 
     Differs from the paper:
-        The total loss leaves out the terms :math:`\log\sigma_i`, which no parameter of the network appears in. The learning
-        rate is the one that the GradNorm paper used for this baseline; Kendall et al. train s with the network's optimiser.
-        The paper has no start from the losses.
+        The total loss leaves out the terms :math:`\log\sigma_i`, which no parameter of the network appears in. The
+        learning rate is the one that the GradNorm paper used for this baseline; Kendall et al. train s with the
+        network's optimiser. The paper has no start from the losses.
 
     Example:
         >>> balancer = Uncertainty(("depth", "label"), {"depth": "regression", "label": "classification"})
@@ -112,12 +106,12 @@ class Uncertainty(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         kinds: Mapping[str, Kind] | Kind,
         *,
         lr: float = 0.025,
         initial: Literal["losses"] | None = None,
-        initial_weights: Mapping[str, float] | str | None = None,
+        initial_weights: ByTask | str | None = None,
         normalize: bool = False,
         every: int | None = None,
         start: int = 0,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 
 from equipoise.arguments import number
-from equipoise.balancer.balancer import Balancer
-from equipoise.balancer.step import Log, Step
-from equipoise.engine import GradientSource
+from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.static import NoState
 
 
@@ -23,28 +20,25 @@ def uwso_weights(losses: Tensor, temperature: float, step: Step) -> Tensor:
 class UWSO(Balancer):
     r"""UW-SO: the softmax of the inverse losses, :math:`w = T\,\mathrm{softmax}(L^{-1} / \tau)`.
 
-    The weights at which uncertainty weighting is at rest are inverse losses; this is a softened form of them that needs no
-    training. The losses enter as constants.
+    Uncertainty weighting rests at inverse losses; this is a softened form of them that needs no training.
 
     When to use:
         Losses of a similar size, with a search over the temperature: without one it may well put all weight on the
         smallest loss.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give), or the names of the tasks.
         temperature: :math:`\tau`, in the unit of an inverse loss: it has to be tuned to the losses. The larger, the more
             equal the weights.
-        every: Gradient norms are measured for the log at each ``every``-th step; ``None``: never.
-        start: The number of steps before the weights begin to move.
-        accumulate: Whether a measured step is made of several backward passes; each is weighted by its own losses.
+        tasks, every, start: See `Balancer`.
+        accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
 
     Raises:
-        ValueError: ``temperature`` is not positive and finite; or a loss is not positive. On an accelerator only a task's
-            first is refused; later the step is skipped.
+        ValueError: ``temperature`` is not positive and finite; or a loss is not positive. On an accelerator only a
+            task's first is refused; later the step is skipped.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights. The paper
-        tunes the temperature for every problem; 1 is no recommendation.
+        The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. The paper tunes
+        the temperature for every problem; 1 is no recommendation.
 
     Example:
         >>> import torch
@@ -64,7 +58,7 @@ class UWSO(Balancer):
 
     def __init__(
         self,
-        tasks: GradientSource | Sequence[str],
+        tasks: Tasks,
         *,
         temperature: float = 1.0,
         every: int | None = None,
