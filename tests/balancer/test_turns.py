@@ -17,9 +17,7 @@ pytestmark = pytest.mark.usefixtures("double")
 SEVERAL = [name for name in BALANCERS if name not in NEEDS_ALL_TASKS]
 """Methods that take a step in which a task is absent."""
 
-OWN = {
-    name for name in BALANCERS if name.startswith(("InverseInitialLoss", "Uncertainty", "SI", "IMTLL", "STCH", "RLW"))
-}
+OWN = {"InverseInitialLoss", "Uncertainty", "Uncertainty, from the losses", "SI", "IMTLL", "STCH", "RLW"}
 """Methods whose weight of a task is made of that task's own losses, or drawn; RLW draws for all."""
 
 
@@ -72,13 +70,15 @@ def test_a_step_without_any_loss_changes_nothing(name):
         for x, y in batches(steps, TASKS):
             balancer(mse(network(x), y)).backward()
             balancer.step()
-        before, log = buffers(balancer), balancer.log()
+        before = buffers(balancer)
         total = balancer(dict.fromkeys(TASKS))
         total.backward()
         balancer.step()
         assert total == 0
         assert same(buffers(balancer), before)
-        assert same(balancer.log(), log)
+        log = balancer.log()
+        assert log["losses"].isnan().all() or "every third" in name and steps
+        assert torch.equal(log["weights"], before["weights"])
 
 
 # GradNorm's rule across steps

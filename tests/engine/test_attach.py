@@ -1,11 +1,13 @@
-"""attach: models whose code is not touched, plain and of transformers."""
+"""attach: models whose code is not changed, plain and of transformers."""
 
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
+from helpers.measured import autograd_rows, norms_of, rows_of
 from helpers.reference import Algorithm1, close
 from torch import nn
 from torch.nn import functional
@@ -197,42 +199,47 @@ def expected_of(model, shared, losses_of):
     model = copy.deepcopy(model)
     torch.manual_seed(5)
     losses = losses_of(model)
-    wanted = list(model.get_submodule(shared).parameters())
-    rows = [
-        torch.cat(
-            [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(wanted, found, strict=True)]
-        )
-        for found in (
-            torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True) for loss in losses.values()
-        )
-    ]
+    rows = autograd_rows(losses.values(), parameters_of(model.get_submodule(shared)))
     sum(losses.values()).backward()
-    return torch.stack(rows), [p.grad for p in model.parameters()], list(model.buffers())
+    return rows, [p.grad for p in model.parameters()], list(model.buffers())
 
 
-def step(model, balancer, losses_of):
-    torch.manual_seed(5)
-    balancer(losses_of(model)).backward()
+def parameters_of(layer):
+    """W: the layer's own weight, or all its trained parameters."""
+    own = layer._parameters.get("weight")
+    return [own] if own is not None and own.requires_grad else [p for p in layer.parameters() if p.requires_grad]
 
 
-def test_gradients_are_those_of_the_model_as_it_was(case):
+def forward(model, losses_of):
+    """The losses, with the same random numbers each time."""
+
+    def run():
+        torch.manual_seed(5)
+        return losses_of(model)
+
+    return run
+
+
+@pytest.mark.parametrize("measured", [norms_of, rows_of])
+def test_gradients_are_those_of_the_model_as_it_was(case, measured):
     model, shared, heads, losses_of = case
     rows, gradients, buffers = expected_of(model, shared, losses_of)
     keys = list(model.state_dict())
     source = eq.attach(model, shared, heads)
-    balancer = eq.GradNorm(source)
-    step(model, balancer, losses_of)
-    close(source.task_gradients(), rows)
+    if measured is norms_of and "twice" in heads:
+        with pytest.raises(RuntimeError, match="task 'twice': its gradient has arrived at several calls.*accumulate=True"):
+            measured(source, forward(model, losses_of))
+        return
+    found = measured(source, forward(model, losses_of))
+    close(found, rows if measured is rows_of else rows.norm(dim=1))
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         close(parameter.grad, gradient) if gradient is not None else None
     for ours, theirs in zip(model.buffers(), buffers, strict=True):
         assert torch.equal(ours, theirs)
     assert list(model.state_dict()) == keys
-    balancer.step()
-    assert (balancer.weights != 1).all()
 
 
-def test_what_is_removed_is_gone(case):
+def test_removed_hooks_are_gone(case):
     model, shared, heads, losses_of = case
     _, gradients, _ = expected_of(model, shared, losses_of)
     before = [len(module._forward_pre_hooks) for module in model.modules()]
@@ -241,9 +248,7 @@ def test_what_is_removed_is_gone(case):
     source.remove()
     assert [len(module._forward_pre_hooks) for module in model.modules()] == before
     assert not any(module._forward_pre_hooks_with_kwargs for module in model.modules())
-    torch.manual_seed(5)
-    sum(losses_of(model).values()).backward()
-    assert not source.measured
+    sum(forward(model, losses_of)().values()).backward()
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert (parameter.grad is None) if gradient is None else torch.equal(parameter.grad, gradient)
 
@@ -255,32 +260,43 @@ def saved_and_loaded(everything):
     return torch.load(file, weights_only=False)
 
 
+def step(model, balancer, losses_of):
+    """The norms of one step."""
+    balancer(forward(model, losses_of)()).backward()
+    balancer.step()
+    return balancer.log()["gradient_norms"]
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it)), saved_and_loaded])
 def test_a_copy_measures_by_itself(case, duplicate):
     model, shared, heads, losses_of = case
-    rows, _, _ = expected_of(model, shared, losses_of)
+    expected = expected_of(model, shared, losses_of)[0].norm(dim=1)
     source = eq.attach(model, shared, heads)
-    balancer = eq.GradNorm(source)
+    balancer = eq.Equal(source, every=1, accumulate=True)
     twin, twin_source, twin_balancer = duplicate((model, source, balancer))
-    assert twin_balancer._source is twin_source
-    step(twin, twin_balancer, losses_of)
-    close(twin_source.task_gradients(), rows)
-    assert not source.measured
+    close(step(twin, twin_balancer, losses_of), expected)
+    with pytest.raises(RuntimeError, match="found no backward pass"):
+        balancer.step()
     twin_source.remove()
     assert not any(module._forward_pre_hooks_with_kwargs for module in twin.modules())
-    step(model, balancer, losses_of)  # the original's hooks are still there
-    close(source.task_gradients(), rows)
+    close(step(model, balancer, losses_of), expected)  # the original's hooks are still there
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
-def test_a_copy_of_the_model_alone_leaves_the_original_alone(case, duplicate):
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_copy_of_the_model_alone_leaves_the_original_alone(case, duplicate, inside):
+    """Whether the balancer is a part of the model or not."""
     model, shared, heads, losses_of = case
-    source = eq.attach(model, shared, heads)
-    eq.GradNorm(source)
+    balancer = eq.Equal(eq.attach(model, shared, heads), every=1, accumulate=True)
+    if inside:
+        model.balancer = balancer
     twin = duplicate(model)
     assert list(twin.state_dict()) == list(model.state_dict())
     sum(losses_of(twin).values()).backward()
-    assert not source.measured
+    with pytest.raises(RuntimeError, match="found no backward pass"):
+        balancer.step()
+    if inside:
+        close(step(twin, twin.balancer, losses_of), step(model, model.balancer, losses_of))
 
 
 @pytest.mark.parametrize("name", ["plain", "bert"])
@@ -290,7 +306,7 @@ def test_gradnorm_is_algorithm_1_over_20_steps(name):
     parameters = ("1.weight", "0.weight") if name == "plain" else ("output.dense.weight", "attention.output.dense.bias")
     wanted = [theirs.get_submodule(shared).get_parameter(parameter) for parameter in parameters]
     reference = Algorithm1(theirs, wanted, len(heads), 1.5, 0.025, torch.optim.SGD(theirs.parameters(), 0.005))
-    balancer = eq.GradNorm(eq.attach(ours, shared, heads, parameters=parameters))
+    balancer = eq.GradNorm(eq.attach(ours, shared, heads, parameters=parameters), accumulate="twice" in heads)
     optimizer = torch.optim.SGD(ours.parameters(), 0.005)
     for i in range(20):
         torch.manual_seed(i)
@@ -313,29 +329,21 @@ def test_the_backbone_may_be_in_eval_and_the_model_not():
     model.shared.eval()  # statistics and dropout frozen, as in fine-tuning
     rows, _, _ = expected_of(model, shared, losses_of)
     source = eq.attach(model, shared, heads)
-    step(model, eq.GradNorm(source), losses_of)
-    close(source.task_gradients(), rows)
+    close(rows_of(source, forward(model, losses_of)), rows)
+    balancer = eq.Equal(source, every=1)
     model.eval()
-    source.reset()
-    sum(losses_of(model).values()).backward()
-    assert not source.measured
+    balancer(losses_of(model)).backward()
+    with pytest.raises(RuntimeError, match="found no backward pass"):
+        balancer.step()
 
 
-def test_parameters_that_are_frozen_and_trained_again():
+def test_parameters_that_are_frozen_and_trained_again_between_two_steps():
     model, shared, heads, losses_of = plain()
-    source = eq.attach(model, shared, heads)
-    source.measure(True)
+    balancer = eq.Equal(eq.attach(model, shared, heads), every=1, accumulate=True)
     for trained in (True, False, True):
         model.shared[0].weight.requires_grad_(trained)
-        source.reset()
-        losses = losses_of(model)
-        wanted = [p for p in model.shared.parameters() if p.requires_grad]
-        rows = [
-            torch.cat([g.flatten() for g in torch.autograd.grad(loss, wanted, retain_graph=True)])
-            for loss in losses.values()
-        ]
-        sum(losses.values()).backward()
-        close(source.task_gradients(), torch.stack(rows))
+        expected = expected_of(model, shared, losses_of)[0].norm(dim=1)
+        close(step(model, balancer, losses_of), expected)
 
 
 @pytest.mark.parametrize(
@@ -355,8 +363,9 @@ def test_parameters_that_are_frozen_and_trained_again():
             ValueError,
             "tasks 'by position' and 'twice' must have heads of their own",
         ),
-        ("shared.2", PLAIN, ValueError, "Dropout must have a parameter that is trained"),
         ("shared", {}, ValueError, "at least one task"),
+        (2, PLAIN, TypeError, "shared_layer: its path must be a string; found 2 of type int"),
+        ("shared", ["heads.0"], TypeError, "heads must be a dict of paths by task name; found list"),
     ],
 )
 def test_wrong_paths_are_refused(shared, heads, error, message):
@@ -367,8 +376,9 @@ def test_wrong_paths_are_refused(shared, heads, error, message):
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ("0.weight", TypeError, "found the string"),
+        ("0.weight", TypeError, "parameters must be a sequence of names; found '0.weight' of type str"),
         (("weight",), ValueError, "unknown 'weight'; Sequential has 0.weight"),
+        ((), ValueError, "parameters must name at least one parameter"),
     ],
 )
 def test_wrong_parameters_are_refused(parameters, error, message):
@@ -401,45 +411,51 @@ class Wired(nn.Module):
         return {"a": a.square().sum(), "b": b.square().sum()}
 
 
+def refusal(source, losses):
+    """The message with which the first step is refused."""
+    balancer = eq.GradNorm(source)
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        balancer(losses()).backward()
+        balancer.step()
+    return str(error.value)
+
+
+PAST = "through what the head of task 'b' is given alone; found that it also reaches it past the fork"
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (
-            "below",
-            "task 'b': what the head of task 'b' is given must depend on the last shared layer; found none of.*'weight'",
-        ),
-        ("input", "task 'b': its loss must depend on what the head of task 'b' is given; found that it does not reach"),
-        (
-            "detached",
-            "task 'b': its loss must depend on what the head of task 'b' is given; found that it does not reach",
-        ),
-        (
-            "cascade",
-            "task 'b': below what the head of task 'b' is given.*found what the head of task 'a' is given. PerLoss",
-        ),
-        ("mixed", "task 'b'.*found that it reads what the head of task 'a' is given"),
-        ("past", "task 'b'.*also reaches its parameter '(weight|bias)' past the fork. PerLoss"),
-        ("not called", "task 'b'.*also reaches its parameter '(weight|bias)' past the fork. PerLoss"),
+        ("below", "the features must depend on W; found that they do not"),
+        ("input", "task 'b': no gradient of its loss has arrived.*does not depend on what the head of task 'b' is given"),
+        ("detached", "task 'b': no gradient of its loss has arrived.*does not depend on what the head of task 'b' is given"),
+        ("cascade", "task 'a': what the head of task 'a' is given is for its loss alone; found that 'b' reads it"),
+        ("mixed", "task 'a': what the head of task 'a' is given is for its loss alone; found that 'b' reads it"),
+        ("past", f"task 'b'.*{PAST}"),
+        ("not called", "task 'b': no gradient of its loss has arrived.*does not depend on what the head of task 'b' is given"),
     ],
 )
 def test_wrong_wiring_is_found_in_the_first_step(how, message):
-    model = Wired(how)
-    balancer = eq.GradNorm(eq.attach(model, "shared", {"a": "heads.a", "b": "heads.b"}))
-    with pytest.raises(ValueError, match=message):
-        balancer(model(torch.randn(5, 8)))
+    model, x = Wired(how), torch.randn(5, 8)
+    source = eq.attach(model, "shared", {"a": "heads.a", "b": "heads.b"})
+    assert re.search(message, refusal(source, lambda: model(x)))
 
 
 def test_one_head_inside_another_is_found_in_the_first_step():
     model = nn.ModuleDict({"shared": nn.Linear(6, 8), "outer": nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))})
-    balancer = eq.GradNorm(eq.attach(model, "shared", {"a": "outer", "b": "outer.1"}))
-    features = model["shared"](torch.randn(5, 6, dtype=torch.float64))
-    a = model["outer"](features)
-    with pytest.raises(ValueError, match="task 'a'.*found that it reads what the head of task 'b' is given"):
-        balancer({"a": a.square().sum(), "b": a.sin().sum()})
+
+    def losses():
+        a = model["outer"](model["shared"](torch.randn(5, 6)))
+        return {"a": a.square().sum(), "b": a.sin().sum()}
+
+    message = refusal(eq.attach(model, "shared", {"a": "outer", "b": "outer.1"}), losses)
+    assert "task 'a'" in message
+    assert "found that it reads what the head of task 'b' is given" in message
 
 
 def test_a_tied_embedding_as_the_last_shared_layer_is_refused_by_name():
     model, _, heads, losses_of = bert_for_pretraining()
-    balancer = eq.GradNorm(eq.attach(model.double(), "bert.embeddings.word_embeddings", heads))
-    with pytest.raises(ValueError, match="task 'words'.*also reaches its parameter 'weight' past the fork. PerLoss"):
-        balancer(losses_of(model))
+    source = eq.attach(model.double(), "bert.embeddings.word_embeddings", heads)
+    message = refusal(source, lambda: losses_of(model))
+    assert "task 'words'" in message
+    assert "found that it also reaches it past the fork" in message

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from helpers.measured import autograd_rows, norms_of, rows_of
 from helpers.reference import close
 from torch import nn
 
@@ -116,32 +117,19 @@ def losses_of(features, parts):
 
 def test_heads_of_a_pyramid(case):
     fork, parts = case
-    balancer = eq.GradNorm(fork)
-    losses = losses_of(fork(torch.randn(5, 4)), parts)
-    wanted = list(fork.shared_layer.parameters())
-    expected = []
-    for loss in losses.values():
-        found = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-        expected.append(
-            torch.cat(
-                [
-                    torch.zeros_like(p).flatten() if g is None else g.flatten()
-                    for p, g in zip(wanted, found, strict=True)
-                ]
-            )
-        )
-    expected = torch.stack(expected)
-    balancer(losses).backward()
-    close(fork.task_gradients(), expected)
-    assert (fork.task_gradients()[0] == 0).any()  # what the coarse level alone is made from
+    x, wanted = torch.randn(5, 4), list(fork.shared_layer.parameters())
+    expected = autograd_rows(losses_of(fork(x), parts).values(), wanted)
+    assert (expected[0] == 0).any(), "the fine level does not depend on the layer that makes the coarse one"
+    close(norms_of(fork, lambda: losses_of(fork(x), parts)), expected.norm(dim=1))
     close(torch.cat([p.grad.flatten() for p in wanted]), expected.sum(0))
+    close(rows_of(fork, lambda: losses_of(fork(x), parts)), expected)
 
 
 def test_the_structure_is_the_layers_own(case):
     fork, parts = case
     x = torch.randn(5, 4)
     plain = fork.shared_layer(x)
-    fork.measure(True)
+    _ = eq.Equal(fork, every=1)
     for features in fork(x).values():
         assert type(features) is type(plain)
         for ours, theirs in zip(parts(features), parts(plain), strict=True):
@@ -164,13 +152,15 @@ def test_a_constant_among_the_features_stays_one():
 
 
 def test_features_are_measured_at_a_pyramid_without_a_layer():
-    fork = eq.Fork(None, ("a", "b"))
-    fork.measure(True)
-    trunk = nn.Linear(4, 4)
-    fine = trunk(torch.randn(5, 4))
-    coarse = fine.tanh()
-    features = fork((fine, coarse))
-    losses = [features["a"][0].square().sum(), features["b"][0].sin().sum() + features["b"][1].exp().sum()]
-    sum(losses).backward()
-    at_fine, at_coarse = fine.detach().cos(), coarse.detach().exp()
-    close(fork.gradient_norms(), torch.stack([2 * fine.detach().norm(), torch.stack([at_fine, at_coarse]).norm()]))
+    fork, trunk, x, seen = eq.Fork(None, ("a", "b")), nn.Linear(4, 4), torch.randn(5, 4), []
+
+    def losses():
+        fine = trunk(x)
+        coarse = fine.tanh()
+        seen[:] = fine, coarse
+        features = fork((fine, coarse))
+        return {"a": features["a"][0].square().sum(), "b": features["b"][0].sin().sum() + features["b"][1].exp().sum()}
+
+    norms = norms_of(fork, losses)
+    fine, coarse = (each.detach() for each in seen)
+    close(norms, torch.stack([2 * fine.norm(), torch.stack([fine.cos(), coarse.exp()]).norm()]))

@@ -105,15 +105,19 @@ def test_there_is_exactly_one_backward_pass_and_nothing_is_retained():
 
 def test_a_fork_that_is_not_measured_returns_the_output_unchanged():
     fork = eq.Fork(nn.Linear(3, 2), ("a", "b"))
-    for balancer in (None, eq.Equal(fork), eq.Equal(fork, every=1)):
-        measured = balancer is not None and balancer.log().keys() and balancer._every is not None
+
+    def unchanged():
         features = fork(torch.ones(1, 3))
-        assert (features["a"] is features["b"]) == (not measured)
-        fork.eval()
-        features = fork(torch.ones(1, 3))
-        assert features["a"] is features["b"]
-        assert type(features["a"].grad_fn).__name__ == "AddmmBackward0"
-        fork.train()
+        return features["a"] is features["b"] and type(features["a"].grad_fn).__name__ == "AddmmBackward0"
+
+    assert unchanged()
+    _ = eq.Equal(fork)
+    assert unchanged()
+    _ = eq.Equal(fork, every=1)
+    assert not unchanged()
+    fork.eval()
+    assert unchanged()
+    fork.train()
     with torch.no_grad():
         assert fork(torch.ones(1, 3))["a"].grad_fn is None
 
@@ -179,8 +183,8 @@ def test_the_fork_follows_its_layer_to_another_precision(dtype, accumulate):
     balancer(losses).backward()
     balancer.step()
     norms = balancer.log()["gradient_norms"]
-    assert norms.dtype == torch.float32
-    close(norms, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    assert torch.finfo(norms.dtype).bits >= 32
+    close(norms.float(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 @pytest.mark.parametrize(

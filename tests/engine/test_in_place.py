@@ -124,25 +124,17 @@ def test_after_the_first_step_it_is_an_error_as_well(entry_point, operation):
         network(x)
 
 
-@pytest.mark.parametrize("entry_point", [entry_point for entry_point in ENTRY_POINTS if entry_point != "attach"])
-@pytest.mark.parametrize("operation", ON_IT)
-@pytest.mark.parametrize("balancer", [lambda fork: eq.Equal(fork), lambda fork: eq.Equal(fork.tasks)])
-def test_where_nothing_is_measured_the_first_pass_names_the_head(entry_point, operation, balancer):
-    network = ENTRY_POINTS[entry_point](ON_IT[operation]())
-    balancer = balancer(network.fork)
-    x = torch.randn(5, 4, requires_grad=True)
-    with torch.no_grad():
-        network.fork(x)  # nothing is found without gradients
-    with pytest.raises(RuntimeError, match=f"the features of task 'b'; {REMEDY}"):
-        balancer(network(x))
-
-
-def test_an_attached_model_that_is_not_measured_is_the_model_as_it_was():
-    network = Plain(nn.ReLU(inplace=True))
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+@pytest.mark.parametrize("balancer", [None, eq.Equal, lambda source: eq.Equal(source.tasks)])
+def test_a_model_that_is_not_measured_is_the_model_as_it_was(entry_point, balancer):
+    """Without a fork, too, the heads read one tensor."""
+    network = ENTRY_POINTS[entry_point](nn.ReLU(inplace=True))
+    source = network.source()
+    _ = balancer and balancer(source)
     x = torch.randn(5, 4)
-    plain = network(x)
-    eq.Equal(network.source())
-    for task, loss in network(x).items():
+    features = x if entry_point == "fork, features" else (network.layer if hasattr(network, "layer") else source.shared_layer)(x)
+    plain = {task: network.heads[task](features) for task in network.heads}
+    for task, loss in network(x.clone() if entry_point == "fork, features" else x).items():
         assert torch.equal(loss, plain[task])
 
 

@@ -1,9 +1,11 @@
 """Any module as the last shared layer: gradients and side effects are those of the plain network."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers.measured import autograd_rows, norms_of, rows_of
 from helpers.reference import Algorithm1, close
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
@@ -143,7 +145,7 @@ GENERAL = {
     "complex parameters": (Fourier, [(6, 8)]),
     "one of several frozen": (with_one_frozen, [(6, 5)]),
 }
-"""Name -> (the layer, its inputs or their shapes). Measured: all trained parameters, from the original graph."""
+"""Name -> (the layer, its inputs or their shapes). Measured from the original graph: its own weight, or all trained parameters."""
 
 CHOSEN = {
     "a bias": (lambda: nn.Linear(5, 4), [(6, 5)], ("bias",)),
@@ -162,60 +164,61 @@ def inputs_of(shapes):
     return [torch.randn(shape) if isinstance(shape, tuple) else shape for shape in shapes]
 
 
+@contextmanager
+def calls_of(layer):
+    """How often the layer is called within, without a hook of its own."""
+    calls = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: calls.append(1) if module is layer else None
+    )
+    yield calls
+    handle.remove()
+
+
 def assert_exact(build, shapes, names):
-    """Task gradients, the network's gradients, and all side effects, against one autograd.grad per task; the task gradients."""
+    """Both forms of the measurement, the network's gradients, and all side effects, against one autograd.grad per task."""
     plain = build()
     parameters = dict(plain.fork.shared_layer.named_parameters())
     inputs, seed = inputs_of(shapes), torch.random.get_rng_state()
-    network = copy.deepcopy(plain)
+    twins = [(copy.deepcopy(plain), form) for form in ("norms", "gradients")]
 
     losses = plain.losses(inputs)
-    wanted = [parameters[name] for name in names]
-    rows = []
-    for loss in losses.values():
-        found = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-        found = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(wanted, found, strict=True)]
-        rows.append(torch.cat([g.flatten() for g in found]))
-    expected = torch.stack(rows)
+    expected = autograd_rows(losses.values(), [parameters[name] for name in names])
     assert expected.abs().sum(1).min() > 0
     sum(losses.values()).backward()
     after = torch.random.get_rng_state()
 
-    calls = []
-    network.fork.shared_layer.register_forward_hook(lambda *_: calls.append(1))
-    network.fork.measure(True)
-    torch.random.set_rng_state(seed)
-    losses = network.losses(inputs)
-    network.fork.check_reach(losses)
-    sum(losses.values()).backward()
-    assert len(calls) == 1
-    assert torch.equal(torch.random.get_rng_state(), after)
-    for ours, theirs in zip(network.buffers(), plain.buffers(), strict=True):
-        assert torch.equal(ours, theirs)
-    for (name, ours), theirs in zip(network.named_parameters(), plain.parameters(), strict=True):
-        close(ours.detach(), theirs.detach())
-        if theirs.grad is None:
-            assert ours.grad is None, name
-        else:
-            close(ours.grad.to_dense(), theirs.grad.to_dense(), msg=lambda text, name=name: f"{name}: {text}")
-    gradients = network.fork.task_gradients()
-    close(gradients.flatten(1), expected)
-    close(network.fork.gradient_norms(), expected.norm(dim=1))
-    return gradients
+    for network, form in twins:
+        torch.random.set_rng_state(seed)
+        with calls_of(network.fork.shared_layer) as calls:
+            if form == "norms":
+                close(norms_of(network.fork, lambda network=network: network.losses(inputs)), expected.norm(dim=1))
+            else:
+                close(rows_of(network.fork, lambda network=network: network.losses(inputs)), expected)
+        assert list(network.fork.shared_parameters) == list(names)
+        assert len(calls) == 1
+        assert torch.equal(torch.random.get_rng_state(), after)
+        for ours, theirs in zip(network.buffers(), plain.buffers(), strict=True):
+            assert torch.equal(ours, theirs)
+        for (name, ours), theirs in zip(network.named_parameters(), plain.parameters(), strict=True):
+            close(ours.detach(), theirs.detach())
+            if theirs.grad is None:
+                assert ours.grad is None, name
+            else:
+                close(ours.grad.to_dense(), theirs.grad.to_dense(), msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("name", BY_RULE)
 def test_a_layer_with_a_rule(name):
     layer, shapes = BY_RULE[name]
-    gradients = assert_exact(lambda: Network(layer()), shapes, ["weight"])
-    assert gradients.shape == (3, *layer().weight.shape)
+    assert_exact(lambda: Network(layer()), shapes, ["weight"])
 
 
 @pytest.mark.parametrize("name", GENERAL)
 def test_any_other_module(name):
     layer, shapes = GENERAL[name]
-    names = [n for n, p in layer().named_parameters() if p.requires_grad]
-    assert_exact(lambda: Network(layer()), shapes, names)
+    trained = [n for n, p in layer().named_parameters() if p.requires_grad]
+    assert_exact(lambda: Network(layer()), shapes, ["weight"] if "weight" in trained else trained)
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -234,37 +237,31 @@ def test_weights_are_real_where_parameters_are_complex():
 
 
 def test_a_layer_that_is_called_by_keyword_and_with_an_output_size():
-    fork = eq.Fork(nn.ConvTranspose2d(2, 3, 3, stride=2), TASKS)
-    fork.measure(True)
-    features = fork(input=torch.randn(1, 2, 4, 4), output_size=(10, 10))
-    losses = {task: (i + 1) * features[task].sin().sum() for i, task in enumerate(TASKS)}
-    expected = [torch.autograd.grad(loss, fork.shared_layer.weight, retain_graph=True)[0] for loss in losses.values()]
-    sum(losses.values()).backward()
-    close(fork.task_gradients(), torch.stack(expected))
+    fork, x = eq.Fork(nn.ConvTranspose2d(2, 3, 3, stride=2), TASKS), torch.randn(1, 2, 4, 4)
+
+    def losses():
+        features = fork(input=x, output_size=(10, 10))
+        return {task: (i + 1) * features[task].sin().sum() for i, task in enumerate(TASKS)}
+
+    close(norms_of(fork, losses), autograd_rows(losses().values(), [fork.shared_layer.weight]).norm(dim=1))
 
 
 def test_statistics_and_a_dropout_mask_are_those_of_one_forward_pass():
     network = Network(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)))
-    network.fork.measure(True)
-    sum(network.losses([torch.randn(6, 5)]).values()).backward()
+    norms_of(network.fork, lambda: network.losses([torch.randn(6, 5)]))
     assert network.fork.shared_layer[1].num_batches_tracked == 1
 
 
-def test_parameters_that_are_frozen_and_trained_again():
-    network = Network(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)))
-    network.fork.measure(True)
-    first = network.fork.shared_layer[0]
+def test_parameters_that_are_frozen_and_trained_again_between_two_steps():
+    network, x = Network(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4))), torch.randn(6, 5)
+    balancer = eq.Equal(network.fork, every=1, accumulate=True)
     for trained in (True, False, True):
-        first.requires_grad_(trained)
-        network.fork.reset()
-        losses = network.losses([torch.randn(6, 5)])
+        network.fork.shared_layer[0].requires_grad_(trained)
         wanted = [p for p in network.fork.shared_layer.parameters() if p.requires_grad]
-        expected = [
-            torch.cat([g.flatten() for g in torch.autograd.grad(loss, wanted, retain_graph=True)])
-            for loss in losses.values()
-        ]
-        sum(losses.values()).backward()
-        close(network.fork.task_gradients(), torch.stack(expected))
+        expected = autograd_rows(network.eval().losses([x]).values(), wanted).norm(dim=1)
+        balancer(network.train().losses([x])).backward()
+        balancer.step()
+        close(balancer.log()["gradient_norms"], expected)
 
 
 class Tied(nn.Module):
@@ -282,39 +279,46 @@ class Tied(nn.Module):
         return {"a": features["a"].sin().square().sum(), "b": b.square().sum()}
 
 
+def refusal(fork, forward):
+    """The message with which the first step is refused."""
+    balancer = eq.GradNorm(fork)
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        balancer(forward()).backward()
+        balancer.step()
+    return str(error.value)
+
+
 def test_a_weight_that_is_tied_below_the_fork_is_refused_by_rule_and_exact_by_name():
-    x = torch.randn(6, 4)
-    network = Tied("trunk")
-    with pytest.raises(
-        ValueError, match=r"task 'a'.*'weight' is used a second time below the fork.*parameters=\('weight',\)"
-    ):
-        eq.GradNorm(network.fork)(network.losses(x))
+    network, x = Tied("trunk"), torch.randn(6, 4)
+    message = refusal(network.fork, lambda: network.losses(x))
+    assert "task 'a'" in message
+    assert "the layer's weight is used a second time" in message
+    assert "parameters=('weight',)" in message
     network = Tied("trunk", parameters=("weight",))
-    balancer = eq.GradNorm(network.fork)
-    losses = network.losses(x)
-    weight = network.fork.shared_layer.weight
-    expected = torch.stack([torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses.values()])
-    balancer(losses).backward()
-    close(network.fork.task_gradients().view_as(expected), expected)
-    close(weight.grad, expected.sum(0))
+    expected = autograd_rows(network.losses(x).values(), [network.fork.shared_layer.weight])
+    close(rows_of(network.fork, lambda: network.losses(x)), expected)
+    close(network.fork.shared_layer.weight.grad.flatten(), expected.sum(0))
 
 
 @pytest.mark.parametrize("parameters", [None, ("weight",)])
 def test_a_weight_that_is_tied_in_a_head_is_refused_by_name(parameters):
-    network = Tied("head", parameters)
-    with pytest.raises(ValueError, match="task 'b'.*also reaches its parameter 'weight' past the fork. PerLoss"):
-        eq.GradNorm(network.fork)(network.losses(torch.randn(6, 4)))
+    network, x = Tied("head", parameters), torch.randn(6, 4)
+    message = refusal(network.fork, lambda: network.losses(x))
+    assert "task 'b'" in message
+    assert "PerLoss measures such a loss" in message
 
 
 def test_a_head_that_is_fed_by_another_head_is_refused_by_name():
-    fork = eq.Fork(nn.Linear(4, 4), ("a", "b"))
-    balancer = eq.GradNorm(fork)
-    a = fork(torch.randn(6, 4))["a"].tanh()
-    with pytest.raises(ValueError, match=r"task 'b': below features\['b'\].*found features\['a'\]. PerLoss"):
-        balancer({"a": a.square().sum(), "b": fork(a)["b"].square().sum()})
+    fork, x = eq.Fork(nn.Linear(4, 4), ("a", "b")), torch.randn(6, 4)
+
+    def losses():
+        a = fork(x)["a"].tanh()
+        return {"a": a.square().sum(), "b": fork(a)["b"].square().sum()}
+
+    assert "task 'a': features['a'] is for its loss alone; found that 'b' reads it" in refusal(fork, losses)
 
 
-def test_a_block_that_is_cut_off_from_its_parameters_is_refused_by_name():
+def test_a_block_that_is_cut_off_from_its_parameters_is_refused():
     class Cut(nn.Module):
         def __init__(self):
             super().__init__()
@@ -323,40 +327,36 @@ def test_a_block_that_is_cut_off_from_its_parameters_is_refused_by_name():
         def forward(self, x):
             return x + self.layer(x).detach()
 
-    fork = eq.Fork(Cut(), ("a", "b"))
-    fork.measure(True)
-    features = fork(torch.randn(6, 4, requires_grad=True))
-    with pytest.raises(
-        ValueError, match=r"task 'a': features\['a'\] must depend on the last shared layer.*'layer.weight'"
-    ):
-        eq.GradNorm(fork)({task: features[task].square().sum() for task in features})
+    fork, x = eq.Fork(Cut(), ("a", "b")), torch.randn(6, 4, requires_grad=True)
+    message = refusal(fork, lambda: {task: features.square().sum() for task, features in fork(x).items()})
+    assert "the features must depend on W; found that they do not" in message
 
 
 @pytest.mark.parametrize(
     ("layer", "parameters", "error", "message"),
     [
-        (
-            nn.LayerNorm(4, elementwise_affine=False),
-            None,
-            ValueError,
-            "LayerNorm must have a parameter that is trained",
-        ),
         (nn.Linear(4, 4), ("weights",), ValueError, "parameters: unknown 'weights'; Linear has weight, bias"),
         (nn.Linear(4, 4).requires_grad_(False), ("weight",), ValueError, "'weight' is frozen"),
-        (
-            nn.Sequential(nn.Linear(4, 4)).requires_grad_(False),
-            None,
-            ValueError,
-            "must have a parameter that is trained",
-        ),
-        (nn.Linear(4, 4), (), ValueError, "at least one parameter"),
-        (nn.Linear(4, 4), "weight", TypeError, "found the string 'weight'"),
+        (nn.Linear(4, 4), (), ValueError, "parameters must name at least one parameter; found none"),
+        (nn.Linear(4, 4), "weight", TypeError, "parameters must be a sequence of names; found 'weight' of type str"),
         (None, ("weight",), ValueError, "there is no shared_layer"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(layer, parameters, error, message):
+def test_a_wrong_choice_of_parameters_is_refused(layer, parameters, error, message):
     with pytest.raises(error, match=message):
         eq.Fork(layer, TASKS, parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: nn.LayerNorm(4, elementwise_affine=False), "LayerNorm, must have.*it has no parameters"),
+        (lambda: nn.Sequential(nn.Linear(4, 4)).requires_grad_(False), "Sequential, must have.*all of them are frozen"),
+    ],
+)
+def test_a_layer_without_a_trained_parameter_is_refused(layer, message):
+    with pytest.raises(ValueError, match=message):
+        eq.GradNorm(eq.Fork(layer(), TASKS))
 
 
 def test_features_without_a_tensor_are_refused():
@@ -365,7 +365,7 @@ def test_features_without_a_tensor_are_refused():
             return super().forward(x).argmax(-1)
 
     fork = eq.Fork(Indices(4, 4), TASKS)
-    fork.measure(True)
+    _ = eq.GradNorm(fork)
     with pytest.raises(TypeError, match="a floating-point tensor, or a tuple.*found Tensor"):
         fork(torch.randn(2, 4))
 
@@ -388,7 +388,7 @@ def test_gradnorm_is_algorithm_1_over_20_steps(way):
     theirs = copy.deepcopy(ours)
     reference = Algorithm1(
         theirs,
-        list(theirs.fork.parameters_measured.values()),
+        list(theirs.fork.shared_parameters.values()),
         len(TASKS),
         1.5,
         0.025,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def advance(
     balancer: Balancer, note: Note, norms: Tensor | None, skip: bool, everyone: bool
-) -> dict[str, Tensor | Callable[[], Tensor]] | None:
+) -> dict[str, Tensor | Callable[[], Tensor]]:
     """Have the method move, and keep the outcome where all of it is finite.
 
     Args:
@@ -31,13 +31,15 @@ def advance(
         everyone: Whether all tasks are known to be present.
 
     Returns:
-        What the log shows of the step; None where there was none, for no task was present.
+        What the log shows of the step.
     """
     free = reads_without_sync(note.present)
     here = None if everyone else note.present != 0  # None: all tasks are present
     if here is not None and free:
         if not here.any():
-            return None
+            nan = torch.full_like(note.losses, float("nan"))
+            nothing = {"losses": nan, "weights": balancer.weights.clone(), "training_rates": nan}
+            return {**nothing} if norms is None else {**nothing, "gradient_norms": nan}
         here = None if here.all() else here
     losses = note.losses / (note.present if here is None else torch.where(here, note.present, 1.0))
     if balancer.weighs:

@@ -210,7 +210,7 @@ class Balancer(Inspection, ABC):
         """
         flag("skip", skip)
         nodes = torch.autograd._get_sequence_nr()
-        if self._plan.measure and not self._source.auditing:  # type: ignore[union-attr]
+        if self._plan.measure and not self._first.again and self._processes.number == 1:  # else they would audit apart
             self._first.compare_graphs(nodes - self._nodes_before)
         self._nodes_before = nodes
         if self._plan.note:
@@ -348,9 +348,7 @@ class Balancer(Inspection, ABC):
         if source is not None:
             source.clear()
         everyone = number == 1 and bool(self._now.everyone)
-        moved = advance(self, Note(*note.unbind()), norms, skip, everyone)
-        if moved is not None:
-            self._log |= moved
+        self._log |= advance(self, Note(*note.unbind()), norms, skip, everyone)
 
     def _keep_gradients(self, source: GradientSource) -> None:
         """The processes have met since the last step."""
@@ -393,9 +391,8 @@ class Balancer(Inspection, ABC):
             self._plan = plan
         if self._source is not None and self._every is not None and self._source.owner is self._token:
             self._source.plan(measure, gradients=self._accumulate, processes=self._processes)
-            number = self._steps // self._every
-            again = not self._source.taps and self._first.due(number)
-            self._source.auditing = measure and (self._first.pending(self.tasks) or again)
+            self._first.again = measure and not self._source.taps and self._first.due(self._steps // self._every)
+            self._source.auditing = self._first.again or (measure and self._first.pending(self.tasks))
             self._source.forget_aliases()
 
     def _checked_weights(self, given: Any, source: GradientSource | None) -> list[float] | str | None:

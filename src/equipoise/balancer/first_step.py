@@ -46,6 +46,7 @@ class FirstStep:
         audited: The tasks whose gradient was compared with a reference, or for which none can be had.
         deviation: The largest deviation found so far ``()``; NaN where an audit was left out; None before the first.
         left_out: Why an audit was left out; empty where none was.
+        again: Whether the step at hand is one that is audited again.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class FirstStep:
         self.audited: set[str] = set()
         self.deviation: Tensor | None = None
         self.left_out = ""
+        self.again = False
         self._expected: Reference | None = None
         self._limit = 0.0
         self._balanced = self._begun = False
@@ -86,7 +88,7 @@ class FirstStep:
                 from gradients that cannot be had. The message names the task.
         """
         self._begun = True
-        each = given.each or dict(zip(balancer.tasks, given.values.unbind(), strict=True))
+        each = given.each or ({} if given.present else dict(zip(balancer.tasks, given.values.unbind(), strict=True)))
         for task, loss in each.items():
             if task not in self.seen:
                 check_first_loss(balancer, task, loss.item())
@@ -97,7 +99,7 @@ class FirstStep:
         losses = {task: loss for task, loss in each.items() if balances or task not in self.audited}
         if not losses:
             self._changed = False
-            if source.auditing and not self.left_out and torch.float16 not in precisions(source, given.values):
+            if self.again and not self.left_out and torch.float16 not in precisions(source, given.values):
                 self._begin_again(source, each, tolerance(source, given.values) ** 0.5)
             source.forget_aliases()
             return

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from equipoise.bench._case import Case
 from equipoise.bench._clock import what_is_there_not_collected
@@ -172,22 +172,27 @@ def _summed(losses: Losses) -> Tensor:
 
 
 def _counted(step: Callable[[], object]) -> tuple[int, int]:
-    """The multiplications of one step, half of what is counted, as each comes with an addition; and the bytes they touch."""
-    with FlopCounterMode(display=False) as counter, _Touched() as touched:
+    """The multiplications of one step, half of the operations, as each comes with an addition; and the bytes they touch."""
+    with _Counter() as counter:
         step()
-    return int(counter.get_total_flops()) // 2, touched.bytes
+    return counter.operations // 2, counter.bytes
 
 
-class _Touched(TorchDispatchMode):
-    """Counts the bytes that matrix products and convolutions take in and give out."""
+class _Counter(TorchDispatchMode):
+    """Counts the operations of matrix products and convolutions, and the bytes that they take in and give out.
+
+    PyTorch's own ``FlopCounterMode`` puts hooks on all modules, with which a last shared layer is measured in another way.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.operations = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.operations += int(count(*args, **(kwargs or {}), out_val=result))
             self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor))
         return result
 

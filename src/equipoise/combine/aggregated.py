@@ -23,8 +23,8 @@ Aggregator = Callable[[Tensor], Tensor]
 class Aggregated(CombiningBalancer):
     r"""The task gradients are combined by an aggregator: any of TorchJD's (UPGrad, MGDA, PCGrad, ...), or your own.
 
-    With :math:`g_i` the gradient of the loss :math:`L_i` at the features of the whole batch, as a vector of n numbers,
-    and :math:`\mathcal A` the aggregator, the trunk is trained with
+    With :math:`g_i` the gradient of the loss :math:`L_i` at the features of the whole batch, as a vector of n numbers, and
+    :math:`\mathcal A` the aggregator, the trunk is trained with
 
     .. math:: \tilde g = \mathcal A \begin{pmatrix} g_1 \\ \vdots \\ g_T \end{pmatrix}
 
@@ -38,49 +38,41 @@ class Aggregated(CombiningBalancer):
 
     Args:
         fork: Where the network splits into tasks: a `Fork`.
-        aggregator: A callable, matrix ``(T, n)`` -> vector ``(n,)``. Of TorchJD's, those that are weighted sums are
-            asked for the weights only, and those that need no more than the Gramian are given that, ``(T, T)``. A
-            module becomes a submodule: its buffers are in ``state_dict``.
+        aggregator: A callable, matrix ``(T, n)`` -> vector ``(n,)``, where T counts the tasks present. TorchJD's weighted
+            sums are asked for the weights only, from the Gramian ``(T, T)`` where they need no more. A module becomes a
+            submodule: its buffers are in ``state_dict``.
         at: Where the gradients are taken that the aggregator sees: ``"features"``, or ``"shared_layer"`` for a TorchJD
             aggregator that is a weighted sum.
         seed: The random numbers that the aggregator draws from PyTorch's own generators follow from it and from the
-            number of the step. They are the same on every process, and no other draw is disturbed.
+            number of the step: the same on every process, and no other draw is disturbed.
 
     Raises:
         TypeError: ``fork`` is not a `Fork`, ``aggregator`` not callable, or ``seed`` not an integer.
-        ValueError: ``at`` is neither of the two, or not possible with this fork or aggregator; or, in the backward
-            pass, the aggregator returns another shape.
-
-    Shape:
-        T is the number of tasks present in the batch: the rows of the others are left out. An aggregator that is made
-        for a number of tasks (``NashMTL``, ``Constant``) needs all of them.
+        ValueError: ``at`` is neither of the two, or not possible with this fork or aggregator; or, in the backward pass,
+            the aggregator returns another shape.
 
     Units:
-        The gradients are those of the losses as they are. TorchJD's aggregators hold some settings against absolute
-        sizes (``norm_eps`` of UPGrad, DualProj and CAGrad, ``max_norm`` of NashMTL). At the features, where each of B
-        samples has a part of a gradient that is a mean over B, squared norms are smaller by about B than at parameters:
-        with the default ``norm_eps`` UPGrad may then see no gradient at all, and give the mean. Several of them give a
-        mean of gradients and not a sum, so that the trunk learns about T times slower beside its heads.
+        Some of TorchJD's settings are absolute sizes (``norm_eps`` of UPGrad, DualProj and CAGrad, ``max_norm`` of
+        NashMTL). At the features, where each of B samples has a part of the gradient of a mean over B, squared norms are
+        smaller by about B than at parameters: UPGrad may then see no gradient at all, and give the mean. Aggregators
+        that give a mean of gradients and not a sum have the trunk learn about T times slower beside its heads.
 
     Log:
         ``gradient_norms``, those that the aggregator saw, and ``aggregation_weights``, where they exist.
 
     Differs from the paper:
         At the features the matrix is not that of the papers, which is at the shared parameters: a common approximation.
-        Each micro-batch is aggregated by itself. Over several processes the aggregator gets the Gramian, or the matrix,
-        of the whole batch. Where a task gradient is not finite the aggregator is not asked: the plain sum, not finite
-        either, goes on for a loss scaler to find, and the step is counted in ``skipped_steps``.
+        Each micro-batch is aggregated by itself; over several processes, the whole batch. Where a task gradient is not
+        finite the plain sum goes on for a loss scaler to find, and the step is counted in ``skipped_steps``.
 
         The CAGrad of its authors is :math:`T / (1 + c^2)` times TorchJD's. TorchJD's MGDA stops after 100 iterations,
         short of the minimum: with T = 4 and norms up to 30 apart its norm was up to 37 % above it.
 
-        The memory of an aggregator is its own affair. It moves with every call, also in a step that is skipped and
-        while the balancer is frozen, and outside of buffers it is not saved: TorchJD's ExcessMTL, GradVac, PCD and
-        NashMTL (which holds the objects of a solver) begin anew after ``load_state_dict``, with a warning. A pickle of
-        the balancer has all of it.
+        The memory of an aggregator moves with every call, also in a step that is skipped and while the balancer is
+        frozen, and outside of buffers it is not saved: TorchJD's ExcessMTL, GradVac, PCD and NashMTL begin anew after
+        ``load_state_dict``, with a warning. A pickle of the balancer has all of it.
 
     Example:
-        >>> _ = torch.manual_seed(0)
         >>> fork = Fork(nn.Linear(3, 2), tasks=("up", "down"))
         >>> def largest(matrix):  # follow the task whose gradient is largest
         ...     return matrix[matrix.norm(dim=1).argmax()]
@@ -103,7 +95,7 @@ class Aggregated(CombiningBalancer):
         self._at, takes = one_of("at", at, ("features", "shared_layer")), _takes(aggregator)
         if at == "shared_layer" and takes == "rows":
             raise ValueError(
-                f"at='shared_layer' needs a TorchJD aggregator that is a weighted sum, whose weights can be applied at the "
+                "at='shared_layer' needs a TorchJD aggregator that is a weighted sum, whose weights can be applied at the "
                 f"features; found {_name(aggregator)}. Use at='features'"
             )
         if at == "shared_layer" and isinstance(fork, Fork) and fork.shared_layer is None:
@@ -128,7 +120,7 @@ class Aggregated(CombiningBalancer):
         return parts, torch.stack([norms, *weights], 1)
 
     def _seen(self, here: Tensor, at_layer: Tensor | None) -> tuple[Tensor, Tensor, slice]:
-        """The argument of the aggregator, of the whole batch; the norms of the gradients; and which columns are those here."""
+        """The argument of the aggregator, of the whole batch; the gradient norms; and which columns are those here."""
         own, matrix = slice(None), here
         if at_layer is not None:
             matrix = self._sum(at_layer)
@@ -146,24 +138,17 @@ class Aggregated(CombiningBalancer):
         ask = {"gramian": "gramian_weighting", "matrix": "weighting"}.get(self._takes)
         with drawing_from(self._generator(self._seed).initial_seed(), seen.device):
             found: Tensor = (aggregator if ask is None else getattr(aggregator, ask))(seen).detach()
-        wanted = (seen.shape[1],) if ask is None else (seen.shape[0],)
-        if found.shape != wanted:
-            raise ValueError(
-                f"aggregator: {_name(aggregator)} must return {wanted} for a matrix {tuple(seen.shape)}; found "
-                f"{tuple(found.shape)}"
-            )
+        wanted, shape = (seen.shape[1 if ask is None else 0],), tuple(found.shape)
+        if shape != wanted:
+            matrix = f"a matrix {tuple(seen.shape)}"
+            raise ValueError(f"aggregator: {_name(aggregator)} must return {wanted} for {matrix}; found {shape}")
         return found
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Make room for the buffers of an aggregator: TorchJD's are None before their first call."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        stateful = False
-        parts = (
-            self.aggregator.named_modules(prefix=f"{prefix}aggregator")
-            if isinstance(self.aggregator, nn.Module)
-            else ()
-        )
-        for path, part in parts:
+        module, stateful = self.aggregator, False
+        for path, part in module.named_modules(prefix=f"{prefix}aggregator") if isinstance(module, nn.Module) else ():
             resets = hasattr(part, "reset")
             stateful = stateful or (resets and type(part).__module__.startswith("torchjd"))
             for name in part._buffers:
@@ -171,10 +156,8 @@ class Aggregated(CombiningBalancer):
                 if saved is not None or resets:
                     part._buffers[name] = None if saved is None else torch.empty_like(saved, device=self.weights.device)
         if stateful:
-            warnings.warn(
-                f"{_name(self.aggregator)} begins anew: a part of its memory is no buffer, and not in the state_dict",
-                stacklevel=2,
-            )
+            anew = f"{_name(module)} begins anew: a part of its memory is no buffer, and not in the state_dict"
+            warnings.warn(anew, stacklevel=2)
 
 
 def _takes(aggregator: Aggregator) -> str:

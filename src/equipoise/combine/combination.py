@@ -1,8 +1,8 @@
 """The task gradients combined at the fork on their way back, where they are otherwise summed.
 
-The factor of the total loss (a loss scale, one over the number of micro-batches) is not known at the fork. It is the
-gradient that arrives at the total loss, earlier in the same backward pass: it is read there, taken out of the task
-gradients before they are combined, and put back into the result, so that no method ever sees it.
+The factor of the total loss (a loss scale, one over the number of micro-batches) is not known at the fork. It is the gradient
+that arrives at the total loss, earlier in the same backward pass: it is read there, taken out of the task gradients before
+they are combined, and put back into the result, so that no method ever sees it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from equipoise.engine.rules import Gradients, LayerRule
 class FeatureGradients(NamedTuple):
     """The gradients that have arrived at the fork in one backward pass: those of the losses, multiplied by nothing.
 
-    Over several processes they are this process's share in the gradients of the mean loss: a sum over the samples of
-    all processes is the whole batch's.
+    Over several processes they are this process's share in the gradients of the mean loss: a sum over the samples of all
+    processes is the whole batch's.
 
     Attributes:
-        gradients: At each of the features, ``(T, *)``; zeros where none has arrived. Empty where none has from any
-            task.
+        gradients: At each of the features, ``(T, *)``; zeros where none has arrived. Empty where none has from any task.
         features: The features.
         at_layer: The gradients at W, ``(T, P)``, where they are asked for.
         present: Which tasks' gradients have arrived here.
@@ -54,8 +53,7 @@ Combine = Callable[[FeatureGradients], tuple[Sequence[Tensor], Tensor]]
 class Combination:
     """How the task gradients are combined, and the record of it that the backward passes leave.
 
-    Gradients are combined in a backward pass from a total loss that is watched. Another pass through the fork, as one
-    of a single loss for a log, gives the plain gradient.
+    Gradients are combined in a backward pass from a total loss that is watched; any other gives the plain gradient.
 
     Args:
         fork: Where they arrive.
@@ -67,6 +65,7 @@ class Combination:
     Attributes:
         passes: How many backward passes from a total loss have ended since the last `clear`.
         calls: The calls of the fork, for an audit; None where none is to come.
+        fan_out: One alias of each of the features for every task. `torch.compile` leaves it out.
     """
 
     def __init__(self, fork: Fork, owner: object, combine: Combine, probe: Probe, *, at_layer: bool) -> None:
@@ -77,7 +76,6 @@ class Combination:
         self._done, self.passes = False, 0
         self.calls: list[Call] | None = []
         self.fan_out = torch.compiler.disable(self._fan_out)
-        """One alias of each of the features for every task. `torch.compile` leaves it out."""
 
     def watch(self, total: Tensor, present: Sequence[bool]) -> Tensor:
         """The total loss, such that a backward pass from it is combined at the fork; ``present``: which tasks are in it."""
@@ -117,14 +115,14 @@ class Combination:
         self._check(present)
         self._done = True
         scale = self._scale * self.collective.number
-        combined, record = self._combine(
-            FeatureGradients(
-                [self._rows(column, feature, scale) for column, feature in zip(columns, features, strict=True)],
-                features,
-                None if rule is None else self._rows_at_layer(rule, kept, tasks, scale),
-                present,
-            )
-        )
+        rows = [self._rows(column, feature, scale) for column, feature in zip(columns, features, strict=True)]
+        at_layer = None
+        if rule is not None:
+            found = [
+                rule.gradient(kept, g).reshape(-1) if here else None for g, here in zip(tasks, present, strict=True)
+            ]
+            at_layer = self._rows(found, next(g for g in found if g is not None), scale)
+        combined, record = self._combine(FeatureGradients(rows, features, at_layer, present))
         sent: list[Tensor | None] = []
         for column, feature, result in zip(columns, features, combined, strict=True):
             some = any(g is not None for g in column)
@@ -138,9 +136,7 @@ class Combination:
                 f"all task gradients must arrive together at the fork, to be combined; found that {once}"
             )
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "task gradients that are combined at the fork cannot be differentiated again; found create_graph=True"
-            )
+            raise RuntimeError("gradients combined at the fork cannot be differentiated again; found create_graph=True")
         for task, expected, arrived in zip(self.fork.tasks, self._present, present, strict=True):
             if expected and not arrived:
                 raise RuntimeError(
@@ -149,9 +145,7 @@ class Combination:
                 )
 
     def _fan_out(self, given: Any, features: list[Tensor]) -> Sequence[Tensor]:
-        if (
-            self.calls is not None
-        ):  # an audit asks for the gradients of these views, and no .grad of the features is written
+        if self.calls is not None:  # an audit asks for these views' gradients, and no .grad of the features is written
             features = [feature.view_as(feature) for feature in features]
         rule, kept = None, list[Tensor]()
         if self._at_layer:
@@ -166,15 +160,6 @@ class Combination:
         dtype = torch.promote_types(like.dtype, self.probe.leaf.dtype)
         rows = torch.stack([torch.zeros_like(like, dtype=dtype) if g is None else g.to(dtype) for g in gradients])
         return rows / torch.where(scale != 0, scale, 1.0).to(rows)  # a total loss times 0 has gradients of 0
-
-    def _rows_at_layer(
-        self, rule: LayerRule, kept: Sequence[Tensor], tasks: Sequence[Gradients], scale: Tensor
-    ) -> Tensor:
-        arrived = [any(g is not None for g in task) for task in tasks]
-        found = [
-            rule.gradient(kept, task).reshape(-1) if here else None for task, here in zip(tasks, arrived, strict=True)
-        ]
-        return self._rows(found, next(g for g in found if g is not None), scale)
 
     def _end(self) -> None:
         self._scale = None
@@ -200,9 +185,8 @@ class _Node(torch.autograd.Function):
         """Combine those of the tasks; those of other terms are added to the result as they are."""
         size, tensors, tasks = ctx.size, ctx.saved_tensors, len(ctx.combination.fork.tasks)
         columns = [gradients[i::size] for i in range(size)]
-        record, results = ctx.combination.arrive(
-            ctx.rule, tensors[:-size], tensors[-size:], [column[:tasks] for column in columns]
-        )
+        own = [column[:tasks] for column in columns]
+        record, results = ctx.combination.arrive(ctx.rule, tensors[:-size], tensors[-size:], own)
         sums = [added_up([result, *column[tasks:]]) for result, column in zip(results, columns, strict=True)]
         return None, None, None, record, *(None,) * (len(tensors) - size), *sums
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from equipoise.arguments import ByTask, described
+from equipoise.arguments import described
 from equipoise.balancer import Balancer, Log, Step
 from equipoise.balancer.masking import nan_where_absent
 from equipoise.balancer.rng import generator
@@ -24,24 +24,18 @@ from equipoise.methods.static import NoState
 class CombiningBalancer(Balancer, ABC):
     """The second kind of balancer: not weights on the losses, but another combination of their gradients at the fork.
 
-    The weights of the losses are 1 and stay so: the total is the plain sum, and every head gets the gradient of its own
-    plain loss. At the fork, in the same backward pass, the task gradients go on into the trunk combined as the method
-    says, and not as their sum; those of ``Fork(..., others=...)`` are added as they are. The factor of the total loss
-    is taken out before and put back afterwards, so that the method sees the gradients of the losses. Each micro-batch
-    is combined by itself.
+    The weights of the losses are 1 and stay so: the total is the plain sum, and every head gets the gradient of its own plain
+    loss. At the fork, in the same backward pass, the task gradients go on into the trunk combined as the method says; those
+    of ``Fork(..., others=...)`` are added as they are. Each micro-batch is combined by itself.
 
-    Over several processes the method combines the whole batch's gradients. They exchange numbers in the backward pass,
-    so each of them must run as many of those as the others; where one has no labels at all, it hands in ``None`` for
-    every task and calls ``backward()`` all the same.
+    Over several processes the method combines the whole batch's gradients. They exchange numbers in the backward pass, so
+    each of them must run as many of those as the others; where one has no labels at all, it hands in ``None`` for every
+    task and calls ``backward()`` all the same.
 
     Args:
-        fork: Where the network splits into tasks: a `Fork`.
-        columns: The quantities that the method records of every task, by their names in the log, the gradient norm
-            first.
+        fork: Where the network splits into tasks: a `Fork`; else a TypeError.
+        columns: The quantities that the method records of every task, by their names in the log, the gradient norm first.
         at_layer: Whether the method asks for the gradients at W.
-
-    Raises:
-        TypeError: ``fork`` is none.
     """
 
     _combination: Combination
@@ -49,8 +43,7 @@ class CombiningBalancer(Balancer, ABC):
     def __init__(self, fork: Fork, *, columns: tuple[str, ...] = ("gradient_norms",), at_layer: bool = False) -> None:
         if not isinstance(fork, Fork):
             raise TypeError(
-                f"{type(self).__name__} needs a Fork, where the gradients of all tasks arrive in one place; found "
-                f"{described(fork)}"
+                f"{type(self).__name__} needs a Fork, where all gradients arrive in one place; found {described(fork)}"
             )
         super().__init__(fork)
         self._columns, self._at_layer = columns, at_layer
@@ -60,7 +53,9 @@ class CombiningBalancer(Balancer, ABC):
             self._make_state(torch.promote_types(parameter.dtype.to_real(), torch.float32), parameter.device)
         fork.owner = self._token
 
-    def forward(self, losses: Mapping[str, Tensor | None] | Tensor, label_fractions: ByTask | None = None) -> Tensor:
+    def forward(
+        self, losses: Mapping[str, Tensor | None] | Tensor, label_fractions: Mapping[str, float] | None = None
+    ) -> Tensor:
         """The total loss, the plain sum of ``losses``. See `Balancer.forward`."""
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -88,11 +83,7 @@ class CombiningBalancer(Balancer, ABC):
 
     @torch.no_grad()
     def step(self, *, skip: bool = False) -> None:
-        """End the step. See `Balancer.step`.
-
-        Raises:
-            RuntimeError: No task gradients were combined since the last step.
-        """
+        """End the step. See `Balancer.step`; a RuntimeError where no task gradients were combined since the last one."""
         record = self._combination.probe.numbers
         if record is None:
             raise RuntimeError(
@@ -114,15 +105,11 @@ class CombiningBalancer(Balancer, ABC):
 
     @abstractmethod
     def combine(self, arrived: FeatureGradients, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
-        """The method. Writes to no buffer of its own.
-
-        Args:
-            arrived: The gradients of the tasks that are present on any process.
-            rows: Which tasks these are.
+        """The method, for the tasks ``rows``, those present on any process. Writes to no buffer of its own.
 
         Returns:
-            The gradient that goes on into the trunk at each of the features, for the samples that are here; and the
-            record of each of these tasks, ``(len(rows), columns)``, the gradient norm first: the same on every process.
+            The gradient that goes on into the trunk at each of the features, for the samples that are here; and the record of
+            each of these tasks, ``(len(rows), columns)``, the gradient norm first: the same on every process.
         """
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, Any]:

@@ -20,19 +20,8 @@ def encodec_scales(fractions: Tensor, mean_norms: Tensor, norm: float) -> Tensor
     return torch.where(mean_norms > 0, norm * fractions / mean_norms, 0.0)
 
 
-def sample_norms(gradients: Sequence[Tensor]) -> Tensor:
-    r"""The norm of every sample's gradient, ``(T, B)``, over all features together."""
-    squares = [g.reshape(*g.shape[:2], -1).square().sum(-1) for g in gradients]
-    return torch.stack(squares).sum(0).sqrt()
-
-
 class State(NamedTuple):
-    r"""The average :math:`\langle \lVert g_i \rVert \rangle_\beta` is the first over the second.
-
-    Attributes:
-        norm_sums: :math:`\sum_k \beta^k \lVert g_i(t - k) \rVert` ``(T,)``.
-        norm_counts: :math:`\sum_k \beta^k` ``(T,)``.
-    """
+    r""":math:`\sum_k \beta^k \lVert g_i(t - k) \rVert` and :math:`\sum_k \beta^k` ``(T,)``, whose ratio is the average."""
 
     norm_sums: Tensor
     norm_counts: Tensor
@@ -46,56 +35,43 @@ class State(NamedTuple):
 class EnCodec(CombiningBalancer):
     r"""Each loss gets a given fraction of the gradient at the fork, large or small: for several losses on one output.
 
-    With :math:`g_i` the gradient of the loss :math:`L_i` at the features, which are the network's output where the fork
-    is the last thing in it, the trunk is trained with
+    With :math:`g_i` the gradient of the loss :math:`L_i` at the features, the trunk is trained with
 
     .. math::
         \tilde g = \sum_i R \, \frac{\lambda_i}{\sum_j \lambda_j} \, \frac{g_i}{\langle \lVert g_i \rVert \rangle_\beta}
 
-    where the average :math:`\langle \cdot \rangle_\beta` runs exponentially over the steps, this one included,
-    corrected for its start at zero. :math:`\lVert g_i \rVert` is the mean over the batch of the norm of one sample's
-    gradient.
+    where the average :math:`\langle \cdot \rangle_\beta` runs exponentially over the steps, this one included, corrected
+    for its start at zero. :math:`\lVert g_i \rVert` is the mean over the batch, the features' first dimension, of the norm
+    of one sample's gradient.
 
     When to use:
         Several losses on one output (a codec, a generator with a discriminator), each of which shall count as given,
         however large it is and however that drifts.
 
     Args:
-        fork: Where the losses part: ``Fork(None, tasks)`` at the output, or any other `Fork`, at whose features it
-            works.
+        fork: Where the losses part: ``Fork(None, tasks)`` at the output, or any other `Fork`, at whose features it works.
         lambdas: :math:`\lambda_i` by task name. ``None``: all alike.
         norm: R, the norm of the gradient that goes on for one sample, were all losses to pull in one direction.
         decay: :math:`\beta` of the average, at least 0 and below 1.
 
     Raises:
-        TypeError: ``fork`` is not a `Fork`, or an argument is of another type.
-        ValueError: A lambda is missing or not positive, or ``norm`` or ``decay`` is out of its range.
-
-    Shape:
-        The features' first dimension is the batch. Every tensor in the log is ``(T,)`` in task order.
-
-    Units:
-        :math:`\tilde g` has the unit of ``norm``, and not that of the losses.
+        TypeError, ValueError: ``fork`` is not a `Fork`, or an argument is of another type or out of its range.
 
     Log:
-        ``gradient_norms`` :math:`\lVert g_i \rVert` of this step, ``mean_gradient_norms`` the average that was divided
-        by.
+        ``gradient_norms`` :math:`\lVert g_i \rVert` of this step, ``mean_gradient_norms`` the average that was divided by.
 
     Differs from the paper:
-        The norm per sample, averaged over the batch, is the default of the authors' code. Their code adds 1e-12 to the
-        average norm; here a task whose gradients have all been zero is left out instead, so that no result depends on
-        the unit of a loss. A task that is absent keeps its average, and the lambdas of the others are taken among
-        themselves. Where the total loss is multiplied before ``backward()``, so is the result; micro-batches are each
-        balanced with the average of the last step and their own norms. Over P processes the result is that of one
-        process with the whole batch; theirs, which averages the processes' gradients, is P times smaller.
+        The norm per sample is the default of the authors' code, which adds 1e-12 to the average norm; here a task whose
+        gradients have all been zero is left out instead. An absent task keeps its average, and the lambdas of the others
+        are taken among themselves. Where the total loss is multiplied before ``backward()``, so is the result;
+        micro-batches are each balanced with the average of the last step and their own norms. Over P processes the
+        result is that of one process with the whole batch; theirs is P times smaller.
 
     Example:
-        >>> decoder = torch.nn.Linear(2, 4)
         >>> fork = Fork(None, tasks=("waveform", "adversarial"))
         >>> balancer = EnCodec(fork, lambdas={"waveform": 3.0, "adversarial": 1.0})
-        >>> output = decoder(torch.ones(1, 2))
+        >>> output = torch.zeros(1, 4, requires_grad=True)
         >>> signal = fork(output)
-        >>> output.retain_grad()
         >>> balancer({"waveform": 1e6 * signal["waveform"].sum(), "adversarial": 1e-6 * signal["adversarial"].sum()}).backward()
         >>> output.grad  # 3/4 and 1/4 of the norm 1, in the same direction
         tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
@@ -113,7 +89,7 @@ class EnCodec(CombiningBalancer):
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
         """No gradient seen yet."""
-        return weights, State(torch.zeros_like(weights), torch.zeros_like(weights))
+        return weights, State(*[torch.zeros_like(weights)] * 2)
 
     def combine(self, arrived: FeatureGradients, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
         """Scale every task's gradient."""
@@ -131,7 +107,8 @@ class EnCodec(CombiningBalancer):
         return weights, state.after(self._means[0], self._decay), log
 
     def _batch_norms(self, arrived: FeatureGradients, tasks: int) -> Tensor:
-        """The mean of the samples' norms ``(T,)``, over those on all processes."""
-        norms = sample_norms(arrived.gradients) if arrived.gradients else self.weights.new_zeros(tasks, 0)
+        """The mean ``(T,)`` of the norms of the samples' gradients, over all features and the samples on all processes."""
+        squares = [g.reshape(*g.shape[:2], -1).square().sum(-1) for g in arrived.gradients]
+        norms = torch.stack(squares).sum(0).sqrt() if squares else self.weights.new_zeros(tasks, 0)
         total = self._sum(torch.cat([norms.sum(1), norms.new_full((1,), norms.shape[1])]))
         return (total[:-1] / total[-1]).to(self.weights.dtype)

@@ -29,48 +29,38 @@ def sign_masks(signed: Tensor, purity: Tensor, uniform: Tensor) -> Tensor:
 class GradDrop(CombiningBalancer):
     r"""At every feature one sign is drawn, and only the gradients of that sign go on: gradient sign dropout.
 
-    With :math:`g_i` the gradient of the loss :math:`L_i` at the features A of a batch, and :math:`G_i` its sum over the
-    batch after it is multiplied with the sign of A,
+    With :math:`g_i` the gradient of the loss :math:`L_i` at the features A of a batch (their first dimension), and
+    :math:`G_i` its sum over the batch after it is multiplied with the sign of A,
 
     .. math::
         \mathcal P = \frac12 \left( 1 + \frac{\sum_i G_i}{\sum_i |G_i|} \right), \qquad
         \mathcal M_i = [\mathcal P > U] [G_i > 0] + [\mathcal P < U] [G_i < 0], \qquad
         \tilde g = \sum_i \left( \ell_i + (1 - \ell_i) \mathcal M_i \right) g_i
 
-    with U drawn uniformly between 0 and 1 for every feature of a sample, and one mask for all samples.
-
-    TorchJD's ``GradDrop``, which `Aggregated` takes, draws for every number that is aggregated, without regard to the
-    batch and the activations: the method for gradients at parameters.
+    with U drawn uniformly between 0 and 1 for every feature of a sample, and one mask for all samples. TorchJD's
+    ``GradDrop``, which `Aggregated` takes, draws for every number that is aggregated: for gradients at parameters.
 
     When to use:
         Many tasks that disagree in the sign of their gradients, and some noise in training is welcome.
 
     Args:
         fork: Where the network splits into tasks: a `Fork`, at whose features it works.
-        leaks: :math:`\ell_i` by task name, between 0 and 1: the part of the task's gradient that always goes on.
-            ``None``: 0 for all.
-        seed: U follows from it and from the number of the step: the same on every process, and no other draw is
-            disturbed.
+        leaks: :math:`\ell_i` by task name, between 0 and 1: the part of the gradient that always goes on. ``None``: 0.
+        seed: U follows from it and from the number of the step: the same on every process.
 
     Raises:
         TypeError: ``fork`` is not a `Fork`, or an argument is of another type.
         ValueError: A leak is missing or not between 0 and 1, or ``seed`` is negative; or, in the backward pass over
             several processes, this one has no labels for any task.
 
-    Shape:
-        The features' first dimension is the batch.
-
     Log:
         ``gradient_norms``, the norms at the features.
 
     Differs from the paper:
         The function of the purity that it allows is the identity. The authors' code goes on to scale the result to the
-        norm of the plain sum, unless told not to; here it stays as it is.
-
-        A feature that is zero has no sign, as half of them behind a ReLU: its sample adds nothing to :math:`G_i`, but
-        the mask that the other samples give holds for it too. Where a feature is zero in the whole batch, or
-        :math:`G_i` is zero for every task, there is no sign to draw, and nothing goes on but the leaks. Fork ahead of
-        the ReLU to avoid that.
+        norm of the plain sum, unless told not to; here it stays as it is. A feature that is zero, as half of them behind
+        a ReLU, has no sign: its sample adds nothing to :math:`G_i`, but the mask holds for it too. Where :math:`G_i` is
+        zero for every task, nothing goes on but the leaks. Fork ahead of the ReLU to avoid that.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -84,8 +74,7 @@ class GradDrop(CombiningBalancer):
 
     References:
         Chen, Ngiam, Huang, Luong, Kretzschmar, Chai, Anguelov 2020, Just pick a sign: optimizing deep multitask models
-        with gradient sign dropout, the positive sign purity Eq. 1 and Algorithm 1 lines 10-15, and the authors'
-        ``graddrop.py``.
+        with gradient sign dropout, Eq. 1 and Algorithm 1 lines 10-15, and the authors' ``graddrop.py``.
     """
 
     def __init__(self, fork: Fork, *, leaks: ByTask | None = None, seed: int = 0) -> None:

@@ -55,6 +55,8 @@ def _named(layer: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
                 "Static(tasks, balancer.averaged())"
             )
         return trained
+    if not names:
+        raise ValueError("parameters must name at least one parameter; found none")
     for name in names:
         if name not in own:
             raise ValueError(f"parameters: unknown {name!r}; {type(layer).__name__} has {', '.join(own)}")

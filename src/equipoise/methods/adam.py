@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from equipoise.arguments import described, number
 
 
-class Moments(NamedTuple):
-    """The running means of gradient and squared gradient, and the steps that each entry has taken; ``(T,)``, floating."""
-
-    adam_mean: Tensor
-    adam_square: Tensor
-    adam_count: Tensor
-
-    @classmethod
-    def zeros(cls, like: Tensor) -> Moments:
-        """Before the first step."""
-        return cls(*(torch.zeros_like(like) for _ in cls._fields))
-
-
 def adam(
     gradient: Tensor, state: Any, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: Tensor | float = 1e-8
-) -> tuple[Tensor, Moments]:
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """One step: the change of every entry, and the moments after it (Kingma and Ba 2015, Adam, Algorithm 1).
 
     Args:
         gradient: The gradient ``(T,)``.
-        state: A state that has the fields of `Moments`.
+        state: A state with the fields ``adam_mean``, ``adam_square`` and ``adam_count`` ``(T,)``, zeros at the start.
+            The count is each entry's own, so that its bias is corrected from its own start.
         lr: The learning rate.
         betas: The decay of the two running means.
         eps: Added to the root of the square; in the unit of the gradient. Where it is 0, an entry whose gradient has
             always been zero does not move.
     """
     decay, decay_square = betas
-    count = state.adam_count + 1  # each entry's own, so that its bias is corrected from its own start
+    count = state.adam_count + 1
     mean = state.adam_mean.lerp(gradient, 1 - decay)
     square = state.adam_square.lerp(gradient.square(), 1 - decay_square)
     root = (square / (1 - decay_square**count)).sqrt() + eps
-    return mean / ((decay**count - 1) * root) * lr, Moments(mean, square, count)
+    return mean / ((decay**count - 1) * root) * lr, (mean, square, count)
 
 
 def check_betas(betas: Any) -> tuple[float, float]:
@@ -50,8 +37,3 @@ def check_betas(betas: Any) -> tuple[float, float]:
         raise TypeError(f"betas must be two numbers; found {described(betas)}")
     first, second = (number("betas", beta, "[0, 1)") for beta in betas)
     return first, second
-
-
-def check_lr(lr: Any) -> float:
-    """The learning rate, which must be a positive number."""
-    return number("lr", lr, "(0, inf)")

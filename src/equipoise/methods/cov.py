@@ -11,11 +11,6 @@ from equipoise.arguments import ByTask
 from equipoise.balancer import Balancer, Log, Step, Tasks
 
 
-def coefficients_of_variation(mean: Tensor, squares: Tensor, counts: Tensor) -> Tensor:
-    r""":math:`c_i = \sigma_i / \mu_i` of the loss ratios, :math:`\sigma_i = \sqrt{S_i / n_i + 10^{-8}}` as in the code."""
-    return (squares / counts + 1e-8).sqrt() / mean
-
-
 class State(NamedTuple):
     """The moments of each task's losses and loss ratios so far, ``(T,)``; ``squares``: the sum of squared deviations."""
 
@@ -46,8 +41,8 @@ class CoV(Balancer):
 
     Differs from the paper:
         The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. As in the
-        authors' code, a step's weights come from the losses before it, the initial weights until there are two losses.
-        The code's option of a decaying mean is left out.
+        authors' code, 1e-8 is added to the variance, and a step's weights come from the losses before it. The code's
+        option of a decaying mean is left out.
 
     Example:
         >>> balancer = CoV(("settled", "learning"))
@@ -59,7 +54,7 @@ class CoV(Balancer):
 
     References:
         Groenendijk, Karaoglu, Gevers, Mensink 2021, Multi-loss weighting with coefficient of variations, section 3
-        (equation number not verified), and the authors' code, ``losses/covweighting_loss.py``.
+        (equation number not verified), and the authors' ``losses/covweighting_loss.py``.
     """
 
     positive_losses = True
@@ -89,7 +84,7 @@ class CoV(Balancer):
         squares = state.squares + (ratios - state.mean_ratios) * (ratios - mean_ratios)
         known = n >= 2
         those = step.among(known)
-        # the ratio of an absent task is not its own and may overflow
-        variation = torch.where(those.uniform > 0, coefficients_of_variation(mean_ratios, squares, n), 0.0)
+        variation = (squares / n + 1e-8).sqrt() / mean_ratios
+        variation = torch.where(those.uniform > 0, variation, 0.0)  # an absent task's is not its own and may overflow
         weights = torch.where(known, those.in_proportion(variation), step.weights)
         return weights, State(mean_losses, mean_ratios, squares, n), {}

@@ -12,18 +12,8 @@ from equipoise.arguments import SMALLEST, known_tasks, number
 from equipoise.balancer import Balancer, Log, Step, Tasks
 
 
-def dtp_weights(indicators: Tensor, gamma: float) -> Tensor:
-    r"""The focal loss of the indicators, :math:`w_i = -(1 - \bar\kappa_i)^\gamma \log \bar\kappa_i`."""
-    return -((1 - indicators) ** gamma) * indicators.log()
-
-
 class State(NamedTuple):
-    """The state between two steps.
-
-    Attributes:
-        indicators: The running mean of the indicators handed to `DTP.observe` ``(T,)``; -1 for a task without an
-            indicator yet.
-    """
+    """The running mean of the indicators handed to `DTP.observe` ``(T,)``; -1 for a task without an indicator yet."""
 
     indicators: Tensor
 
@@ -44,18 +34,16 @@ class DTP(Balancer):
     Args:
         alpha: How much a new indicator says, in (0, 1].
         gamma: How much the tasks that do well are set back.
-        floor: :math:`\bar\kappa_i` counts as no less than this and no more than 1 minus this.
+        floor: :math:`\bar\kappa_i` counts as no less than this, between 0 and 0.5, and no more than 1 minus this.
         tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
-        ValueError: ``alpha`` does not lie in (0, 1], ``gamma`` is negative or not finite, or ``floor`` does not lie
-            between 0 and 0.5.
+        TypeError, ValueError: A setting is of another type or out of its range.
 
     Differs from the paper:
-        The floor: the paper's weight is infinite for a task that does nothing right, as at the start of training, and
-        zero for one that does everything right. The running indicator starts at the first one. One gamma for all tasks;
-        the paper lets every task have its own, and uses a focal loss within the tasks as well. The defaults of alpha
-        and gamma are no recommendation.
+        The floor: the paper's weight is infinite for a task that does nothing right, as at the start of training. The
+        running indicator starts at the first one. One gamma for all tasks; the paper has one per task, and a focal loss
+        within the tasks as well. The defaults are no recommendation.
 
     Example:
         >>> balancer = DTP(("pose", "detection"), gamma=1.0)
@@ -64,8 +52,7 @@ class DTP(Balancer):
         tensor([1.2876, 0.0446])
 
     References:
-        Guo, Haque, Huang, Yeung, Fei-Fei 2018, Dynamic task prioritization for multitask learning, the task-level
-        prioritization (equation number not verified).
+        Guo et al. 2018, Dynamic task prioritization for multitask learning (equation number not verified).
     """
 
     indicators: Tensor
@@ -82,8 +69,7 @@ class DTP(Balancer):
         accumulate: bool = False,
     ) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate)
-        self._alpha = number("alpha", alpha, "(0, 1]")
-        self._gamma = number("gamma", gamma, "[0, inf)")
+        self._alpha, self._gamma = number("alpha", alpha, "(0, 1]"), number("gamma", gamma, "[0, inf)")
         self._floor = number("floor", floor, "(0, 0.5)")
         self.reset_parameters()
 
@@ -95,12 +81,10 @@ class DTP(Balancer):
         call it; their indicators are averaged. While the balancer is frozen, nothing is taken in.
 
         Args:
-            indicators: A number in [0, 1] for every task by name, ``None`` where there is none: that task keeps its
-                weight.
+            indicators: A number in [0, 1] for every task by name; ``None``: the task keeps its weight.
 
         Raises:
-            TypeError: The indicators are not given by name, or one is not a number.
-            ValueError: A task is unknown or missing, or a number does not lie in [0, 1]; the message names the task.
+            TypeError, ValueError: A task is unknown or missing, or an indicator is no number in [0, 1].
         """
         known_tasks("observe: indicators", indicators, self.tasks)
         given = [_indicator(task, indicators) for task in self.tasks]
@@ -123,7 +107,7 @@ class DTP(Balancer):
 
     def _weights(self, indicators: Tensor, weights: Tensor) -> Tensor:
         bounded = indicators.clamp(self._floor, 1 - self._floor)
-        return torch.where(indicators < 0, weights, dtp_weights(bounded, self._gamma))
+        return torch.where(indicators < 0, weights, -((1 - bounded) ** self._gamma) * bounded.log())
 
 
 def _indicator(task: str, indicators: Mapping[str, float | Tensor | None]) -> float | None:

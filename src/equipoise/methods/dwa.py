@@ -12,11 +12,6 @@ from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.methods.epoch_means import EpochMeans
 
 
-def dwa_weights(ratios: Tensor, temperature: float, step: Step) -> Tensor:
-    r""":math:`w_i = T \exp(r_i / \tau) / \sum_j \exp(r_j / \tau)` (Equation 7)."""
-    return step.in_proportion(step.softmax(ratios / temperature))
-
-
 @final
 class DWA(Balancer):
     r"""Weights from how fast each loss fell over the last epoch.
@@ -36,7 +31,7 @@ class DWA(Balancer):
         tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
-        ValueError: ``epoch_steps`` is not a positive integer, or ``temperature`` not positive and finite.
+        TypeError, ValueError: A setting is of another type or out of its range.
 
     Differs from the paper:
         An epoch is counted in a task's own losses: where the task is absent or a step skipped, it ends later. A task
@@ -73,12 +68,13 @@ class DWA(Balancer):
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, EpochMeans]:
         """No epoch yet."""
-        return weights, EpochMeans.zeros(weights)
+        return weights, EpochMeans(*[torch.zeros_like(weights)] * 5)
 
     def update(self, step: Step, state: EpochMeans) -> tuple[Tensor, EpochMeans, Log]:
         """One more loss for the epoch's mean, and the weights among the tasks that have had two epochs."""
         means = state.after(step.losses, self._epoch_steps)
-        known = means.comparable & (means.epoch_before > 0)
+        known = (means.epochs >= 2) & (means.epoch_before > 0)
         ratios = means.last_epoch / torch.where(known, means.epoch_before, 1.0)
-        weights = dwa_weights(ratios, self._temperature, step.among(known))
+        among = step.among(known)
+        weights = among.in_proportion(among.softmax(ratios / self._temperature))
         return torch.where(known, weights, step.weights), means, {}

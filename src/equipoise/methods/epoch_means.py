@@ -9,15 +9,7 @@ from torch import Tensor
 
 
 class EpochMeans(NamedTuple):
-    """The state of a method that compares epochs, each counted in a task's own losses; all ``(T,)``.
-
-    Attributes:
-        running: The mean loss of the epoch that runs.
-        counts: How many losses that is the mean of.
-        epochs: How many epochs have ended.
-        last_epoch: The mean loss of the last of them.
-        epoch_before: That of the one before.
-    """
+    """The mean of the running epoch's ``counts`` losses, the epochs ended, and the means of the last two; all ``(T,)``."""
 
     running: Tensor
     counts: Tensor
@@ -25,13 +17,8 @@ class EpochMeans(NamedTuple):
     last_epoch: Tensor
     epoch_before: Tensor
 
-    @classmethod
-    def zeros(cls, like: Tensor) -> EpochMeans:
-        """Before the first loss."""
-        return cls(*(torch.zeros_like(like) for _ in cls._fields))
-
     def after(self, losses: Tensor, epoch_steps: int) -> EpochMeans:
-        """After one more loss of every task."""
+        """After one more loss of every task: an epoch is counted in a task's own losses."""
         counts = self.counts + 1
         mean = self.running + (losses - self.running) / counts
         ended = counts >= epoch_steps
@@ -39,8 +26,3 @@ class EpochMeans(NamedTuple):
         last = torch.where(ended, mean, self.last_epoch)
         before = torch.where(ended, self.last_epoch, self.epoch_before)
         return EpochMeans(running, counts, self.epochs + ended, last, before)
-
-    @property
-    def comparable(self) -> Tensor:
-        """Which tasks have had two epochs ``(T,)``, bool."""
-        return self.epochs >= 2

@@ -11,33 +11,11 @@ from torch import Tensor
 from equipoise.arguments import number
 from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.balancer.losses import parse
-from equipoise.methods.adam import Moments, adam, check_lr
-
-
-def famo_weights(losses: Tensor, logits: Tensor, step: Step) -> Tensor:
-    r""":math:`c\,z_i / L_i` with :math:`z = \mathrm{softmax}(\xi)`: the gradient of :math:`c \sum_i z_i \log L_i`.
-
-    c gives the weights their sum.
-    """
-    return step.in_proportion(step.softmax(logits) / losses)
-
-
-def famo_gradient(logits: Tensor, fall: Tensor, step: Step) -> Tensor:
-    r""":math:`(\partial z / \partial \xi)^\top \delta`, with the fall of the log losses :math:`\delta`."""
-    z = step.softmax(logits)
-    return z * (fall - torch.dot(z, fall))
+from equipoise.methods.adam import adam
 
 
 class State(NamedTuple):
-    r"""The state between two steps, each ``(T,)``.
-
-    Attributes:
-        logits: :math:`\xi`.
-        adam_mean: See `Moments`.
-        adam_square: See `Moments`.
-        adam_count: See `Moments`.
-        last_losses: The losses that the next ones are compared with; 0 where there is none.
-    """
+    r"""The logits :math:`\xi`, Adam's moments, and the losses that the next ones are compared with or 0; each ``(T,)``."""
 
     logits: Tensor
     adam_mean: Tensor
@@ -51,8 +29,8 @@ class FAMO(Balancer):
     r"""Weights that make all losses fall at the same relative rate, without task gradients.
 
     .. math:: w_i = T \frac{z_i / L_i}{\sum_j z_j / L_j}, \qquad z = \mathrm{softmax}(\xi), \qquad
-        \xi \leftarrow \xi - \mathrm{lr}\left( \Big(\frac{\partial z}{\partial \xi}\Big)^{\!\top} \delta + \gamma \xi \right),
-        \qquad \delta_i = \log L_i(t) - \log L_i(t + 1)
+        \xi \leftarrow \xi - \mathrm{lr}\left( \Big(\frac{\partial z}{\partial \xi}\Big)^{\!\top} \delta + \gamma \xi
+        \right), \qquad \delta_i = \log L_i(t) - \log L_i(t + 1)
 
     where Adam takes the step. A task whose loss has just fallen by more than the others' loses weight.
 
@@ -66,18 +44,17 @@ class FAMO(Balancer):
     Args:
         lr: Adam's learning rate for the logits.
         gamma: The decay of the logits towards equal weights.
-        tasks, every, start, accumulate: See `Balancer`.
+        tasks, every, start, accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
 
     Raises:
-        ValueError: ``lr`` is not positive and finite, or ``gamma`` negative or not finite; or a loss is not positive.
-            On an accelerator only a task's first is refused; later the step is skipped.
+        ValueError: ``lr``, ``gamma`` or a loss is out of its range. On an accelerator a loss after a task's first is
+            skipped.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the network's effective learning rate that of equal weights.
-        Every loss has its minimum at 0 (the code lets it be given), and no small constant is added to it. The code
-        clips the gradient of the shared parameters to norm 1; that is left to the loop. A task that was absent is
-        compared with its last loss. The default of gamma is that of the authors' package; their experiments use 0 to
-        0.01.
+        The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. Every loss has
+        its minimum at 0 (the code lets it be given). The code clips the gradient of the shared parameters to norm 1;
+        that is left to the loop. A task that was absent is compared with its last loss. The default of gamma is that of
+        the authors' package; their experiments use 0 to 0.01.
 
     Example:
         >>> balancer = FAMO(("a", "b"))
@@ -94,8 +71,7 @@ class FAMO(Balancer):
         ``famo.py``.
     """
 
-    positive_losses = True
-    weighs = True
+    positive_losses = weighs = True
     logits: Tensor
 
     def __init__(
@@ -109,7 +85,7 @@ class FAMO(Balancer):
         accumulate: bool = False,
     ) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate)
-        self._lr, self._gamma = check_lr(lr), number("gamma", gamma, "[0, inf)")
+        self._lr, self._gamma = number("lr", lr, "(0, inf)"), number("gamma", gamma, "[0, inf)")
         self._observed: tuple[int, Tensor, Tensor] | None = None
         self.reset_parameters()
 
@@ -123,9 +99,7 @@ class FAMO(Balancer):
             losses: The unweighted losses, as in ``balancer(losses)``. No gradient of them is needed.
 
         Raises:
-            TypeError: A loss is not a tensor.
-            ValueError: A task is unknown or missing, or a loss is not a scalar or lies on another device than the
-                weights.
+            TypeError, ValueError: As for ``balancer(losses)``.
             RuntimeError: There was no backward pass since the last step.
         """
         given = parse(losses, self.tasks, self.weights)
@@ -136,12 +110,11 @@ class FAMO(Balancer):
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
         """Equal logits, and no loss yet."""
-        zeros = torch.zeros_like(weights)
-        return weights, State(zeros, *Moments.zeros(weights), zeros)
+        return weights, State(*[torch.zeros_like(weights)] * 5)
 
     def weigh(self, step: Step, state: State) -> Tensor:
-        """The weights for the losses at hand."""
-        return famo_weights(step.losses, state.logits, step)
+        r"""In proportion to :math:`z_i / L_i`, the gradient of :math:`\sum_i z_i \log L_i`."""
+        return step.in_proportion(step.softmax(state.logits) / step.losses)
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
         """One step of Adam on the logits of the tasks whose loss has one to be compared with (Algorithm 1)."""
@@ -153,9 +126,9 @@ class FAMO(Balancer):
             known = state.last_losses > 0
             before, after = torch.where(known, state.last_losses, step.losses), step.losses
             last_losses = step.losses
-        gradient = famo_gradient(state.logits, before.log() - after.log(), step.among(known))
-        moments = Moments(state.adam_mean, state.adam_square, state.adam_count)
-        change, moments = adam(gradient + self._gamma * state.logits, moments, lr=self._lr)
+        fall, z = before.log() - after.log(), step.among(known).softmax(state.logits)
+        gradient = z * (fall - torch.dot(z, fall))
+        change, moments = adam(gradient + self._gamma * state.logits, state, lr=self._lr)
         moved = State(state.logits + change, *moments, last_losses)
         kept = State(*(torch.where(known, new, old) for new, old in zip(moved, state, strict=True)))
         return step.weights, kept._replace(last_losses=last_losses), {}

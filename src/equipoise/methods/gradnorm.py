@@ -12,22 +12,19 @@ from equipoise.arguments import ByTask, number
 from equipoise.balancer import Log, Step
 from equipoise.balancer.masking import reads_without_sync
 from equipoise.engine import GradientSource
-from equipoise.methods.adam import Moments, adam, check_betas, check_lr
+from equipoise.methods.adam import adam, check_betas
 from equipoise.methods.gradnorm_family import GradNormFamily
 
 TINY = torch.finfo(torch.float32).tiny
 
 
-def gradnorm_targets(
-    gradient_norms: Tensor, ratios: Tensor, alpha: float, priors: Tensor | float, step: Step
-) -> Tensor:
+def gradnorm_targets(norms: Tensor, ratios: Tensor, alpha: float, priors: Tensor | float, step: Step) -> Tensor:
     r"""The norm that each task's gradient should have, :math:`\bar G \, p_i \, r_i^\alpha` (Equation 1).
 
     :math:`\bar G` is the mean of the norms :math:`G_i`, and :math:`r_i` is the loss ratio :math:`\tilde L_i` over the
     mean of the loss ratios. A constant where ``L_grad`` is differentiated.
     """
-    rates = ratios / step.mean(ratios)
-    return step.mean(gradient_norms) * (rates**alpha * priors)
+    return step.mean(norms) * ((ratios / step.mean(ratios)) ** alpha * priors)
 
 
 def gradnorm_loss(gradient_norms: Tensor, targets: Tensor, step: Step) -> Tensor:
@@ -50,8 +47,8 @@ def renormalise(weights: Tensor, step: Step, floor: float, cap: float) -> Tensor
     is met, that is the paper's renormalisation :math:`w_i T / \sum_j w_j` (Algorithm 1).
     """
     if reads_without_sync(weights) and isinstance(step.mean_weight, float):
-        low, factor = weights.min().item(), step.mean_weight / step.mean(weights).item()
-        if low > 0 and low * factor > floor and cap >= len(weights):
+        smallest, factor = weights.min().item(), step.mean_weight / step.mean(weights).item()
+        if smallest > 0 and smallest * factor > floor and cap >= len(weights):
             return weights * factor
     positive = weights.clamp(min=floor)
     # The sum over the tasks is piecewise linear in c: a task's share grows with slope w_i from c = floor / w_i on, up to
@@ -74,18 +71,7 @@ def renormalise(weights: Tensor, step: Step, floor: float, cap: float) -> Tensor
 
 
 class State(NamedTuple):
-    """The state between two steps, each ``(T,)`` but for ``unit``.
-
-    Attributes:
-        adam_mean: See `Moments`.
-        adam_square: See `Moments`.
-        adam_count: See `Moments`.
-        unit: The mean norm of the tasks' gradients in the first measured step ``()``.
-        floor_hits: Steps that ended with a task's weight at the floor.
-        cap_hits: Steps that ended with it at the cap.
-        observed_first: The first loss handed to `observe`; 0 where there was none.
-        observed_last: The last one.
-    """
+    """Adam's moments, the unit of its epsilon ``()``, steps at floor and cap, the first and last losses observed or 0."""
 
     adam_mean: Tensor
     adam_square: Tensor
@@ -109,8 +95,8 @@ class GradNorm(GradNormFamily):
         L_\mathrm{grad} = \sum_i \left| G_i - \bar G \, r_i^\alpha \right|,
 
     the target :math:`\bar G r_i^\alpha` held constant. Each step takes one step of Adam on w along
-    :math:`\partial L_\mathrm{grad} / \partial w_i`, then renormalises so that :math:`\sum_i w_i = T`. The network sees
-    none of it: it trains on :math:`\sum_i w_i L_i` with the weights from before the step.
+    :math:`\partial L_\mathrm{grad} / \partial w_i`, then renormalises so that :math:`\sum_i w_i = T`. The network
+    trains on :math:`\sum_i w_i L_i` with the weights from before the step.
 
     When to use:
         Tasks share a trunk, their gradients at it differ in norm, and some learn more slowly than others. The weights
@@ -120,51 +106,42 @@ class GradNorm(GradNormFamily):
     Args:
         fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
+        every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
         lr: Adam's learning rate for w: about the largest change of a weight in one step.
         betas: Adam's decay rates.
-        priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1, so that only
-            ratios matter. ``None``: all alike.
-        floor: The smallest weight; between 0 and 1. Adam's steps are of one size for all weights and would carry a
-            small one past zero.
-        cap: The largest weight; more than 1. ``None``: T, which no weight can pass. A task that is stuck has its weight
-            raised without end (the paper's stated limitation): a cap stops it.
-        every, start, accumulate, initial_losses, initial_steps, initial_weights: See `Balancer`.
+        priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1; ``None``:
+            alike.
+        floor: The smallest weight, between 0 and 1; Adam's steps would carry a small one past zero.
+        cap: The largest weight; more than 1. ``None``: T, which no weight can pass. It stops the weight of a task that
+            is stuck, which is raised without end (the paper's stated limitation).
+        start, accumulate, initial_losses, initial_steps: See `Balancer`.
+        initial_weights: See `Balancer`; ``"balanced"`` is multiplied by the priors.
 
     Raises:
-        TypeError: ``fork`` is none of these.
-        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive,
-            or, where alpha > 0, a loss that is negative: a ratio of losses then has no meaning.
-
-    Shape:
-        Every tensor is ``(T,)`` in task order.
-
-    Units:
-        Weights and rates have none; norms and targets are loss per unit of W.
+        TypeError, ValueError: A setting is of another type or out of its range; later, by task name, a first loss is
+            not finite and positive, or, where alpha > 0, a loss is negative. On an accelerator a later one is skipped
+            and counted.
 
     Log:
-        ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`; ``gradnorm_loss`` (a scalar);
-        ``floor_hits`` and ``cap_hits``, the number of steps that ended with a task's weight at the floor or the cap.
+        ``gradient_norms`` :math:`G_i` and ``targets``, in loss per unit of W; ``training_rates`` :math:`r_i`;
+        ``gradnorm_loss``; ``floor_hits`` and ``cap_hits``, the number of steps that ended with a task's weight at the
+        floor or the cap.
 
     Differs from the paper:
         The derivative by w is written down instead of taken by a second backward pass; it is the same. Adam's epsilon
-        is relative to the tasks' mean gradient norm in the first measured step, so that no result depends on the unit
-        of the losses; norms below about 1e-19 vanish in the square of float32, and such weights never move. The paper
-        says nothing of weights that become negative: here they stop at ``floor``, and the sum is kept. The paper has no
-        priors, no cap, no absent tasks: means and renormalisation run over the tasks present, which keep the sum that
-        they had together. Its training rates are those of the training losses; `observe` takes others.
+        is relative to the mean gradient norm in the first measured step, so that no result depends on the unit of the
+        losses; norms below about 1e-19 vanish in the square of float32, and such weights never move. Weights that would
+        become negative stop at ``floor``, and the sum is kept. The paper has no priors, no cap, no absent tasks: means
+        and renormalisation run over the tasks present, which keep the sum that they had together. Its training rates
+        are those of the training losses; `observe` takes others.
 
         The sign in the derivative has no dead zone: at rest the weights chatter by about ``lr`` around the steady
         state. That is ``w_i`` proportional to ``r_i^alpha / norm(g_i)`` where the mean of ``r^alpha`` is 1; elsewhere
         the targets do not sum to what the norms sum to, and the rule as published settles off it: by more than the sums
         differ (sums 1.8 % apart, weights 4.4 % off; 11 %, 27 %). Where all norms lie below their targets, all
-        derivatives have one sign, and Adam with the renormalisation still changes the weights, since its steps are of
-        one size and not in proportion to them.
-
-        On an accelerator a negative loss later than a task's first step is not raised but skipped and counted, as
-        raising would need a synchronisation in every step.
+        derivatives have one sign, and Adam with the renormalisation still changes the weights.
 
     Example:
-        >>> _ = torch.manual_seed(0)
         >>> from equipoise import Fork
         >>> fork = Fork(torch.nn.Linear(3, 2), tasks=("small", "large"))
         >>> balancer = GradNorm(fork, alpha=0.0)
@@ -178,9 +155,6 @@ class GradNorm(GradNormFamily):
         Chen, Badrinarayanan, Lee, Rabinovich 2018, GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
         Multitask Networks, Equations 1 and 2 and Algorithm 1.
     """
-
-    floor_hits: Tensor
-    cap_hits: Tensor
 
     def __init__(
         self,
@@ -199,18 +173,8 @@ class GradNorm(GradNormFamily):
         floor: float = 1e-3,
         cap: float | None = None,
     ) -> None:
-        super().__init__(
-            fork,
-            alpha,
-            priors,
-            every=every,
-            start=start,
-            accumulate=accumulate,
-            initial_losses=initial_losses,
-            initial_steps=initial_steps,
-            initial_weights=initial_weights,
-        )
-        self._lr, self._betas = check_lr(lr), check_betas(betas)
+        super().__init__(fork, alpha, priors, every, start, accumulate, initial_losses, initial_steps, initial_weights)
+        self._lr, self._betas = number("lr", lr, "(0, inf)"), check_betas(betas)
         self._floor = number("floor", floor, "(0, 1)")
         self._cap = float(len(self.tasks)) if cap is None else number("cap", cap, "(1, inf)")
         self.reset_parameters()
@@ -218,7 +182,7 @@ class GradNorm(GradNormFamily):
     def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
         """Nothing measured yet."""
         hits, zeros = torch.zeros_like(weights, dtype=torch.int64), torch.zeros_like(weights)
-        return weights, State(*Moments.zeros(weights), weights.new_zeros(()), hits, hits, zeros, zeros)
+        return weights, State(zeros, zeros, zeros, weights.new_zeros(()), hits, hits, zeros, zeros)
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
         """One step of Adam along the gradient of ``L_grad``, and the renormalisation (Algorithm 1)."""
@@ -229,17 +193,10 @@ class GradNorm(GradNormFamily):
         if not (reads_without_sync(unit) and unit.item() > 0):
             unit = torch.where(unit > 0, unit, step.mean(step.norms))
         gradient = gradnorm_gradient(step.norms, gradient_norms, targets)
-        moments = Moments(state.adam_mean, state.adam_square, state.adam_count)
-        change, moments = adam(gradient, moments, lr=self._lr, betas=self._betas, eps=1e-8 * unit + TINY)
+        change, moments = adam(gradient, state, lr=self._lr, betas=self._betas, eps=1e-8 * unit + TINY)
         weights = renormalise(step.weights + change, step, self._floor, self._cap)
-        floor_hits = state.floor_hits + (weights <= self._floor)
-        cap_hits = state.cap_hits + (weights >= self._cap)
-        state = State(*moments, unit, floor_hits, cap_hits, state.observed_first, state.observed_last)
-        log: Log = {
-            "targets": targets,
-            "training_rates": partial(self.rates, step),
-            "gradnorm_loss": partial(gradnorm_loss, gradient_norms, targets, step),
-            "floor_hits": floor_hits,
-            "cap_hits": cap_hits,
-        }
-        return weights, state, log
+        hits = state.floor_hits + (weights <= self._floor), state.cap_hits + (weights >= self._cap)
+        state = State(*moments, unit, *hits, state.observed_first, state.observed_last)
+        loss = partial(gradnorm_loss, gradient_norms, targets, step)
+        log: Log = {"targets": targets, "training_rates": partial(self.rates, step), "gradnorm_loss": loss}
+        return weights, state, {**log, "floor_hits": state.floor_hits, "cap_hits": state.cap_hits}

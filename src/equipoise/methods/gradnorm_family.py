@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import ByTask, described, known_tasks, number, numbers_by_task
+from equipoise.arguments import ByTask, known_tasks, number, numbers_by_task
 from equipoise.balancer import Balancer, Step
 from equipoise.engine import GradientSource
 
@@ -17,20 +17,35 @@ from equipoise.engine import GradientSource
 class GradNormFamily(Balancer, ABC):
     r"""A rule that brings the norms :math:`w_i \lVert g_i \rVert` into the ratios of :math:`p_i r_i^\alpha`.
 
-    Its state has the fields ``observed_first`` and ``observed_last``, the losses handed to `observe`.
-
-    Args:
-        fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
-        alpha: How strongly slow tasks are favoured.
-        priors: How important a task is, by name; scaled to a mean of 1. ``None``: all alike.
-        settings: Those of `Balancer`."""
+    Its state has the fields ``observed_first`` and ``observed_last``, the losses handed to `observe`. For the arguments
+    see `GradNorm`.
+    """
 
     needs_norms: ClassVar[bool] = True
     observed_first: Tensor
     observed_last: Tensor
 
-    def __init__(self, fork: GradientSource, alpha: float, priors: ByTask | None, **settings: Any) -> None:
-        super().__init__(fork, **settings)
+    def __init__(
+        self,
+        fork: GradientSource,
+        alpha: float,
+        priors: ByTask | None,
+        every: int,
+        start: int,
+        accumulate: bool,
+        initial_losses: ByTask | None,
+        initial_steps: int,
+        initial_weights: ByTask | str | None,
+    ) -> None:
+        super().__init__(
+            fork,
+            every=every,
+            start=start,
+            accumulate=accumulate,
+            initial_losses=initial_losses,
+            initial_steps=initial_steps,
+            initial_weights=initial_weights,
+        )
         self.alpha = number("alpha", alpha, "[0, inf)")
         self._priors = None if priors is None else numbers_by_task("priors", priors, self.tasks)
         self._observing = False
@@ -48,22 +63,20 @@ class GradNormFamily(Balancer, ABC):
     def observe(self, losses: Mapping[str, float | Tensor | None]) -> None:
         r"""Take the training rates from these losses, say those of a validation set, until the next call.
 
-        From then on :math:`\tilde L_i` is the last loss observed over the first one observed, in place of
-        :math:`L_i(t) / L_i(0)`: a task that overfits is one that does not learn. The first call sets all ratios to 1,
-        so call it before training for ratios that count from there. Where ``torch.distributed`` is initialised, every
-        process must make the call, and the losses are averaged over those processes that hand one in.
+        From then on :math:`\tilde L_i` is the last loss observed over the first, in place of :math:`L_i(t) / L_i(0)`: a
+        task that overfits is one that does not learn. The first call sets all ratios to 1: call it before training for
+        ratios that count from there. Over several processes every process must call it; the losses handed in are
+        averaged.
 
         Args:
-            losses: The loss of every task by name, a number or a scalar tensor. ``None``: not observed this time; a
-                task never observed keeps its training loss.
+            losses: The loss of every task by name. ``None``: not observed this time; a task never observed keeps its own.
 
         Raises:
-            TypeError: The losses are not given by name, or one is not a number.
-            ValueError: A task is unknown or missing; a loss is negative or not finite, or is the task's first and zero.
+            TypeError, ValueError: A task is unknown or missing; a loss is no number, negative, or the first and zero.
         """
         known_tasks("observe: losses", losses, self.tasks)
         seen = (self.observed_first > 0).tolist()
-        values = [self._observed(task, losses, before) for task, before in zip(self.tasks, seen, strict=True)]
+        values = [_observed(task, losses, before) for task, before in zip(self.tasks, seen, strict=True)]
         here = torch.tensor([value is not None for value in values], device=self.weights.device)
         last, given = self._processes.mean_where(self.weights.new_tensor([value or 0.0 for value in values]), here)
         self.observed_first.copy_(torch.where(given & (self.observed_first == 0), last, self.observed_first))
@@ -88,20 +101,16 @@ class GradNormFamily(Balancer, ABC):
         super().set_extra_state(state)
         self._observing = bool((self.observed_first > 0).any())
 
-    def _observed(self, task: str, losses: Mapping[str, float | Tensor | None], seen: bool) -> float | None:
-        """One task's loss, checked."""
-        if task not in losses:
-            raise ValueError(f"observe: the loss of task {task!r} is missing; hand in None if there is none this time")
-        loss = losses[task]
-        if loss is None:
-            return None
-        if isinstance(loss, Tensor) and loss.dim() == 0 and not loss.is_complex():
-            loss = loss.item()
-        if isinstance(loss, Tensor):
-            raise TypeError(
-                f"observe: task {task!r}: a loss must be a number or a scalar tensor; found {described(loss)}"
-            )
-        value = number(f"observe: task {task!r}: a loss", loss, "[0, inf)")
-        if not seen and value == 0:
-            raise ValueError(f"observe: task {task!r}: its first loss must be positive, since losses are divided by it")
-        return value
+
+def _observed(task: str, losses: Mapping[str, float | Tensor | None], seen: bool) -> float | None:
+    """One task's loss, checked."""
+    if task not in losses:
+        raise ValueError(f"observe: the loss of task {task!r} is missing; hand in None if there is none this time")
+    loss = losses[task]
+    if loss is None:
+        return None
+    loss = loss.item() if isinstance(loss, Tensor) and loss.dim() == 0 else loss
+    value = number(f"observe: task {task!r}: a loss", loss, "[0, inf)")
+    if not seen and value == 0:
+        raise ValueError(f"observe: task {task!r}: its first loss must be positive, since losses are divided by it")
+    return value

@@ -8,38 +8,16 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from equipoise.arguments import ByTask, number
 from equipoise.balancer import Log, Step
 from equipoise.engine import GradientSource
-from equipoise.methods.adam import Moments, adam, check_betas, check_lr
+from equipoise.methods.adam import adam, check_betas
 from equipoise.methods.gradnorm import TINY, gradnorm_loss, gradnorm_targets
 from equipoise.methods.gradnorm_family import GradNormFamily
 
 
-def log_space_gradient(gradient_norms: Tensor, targets: Tensor) -> Tensor:
-    r""":math:`\partial L_\mathrm{grad} / \partial \log w_i = G_i \, \mathrm{sign}(G_i - \mathrm{target}_i)`.
-
-    Exact and of first order, since :math:`G_i = e^{\log w_i} \lVert g_i \rVert` and the target is a constant.
-    """
-    return gradient_norms * (gradient_norms - targets).sign()
-
-
-def multiplied(weights: Tensor, change: Tensor, step: Step) -> Tensor:
-    r""":math:`w_i e^{\Delta_i}`, scaled so that all weights sum to T."""
-    smallest = torch.finfo(weights.dtype).tiny  # positive numbers stay so in floating point too
-    return step.in_proportion((weights * change.exp()).clamp(min=smallest))
-
-
 class State(NamedTuple):
-    """The state between two steps, each ``(T,)`` but for ``unit``.
-
-    Attributes:
-        adam_mean: See `Moments`.
-        adam_square: See `Moments`.
-        adam_count: See `Moments`.
-        unit: The mean norm of the weighted gradients in the first measured step ``()``.
-        observed_first: The first loss handed to `observe`; 0 where there was none.
-        observed_last: The last one.
-    """
+    """Adam's moments, the unit of its epsilon ``()``, and the first and last losses observed or 0."""
 
     adam_mean: Tensor
     adam_square: Tensor
@@ -59,37 +37,29 @@ class GradNormLogSpace(GradNormFamily):
         \frac{\partial L_\mathrm{grad}}{\partial \log w_i} = G_i \, \mathrm{sign}(G_i - \bar G \, r_i^\alpha), \qquad
         w_i \leftarrow w_i \, e^{\Delta_i}, \qquad w_i \leftarrow w_i \, T \Big/ \sum_j w_j
 
-    with :math:`\Delta_i` Adam's step. A weight is positive whatever the step, and its relative change is what the
-    learning rate bounds: weights that have to differ by orders of magnitude get there, and chatter there by the same
-    share.
+    with :math:`\Delta_i` Adam's step. A weight is positive whatever the step, and the learning rate bounds its relative
+    change: weights that have to differ by orders of magnitude get there, and chatter there by the same share.
 
     When to use:
         As `GradNorm`, where weights have to differ by orders of magnitude.
 
     Args:
-        fork: Where the network splits into tasks.
-        alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
         lr: Adam's learning rate for log w: about the largest relative change of a weight in one step.
-        betas: Adam's decay rates.
-        priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1. ``None``: all
-            alike.
-        every, start, accumulate, initial_losses, initial_steps, initial_weights: See `Balancer`.
+        fork, alpha, every, betas, initial_weights, priors: See `GradNorm`.
+        start, accumulate, initial_losses, initial_steps: See `Balancer`.
 
     Raises:
-        TypeError: ``fork`` is none of these.
-        ValueError: A setting is out of its range; later, by task name, a first loss that is not finite and positive,
-            or, where alpha > 0, a loss that is negative.
+        TypeError, ValueError: As for `GradNorm`.
 
     Log:
         ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`; ``gradnorm_loss`` (a scalar).
 
     Differs from the paper:
         The paper's update rule is applied to w itself, which makes the largest change of a weight in one step the same
-        for large and small weights, and can carry a small one past zero. Here it is applied to log w; nothing else
-        differs, and there is neither a floor nor a cap. For the rest see `GradNorm`.
+        for large and small weights, and can carry a small one past zero. Here it is applied to log w, without floor or
+        cap. For the rest see `GradNorm`.
 
     Example:
-        >>> _ = torch.manual_seed(0)
         >>> from equipoise import Fork
         >>> fork = Fork(torch.nn.Linear(3, 2), tasks=("small", "large"))
         >>> balancer = GradNormLogSpace(fork, alpha=0.0)
@@ -100,8 +70,7 @@ class GradNormLogSpace(GradNormFamily):
         tensor([1.0250, 0.9750])
 
     References:
-        Chen, Badrinarayanan, Lee, Rabinovich 2018, GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
-        Multitask Networks, Equations 1 and 2 and Algorithm 1.
+        Chen et al. 2018, GradNorm, Equations 1 and 2 and Algorithm 1.
     """
 
     def __init__(
@@ -119,24 +88,14 @@ class GradNormLogSpace(GradNormFamily):
         initial_weights: ByTask | str | None = None,
         priors: ByTask | None = None,
     ) -> None:
-        super().__init__(
-            fork,
-            alpha,
-            priors,
-            every=every,
-            start=start,
-            accumulate=accumulate,
-            initial_losses=initial_losses,
-            initial_steps=initial_steps,
-            initial_weights=initial_weights,
-        )
-        self._lr, self._betas = check_lr(lr), check_betas(betas)
+        super().__init__(fork, alpha, priors, every, start, accumulate, initial_losses, initial_steps, initial_weights)
+        self._lr, self._betas = number("lr", lr, "(0, inf)"), check_betas(betas)
         self.reset_parameters()
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
         """Nothing measured yet."""
         zeros = torch.zeros_like(weights)
-        return weights, State(*Moments.zeros(weights), weights.new_zeros(()), zeros, zeros)
+        return weights, State(zeros, zeros, zeros, weights.new_zeros(()), zeros, zeros)
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
         """One step of Adam on log w along the gradient of ``L_grad``, and the renormalisation."""
@@ -144,13 +103,10 @@ class GradNormLogSpace(GradNormFamily):
         gradient_norms = step.weights * step.norms
         targets = gradnorm_targets(gradient_norms, self.ratios(step), self.alpha, self.priors, step)
         unit = torch.where(state.unit > 0, state.unit, step.mean(gradient_norms))
-        moments = Moments(state.adam_mean, state.adam_square, state.adam_count)
-        gradient = log_space_gradient(gradient_norms, targets)
-        change, moments = adam(gradient, moments, lr=self._lr, betas=self._betas, eps=1e-8 * unit + TINY)
+        gradient = gradient_norms * (gradient_norms - targets).sign()
+        change, moments = adam(gradient, state, lr=self._lr, betas=self._betas, eps=1e-8 * unit + TINY)
         state = State(*moments, unit, state.observed_first, state.observed_last)
-        log: Log = {
-            "targets": targets,
-            "training_rates": partial(self.rates, step),
-            "gradnorm_loss": partial(gradnorm_loss, gradient_norms, targets, step),
-        }
-        return multiplied(step.weights, change, step), state, log
+        loss = partial(gradnorm_loss, gradient_norms, targets, step)
+        log: Log = {"targets": targets, "training_rates": partial(self.rates, step), "gradnorm_loss": loss}
+        smallest = torch.finfo(step.weights.dtype).tiny  # positive numbers stay so in floating point too
+        return step.in_proportion((step.weights * change.exp()).clamp(min=smallest)), state, log

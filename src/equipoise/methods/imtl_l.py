@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple, final
 
+import torch
 from torch import Tensor
 
-from equipoise.arguments import ByTask
+from equipoise.arguments import ByTask, number
 from equipoise.balancer import Balancer, Log, Step, Tasks
-from equipoise.methods.adam import Moments, adam, check_lr
-
-
-def imtl_l_weights(scales: Tensor) -> Tensor:
-    r""":math:`w_i = e^{s_i}`."""
-    return scales.exp()
-
-
-def imtl_l_gradient(losses: Tensor, scales: Tensor) -> Tensor:
-    r"""The derivative of :math:`e^{s_i} L_i - s_i` by :math:`s_i`."""
-    return imtl_l_weights(scales) * losses - 1
+from equipoise.methods.adam import adam
 
 
 class State(NamedTuple):
-    """The state between two steps, each ``(T,)``.
-
-    Attributes:
-        scales: The logarithms of the weights, s.
-        adam_mean: See `Moments`.
-        adam_square: See `Moments`.
-        adam_count: See `Moments`.
-    """
+    """The scales s, which are the logarithms of the weights, and Adam's moments; each ``(T,)``."""
 
     scales: Tensor
     adam_mean: Tensor
@@ -41,8 +25,7 @@ class State(NamedTuple):
 class IMTLL(Balancer):
     r"""IMTL-L: learned scales that bring every loss to 1, from :math:`\sum_i e^{s_i} L_i - s_i`.
 
-    s is trained by Adam; its gradient is known in closed form, so that no optimiser of the caller's has to hold it. At
-    rest, :math:`w_i = e^{s_i} = 1 / L_i`.
+    s is trained by an Adam of its own, with its gradient in closed form. At rest, :math:`w_i = e^{s_i} = 1 / L_i`.
 
     When to use:
         As `SI`, where the weights shall follow slowly, through noise, instead of at once. The weight of a loss that
@@ -50,18 +33,17 @@ class IMTLL(Balancer):
 
     Args:
         lr: Adam's learning rate for s.
-        tasks, every, start, accumulate, initial_weights: See `Balancer`.
+        initial_weights: The weights of the first step, where s starts at their logarithms; see `Balancer`. ``None``: 1.
+        tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
         ValueError: ``lr`` is not positive and finite.
 
     Differs from the paper:
-        The total loss leaves out the terms :math:`-s_i`, which no parameter of the network appears in. s has an Adam of
-        its own; the paper trains it together with the network. The paper's other half, IMTL-G, balances gradients and
-        is another method.
+        The total loss leaves out the terms :math:`-s_i`, which no parameter of the network appears in. The paper trains
+        s together with the network. Its other half, IMTL-G, balances gradients and is another method.
 
     Example:
-        >>> import torch
         >>> balancer = IMTLL(("large", "small"))
         >>> balancer(torch.tensor([20.0, 0.05], requires_grad=True)).backward()
         >>> balancer.step()
@@ -69,11 +51,8 @@ class IMTLL(Balancer):
         tensor([0.9753, 1.0253])
 
     References:
-        Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang 2021, Towards impartial multi-task learning, the loss balance
-        IMTL-L (equation number not verified).
+        Liu et al. 2021, Towards impartial multi-task learning, IMTL-L (equation number not verified).
     """
-
-    scales: Tensor
 
     def __init__(
         self,
@@ -86,16 +65,15 @@ class IMTLL(Balancer):
         initial_weights: ByTask | str | None = None,
     ) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
-        self._lr = check_lr(lr)
+        self._lr = number("lr", lr, "(0, inf)")
         self.reset_parameters()
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
         """The scales of the weights to start from."""
-        return weights, State(weights.log(), *Moments.zeros(weights))
+        return weights, State(weights.log(), *[torch.zeros_like(weights)] * 3)
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
-        """One step of Adam on s."""
-        moments = Moments(state.adam_mean, state.adam_square, state.adam_count)
-        change, moments = adam(imtl_l_gradient(step.losses, state.scales), moments, lr=self._lr)
+        r"""One step of Adam along the derivative of :math:`e^{s_i} L_i - s_i` by :math:`s_i`."""
+        change, moments = adam(state.scales.exp() * step.losses - 1, state, lr=self._lr)
         scales = state.scales + change
-        return imtl_l_weights(scales), State(scales, *moments), {}
+        return scales.exp(), State(scales, *moments), {}

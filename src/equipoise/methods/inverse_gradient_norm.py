@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -10,15 +10,7 @@ from torch import Tensor
 from equipoise.arguments import ByTask, number
 from equipoise.balancer import Balancer, Log, Step
 from equipoise.engine import GradientSource
-from equipoise.methods.static import NoState
-
-
-def inverse_norm_weights(task_norms: Tensor, step: Step) -> Tensor:
-    r""":math:`\hat\lambda_i = \mathrm{mean}_j \lVert g_j \rVert / \lVert g_i \rVert`, the mean over the tasks of ``step``.
-
-    Equations 2.12 to 2.14, with the mean in the place of the sum. Not finite where a norm is zero.
-    """
-    return step.mean(task_norms) / task_norms
+from equipoise.methods.static import NoState, no_state
 
 
 @final
@@ -29,40 +21,31 @@ class InverseGradientNorm(Balancer):
         w_i \leftarrow a\,w_i + (1 - a)\,\hat\lambda_i
 
     with :math:`g_i` the gradient of the unweighted loss :math:`L_i` at W. At rest all weighted gradients have the mean
-    of the norms. This is not `GradNorm`, whose weights learn and let slow tasks catch up.
+    of the norms; the weights do not sum to T. This is not `GradNorm`, whose weights learn and let slow tasks catch up.
 
     When to use:
         Terms of a physics-informed network, or other losses, whose gradients differ by orders of magnitude and shall
         count alike. For weights that follow within tens of steps take `GradNormClosedForm` with ``alpha=0``.
 
     Args:
-        fork: Where the norms are measured: a `Fork`, or what `attach` or `PerLoss` give. The paper's W is all of the
-            network: ``PerLoss(network, tasks)``.
+        fork: A `Fork`, or what `attach` or `PerLoss` give. The paper's W is all of the network:
+            ``PerLoss(network, tasks)``.
         momentum: How much of the weights remains at each update, a, in [0, 1).
-        every, start, accumulate, initial_weights: See `Balancer`.
+        initial_weights: See `Balancer`; ``"balanced"``: where the method is at rest but for a common factor.
+        every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
+        start, accumulate: See `Balancer`.
 
     Raises:
-        TypeError: ``fork`` is none of these, or a setting is of another type.
-        ValueError: ``momentum`` does not lie in [0, 1), or another setting is out of its range.
-
-    Shape:
-        Every tensor is ``(T,)`` in task order.
-
-    Units:
-        None: a factor in front of all losses changes no weight. The weights do not sum to T; the sum of the weighted
-        norms is at rest what it is with weights of 1.
+        TypeError, ValueError: ``fork`` is none of these, or a setting is of another type or out of its range.
 
     Differs from the paper:
-        The paper has the sum of the norms in the place of their mean, which makes all weights T times larger; the
-        authors' code, jaxpi, has the mean, as here, so that weights of 1 are a start that fits. As on the main branch
-        of jaxpi (as of March 2025), nothing is added to a norm (its branches ``pirate`` and ``mixed-precision`` add
-        1e-5 of the mean, which bounds the weights); a task whose gradient is exactly zero keeps its weight, as an
-        absent one does, and the mean is that of the others. The norms are those of the step's own backward pass, and
-        the new weights count from the next step on; jaxpi takes a pass of its own after the optimiser's step, on the
-        same batch. W is where the fork measures.
+        The paper has the sum of the norms in the place of their mean; the authors' code, jaxpi, has the mean, as here.
+        As on its main branch (March 2025), nothing is added to a norm (the branches ``pirate`` and ``mixed-precision``
+        add 1e-5 of the mean); a task whose gradient is zero keeps its weight, and the mean is that of the others. The
+        norms are those of the step's own backward pass; jaxpi takes a pass of its own after the optimiser's step, on
+        the same batch.
 
     Example:
-        >>> _ = torch.manual_seed(0)
         >>> from equipoise import Fork
         >>> fork = Fork(torch.nn.Linear(3, 2), tasks=("small", "large"))
         >>> balancer = InverseGradientNorm(fork, momentum=0.0)
@@ -73,11 +56,12 @@ class InverseGradientNorm(Balancer):
         tensor([5.0000, 0.5556])
 
     References:
-        Wang, Sankaran, Wang, Perdikaris 2023, An expert's guide to training physics-informed neural networks, equations
-        2.12 to 2.15, and the authors' code, ``jaxpi/models.py``.
+        Wang et al. 2023, An expert's guide to training physics-informed neural networks, equations 2.12 to 2.15; jaxpi,
+        ``jaxpi/models.py``.
     """
 
-    needs_norms: ClassVar[bool] = True
+    needs_norms = True
+    init_state = no_state
 
     def __init__(
         self,
@@ -93,14 +77,11 @@ class InverseGradientNorm(Balancer):
         self._momentum = number("momentum", momentum, "[0, 1)")
         self.reset_parameters()
 
-    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
-        """The weights to start from."""
-        return weights, NoState()
-
     def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
-        """The running mean of the weights in inverse proportion to the norms."""
+        """The running mean of the weights in inverse proportion to the norms (equations 2.12 to 2.15)."""
         assert step.norms is not None
         known = step.norms > 0
-        found = inverse_norm_weights(torch.where(known, step.norms, 1.0), step.among(known))
+        norms = torch.where(known, step.norms, 1.0)
+        found = step.among(known).mean(norms) / norms
         moved = self._momentum * step.weights + (1 - self._momentum) * found
         return torch.where(known, moved, step.weights), state, {}

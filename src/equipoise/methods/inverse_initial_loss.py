@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ def inverse_initial_loss_weights(initial_losses: Tensor) -> Tensor:
 class InverseInitialLoss(Balancer):
     r"""Constant weights :math:`w_i \propto 1 / L_i(0)`, scaled so that :math:`\sum_i w_i = T`.
 
-    The first step is weighted with them already. A task that is not yet seen has a weight of 1, and the others sum to
-    their number.
+    The first step is weighted with them already. A task that is not yet seen weighs 1; the others sum to their number.
 
     When to use:
         Losses differ in size because their units do, and ``L_i(0)`` is a fair measure of the unit. Costs nothing and
@@ -47,9 +46,7 @@ class InverseInitialLoss(Balancer):
         tensor(3., grad_fn=<_TotalBackward>)
     """
 
-    weighs: ClassVar[bool] = True
-    moves_absent: bool = True
-    divides_by_initial: bool = True
+    weighs = moves_absent = divides_by_initial = True
 
     def __init__(
         self,
@@ -72,11 +69,8 @@ class InverseInitialLoss(Balancer):
 
     def weigh(self, step: Step, state: NoState) -> Tensor:
         """The weights, the losses at hand included where ``L_i(0)`` is still measured."""
-        return inverse_initial_loss_weights(
-            torch.where(
-                step.uniform > 0, step.initial_losses, self.initial_losses
-            )  # absent tasks may have been seen before
-        )
+        # absent tasks may have been seen before
+        return inverse_initial_loss_weights(torch.where(step.uniform > 0, step.initial_losses, self.initial_losses))
 
     def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
         """The weights of the whole batch's losses."""

@@ -7,20 +7,12 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from equipoise.arguments import ByTask, number
+from equipoise.arguments import SMALLEST, ByTask, number
 from equipoise.balancer import Balancer, Log, Step, Tasks
-
-TINY = torch.finfo(torch.float32).tiny
 
 
 class State(NamedTuple):
-    """The running statistics of the losses, each ``(T,)``.
-
-    Attributes:
-        means: Their means.
-        variances: Their variances.
-        counts: The number of losses so far.
-    """
+    """The running means and variances of the losses, and the number of losses so far; each ``(T,)``."""
 
     means: Tensor
     variances: Tensor
@@ -45,7 +37,8 @@ class InverseLossVariance(Balancer):
     .. math:: \mu \leftarrow \mu + a\,(L - \mu), \qquad \sigma^2 \leftarrow (1 - a)(\sigma^2 + a\,(L - \mu)^2)
 
     with the step :math:`a = \max(1 - \mathrm{decay}, 1 / n)` at a task's n-th loss: over its first losses, and with a
-    decay of 1 over all, they are the plain mean and variance.
+    decay of 1 over all, they are the plain mean and variance. A loss ten times larger gets a weight a hundred times
+    smaller.
 
     When to use:
         Losses that scatter differently over the batches. A loss that still falls counts as scattered and is held back:
@@ -53,19 +46,15 @@ class InverseLossVariance(Balancer):
 
     Args:
         decay: How much of the running values remains at each step, in (0, 1].
-        tasks, every, start, accumulate, initial_weights: See `Balancer`.
+        initial_weights: The weights until the variances are known; see `Balancer`. ``None``: 1.
+        tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
-        TypeError: A setting is of another type.
-        ValueError: ``decay`` does not lie in (0, 1], or another setting is out of its range.
-
-    Units:
-        The variance has the square of the loss's unit. In a unit ten times smaller, a loss is ten times larger, its
-        weight a hundred times smaller, and what it contributes to the total ten times smaller.
+        TypeError, ValueError: A setting is of another type or out of its range.
 
     Differs from the paper:
-        There is none. A task whose loss has not varied yet keeps its weight, 1 at the start; so does one whose loss has
-        varied by less than about 1e-19, the square of which vanishes in float32.
+        There is none. A task whose loss has not varied yet, or by less than about 1e-19, the square of which vanishes
+        in float32, keeps its weight.
 
     Example:
         >>> InverseLossVariance(("price", "risk"), decay=0.99).weights
@@ -91,11 +80,11 @@ class InverseLossVariance(Balancer):
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
         """No loss seen yet."""
-        return weights, State(*(torch.zeros_like(weights) for _ in State._fields))
+        return weights, State(*[torch.zeros_like(weights)] * 3)
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
         """The variances with this step's losses, and the weights from them."""
         state = running_variance(step.losses, state, self._decay)
-        known = state.variances >= TINY
+        known = state.variances >= SMALLEST
         weights = step.among(known).in_proportion(1 / torch.where(known, state.variances, 1.0))
         return torch.where(known, weights, step.weights), state, {}

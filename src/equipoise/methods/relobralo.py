@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -12,19 +12,10 @@ from equipoise.balancer import Balancer, Log, Step, Tasks
 from equipoise.balancer.rng import generator
 
 
-def balancing_scores(losses: Tensor, earlier: Tensor, temperature: float) -> Tensor:
-    r""":math:`L_i(t) / (\tau L_i(t'))`, of which :math:`\lambda^{\mathrm{bal}}` is T times the softmax."""
-    return (losses / (temperature * earlier)).clamp(max=torch.finfo(losses.dtype).max)  # infinity has no softmax
-
-
 class State(NamedTuple):
-    """The state between two steps.
+    """Each task's last loss (1 before the first), its number of losses, and whether the next step looks not back ``()``.
 
-    Attributes:
-        last_losses: The last loss of each task ``(T,)``; 1 for a task not yet seen.
-        counts: The number of losses of each task so far ``(T,)``.
-        remembers: Whether the next step's history is the last weights, without a look back ``()``, bool. Drawn ahead,
-            so that a forward pass that is compiled holds no generator.
+    The last is drawn ahead, so that a forward pass that is compiled holds no generator.
     """
 
     last_losses: Tensor
@@ -43,8 +34,7 @@ class ReLoBRaLo(Balancer):
         w(t) = \alpha\,\lambda^{\mathrm{hist}}(t) + (1 - \alpha)\,\lambda^{\mathrm{bal}}(t, t - 1), \qquad
         \rho \sim \mathrm{Bernoulli}
 
-    with :math:`\sum_i w_i = T`. A task that makes less progress than the others gains weight, whatever the unit of its
-    loss.
+    with :math:`\sum_i w_i = T`. A task that makes less progress than the others gains weight, in any unit of its loss.
 
     When to use:
         Terms of a physics-informed network, when gradient norms at each step cost too much.
@@ -54,37 +44,31 @@ class ReLoBRaLo(Balancer):
         rho: The probability that the history is the last weights; else it is a look back to the first losses. In [0,
             1].
         temperature: :math:`\tau`; the larger, the more equal the weights.
-        seed: An integer of at least 0 that the random numbers follow from, together with the number of the step. They
-            are the same on every process.
+        seed: An integer of at least 0 that the random numbers follow from: the same on every process.
         tasks, every, start, accumulate, initial_weights: See `Balancer`.
 
     Raises:
         TypeError: A setting is of another type.
-        ValueError: A setting is out of its range; or a loss is not positive, and the message names the task. On an
-            accelerator only a task's first loss is looked at, and later such a step is skipped and counted.
+        ValueError: A setting is out of its range; or a loss is not positive. On an accelerator one after the first is
+            skipped.
 
     Differs from the paper:
         As in the loss class that the first author has published (Improving PINNs through adaptive loss balancing,
-        Towards Data Science 2023), the weights are 1 in a task's first step, and in its second
-        :math:`\lambda^{\mathrm{bal}}(1, 0)`, without history. :math:`L_i(0)` is the loss of the first step;
-        ``train.py`` of the authors' repository takes that of the second. No small constant is added to the losses. Of
-        several micro-batches to a step, each moves the weights from those of the last step.
-
-        The defaults are those of the port to PyTorch by Khadrawi, a ``rho`` of 0.999 among them. The published loss
-        class has 0.99 with the same ``alpha`` and temperature, ``train.py`` has 1, which never looks back, and a
-        temperature of 1; the paper's own choice was not verified.
+        Towards Data Science 2023), the weights are 1 in a task's first step and :math:`\lambda^{\mathrm{bal}}(1, 0)` in
+        its second. :math:`L_i(0)` is the loss of the first step; ``train.py`` of the authors' repository takes the
+        second's. Of several micro-batches to a step, each moves the weights from those of the last step. The defaults
+        are those of the port to PyTorch by Khadrawi; the published class has a ``rho`` of 0.99, ``train.py`` 1, which
+        never looks back, and a temperature of 1; the paper's own choice was not verified.
 
     Example:
         >>> ReLoBRaLo(("equation", "boundary")).weights
         tensor([1., 1.])
 
     References:
-        Bischof, Kraus 2021, Multi-objective loss balancing for physics-informed deep learning, the section on ReLoBRaLo
-        (equation number not verified).
+        Bischof, Kraus 2021, Multi-objective loss balancing for physics-informed deep learning (equation not verified).
     """
 
-    weighs: ClassVar[bool] = True
-    positive_losses: bool = True
+    weighs = positive_losses = True
 
     def __init__(
         self,
@@ -115,7 +99,9 @@ class ReLoBRaLo(Balancer):
         among = step.among(known)
 
         def balanced(earlier: Tensor) -> Tensor:
-            return among.in_proportion(among.softmax(balancing_scores(step.losses, earlier, self._temperature)))
+            scores = step.losses / (self._temperature * earlier)
+            scores = scores.clamp(max=torch.finfo(scores.dtype).max)  # infinity has no softmax
+            return among.in_proportion(among.softmax(scores))
 
         history = torch.where(state.remembers, step.weights, balanced(step.initial_losses))
         alpha = self._alpha * (state.counts > 1).to(step.weights.dtype)
@@ -127,7 +113,6 @@ class ReLoBRaLo(Balancer):
         return step.weights, State(step.losses, state.counts + 1, self._draw(step.number + 1, step.weights)), {}
 
     def _draw(self, step_number: int, like: Tensor) -> Tensor:
-        remembers = (
-            torch.rand((), generator=generator(self._seed, step_number), dtype=torch.float64, device="cpu") < self._rho
-        )
+        random = generator(self._seed, step_number)
+        remembers = torch.rand((), generator=random, dtype=torch.float64, device="cpu") < self._rho
         return remembers.to(like.device, non_blocking=True)

@@ -28,20 +28,19 @@ class RLW(Balancer):
         tasks, every, accumulate: See `Balancer`.
 
     Raises:
-        TypeError: ``seed`` is not an integer.
-        ValueError: ``seed`` is negative.
+        TypeError, ValueError: ``seed`` is not an integer, or is negative.
 
     Differs from the paper:
         The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. They are drawn
-        for absent tasks too, and go to the tasks in the alphabetical order of their names, whatever order is given.
+        for absent tasks too, and go to the tasks in the alphabetical order of their names.
 
     Example:
         >>> RLW(("price", "risk"), seed=1).weights.sum()
         tensor(2.)
 
     References:
-        Lin, Ye, Zhang, Tsang 2022, Reasonable effectiveness of random weighting: a litmus test for multi-task learning,
-        Algorithm 2, with the normal distribution.
+        Lin et al. 2022, Reasonable effectiveness of random weighting: a litmus test for multi-task learning, Algorithm
+        2.
     """
 
     moves_absent: bool = True

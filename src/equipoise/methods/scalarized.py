@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.arguments import described
-from equipoise.balancer import Balancer, Log, Step, Tasks
-from equipoise.methods.static import NoState
+from equipoise.balancer import Balancer, Step, Tasks
+from equipoise.methods.static import NoState, no_state, unchanged
 
 INSTEAD = {"DWA": "eq.DWA", "FAMO": "eq.FAMO", "IMTLL": "eq.IMTLL", "Random": "eq.RLW", "UW": "eq.Uncertainty"}
 """A scalarizer of TorchJD that is no function of the losses -> the same method here."""
@@ -20,8 +20,7 @@ INSTEAD = {"DWA": "eq.DWA", "FAMO": "eq.FAMO", "IMTLL": "eq.IMTLL", "Random": "e
 class Scalarized(Balancer):
     r"""Any function of the losses, such as a scalarizer of TorchJD: :math:`w_i = \partial S / \partial L_i`.
 
-    The total loss is :math:`\sum_i w_i L_i` with these weights, so that the network is trained along the gradient of
-    :math:`S(L_1, \ldots, L_T)`.
+    With these weights the network is trained along the gradient of :math:`S(L_1, \ldots, L_T)`.
 
     When to use:
         A function of your own, or ``COSMOS`` and ``PBI`` of TorchJD with a preference among the tasks. Where a method
@@ -34,18 +33,16 @@ class Scalarized(Balancer):
 
     Raises:
         TypeError: ``scalarizer`` cannot be called.
-        ValueError: ``scalarizer`` has parameters to be trained. With the first losses: it does not turn them into one
-            number that depends on them, or keeps a state or draws random numbers, so that a second call differs from
-            the first. Later, by name: a task is absent.
+        ValueError: ``scalarizer`` has parameters to be trained, keeps a state, draws random numbers, or does not turn
+            the losses into one number that depends on them; or, later, a task is absent.
 
     Differs from the paper:
-        The total loss is not S, but its gradient is that of S; the weights are as S has them, and may be negative. S is
-        a function of all losses, so every task must be present (on some process); on an accelerator, to see that over
-        several processes the forward pass waits for the device.
+        The total loss is not S, but its gradient is that of S; the weights may be negative. Every task must be present
+        (on some process); on an accelerator, to see that over several processes the forward pass waits for the device.
 
     Example:
         >>> balancer = Scalarized(("a", "b"), lambda losses: losses.norm())
-        >>> balancer({"a": torch.tensor(3.0, requires_grad=True), "b": torch.tensor(4.0, requires_grad=True)}).backward()
+        >>> balancer(torch.tensor([3.0, 4.0], requires_grad=True)).backward()
         >>> balancer.step()
         >>> balancer.weights
         tensor([0.6000, 0.8000])
@@ -54,7 +51,9 @@ class Scalarized(Balancer):
         TorchJD 0.18, ``torchjd.scalarization``, each of whose classes names its paper.
     """
 
-    weighs: ClassVar[bool] = True
+    weighs = True
+    init_state = no_state
+    update = unchanged
 
     def __init__(
         self,
@@ -73,10 +72,6 @@ class Scalarized(Balancer):
             if parameter.requires_grad:
                 raise self._refusal(f"learns its parameter {name!r}")
         self.reset_parameters()
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
-        """Equal weights, until there are losses."""
-        return weights, NoState()
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # torch.compiler.disable would import the compiler here and now
     def weigh(self, step: Step, state: NoState) -> Tensor:
@@ -97,10 +92,6 @@ class Scalarized(Balancer):
                 raise self._refusal("keeps a state or draws random numbers")
             self._compared = True
         return weights
-
-    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
-        """The weights of this step, which show until the next losses are there."""
-        return step.weights, state, {}
 
     def _derivative(self, losses: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(losses.device.type, enabled=False):

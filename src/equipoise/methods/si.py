@@ -6,8 +6,8 @@ from typing import final
 
 from torch import Tensor
 
-from equipoise.balancer import Balancer, Log, Step, Tasks
-from equipoise.methods.static import NoState
+from equipoise.balancer import Balancer, Step, Tasks
+from equipoise.methods.static import NoState, no_state, unchanged
 
 
 @final
@@ -19,8 +19,7 @@ class SI(Balancer):
         come near zero: their weights explode.
 
     Args:
-        tasks, every, start: See `Balancer`.
-        accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
+        tasks, every, start, accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
 
     Raises:
         ValueError: A loss is not positive. On an accelerator only a task's first is refused; later the step is skipped.
@@ -37,25 +36,17 @@ class SI(Balancer):
         tensor([2.0000, 0.2500])
 
     References:
-        Navon et al. 2022, Multi-task learning as a bargaining game, section 5: the scale-invariant baseline (equation
-        number not verified).
+        Navon et al. 2022, Multi-task learning as a bargaining game, section 5 (equation number not verified).
     """
 
-    positive_losses = True
-    weighs = True
+    positive_losses = weighs = True
+    init_state = no_state
+    update = unchanged
 
     def __init__(self, tasks: Tasks, *, every: int | None = None, start: int = 0, accumulate: bool = False) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate)
         self.reset_parameters()
 
-    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
-        """No state."""
-        return weights, NoState()
-
     def weigh(self, step: Step, state: NoState) -> Tensor:
         r""":math:`w_i = \partial \sum_j \log L_j / \partial L_i = 1 / L_i`."""
         return 1 / step.losses
-
-    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
-        """The weights of the step."""
-        return step.weights, state, {}

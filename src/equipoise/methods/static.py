@@ -14,6 +14,16 @@ class NoState(NamedTuple):
     """The state of a method that keeps none."""
 
 
+def no_state(self: Balancer, weights: Tensor) -> tuple[Tensor, NoState]:
+    """The `init_state` of a method without state, which starts from these weights."""
+    return weights, NoState()
+
+
+def unchanged(self: Balancer, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
+    """The `update` of a method without state that keeps the weights of the step."""
+    return step.weights, state, {}
+
+
 @final
 class Equal(Balancer):
     """Every weight is 1.
@@ -31,17 +41,12 @@ class Equal(Balancer):
         tensor(3.)
     """
 
+    init_state = no_state
+    update = unchanged
+
     def __init__(self, tasks: Tasks, *, every: int | None = None, accumulate: bool = False) -> None:
         super().__init__(tasks, every=every, accumulate=accumulate)
         self.reset_parameters()
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
-        """The weights, which are 1."""
-        return weights, NoState()
-
-    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
-        """The same weights."""
-        return step.weights, state, {}
 
 
 @final
@@ -52,21 +57,23 @@ class Static(Balancer):
 
     When to use:
         You know how much each task matters, or train again with the mean weights of a run: ``balancer.averaged()``. For
-        regressions with squared errors whose targets were not standardised: ``Static(tasks, {task: 1 / variance,
-        ...})``, which is the same as training on targets of unit variance, whatever their units.
+        regressions with squared errors whose targets were not standardised:
+        ``Static(tasks, {task: 1 / variance, ...})``, which is the same as training on targets of unit variance,
+        whatever their units.
 
     Args:
         weights: A positive number for every task.
         tasks, every, accumulate: See `Balancer`.
 
     Raises:
-        TypeError: ``weights`` is no dict, or a weight is not a number.
-        ValueError: A task is unknown or missing, or a weight is not positive and finite; the message names it.
+        TypeError, ValueError: A task is unknown or missing, or a weight is not a positive number; the message names it.
 
     Example:
         >>> Static(("price", "risk"), {"price": 3.0, "risk": 1.0}).weights
         tensor([1.5000, 0.5000])
     """
+
+    update = unchanged
 
     def __init__(self, tasks: Tasks, weights: ByTask, *, every: int | None = None, accumulate: bool = False) -> None:
         super().__init__(tasks, every=every, accumulate=accumulate)
@@ -77,7 +84,3 @@ class Static(Balancer):
         """The given weights."""
         mean = self._mean(self._weights)
         return weights.new_tensor([weight / mean for weight in self._weights]), NoState()
-
-    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
-        """The same weights."""
-        return step.weights, state, {}

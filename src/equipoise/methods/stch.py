@@ -8,16 +8,8 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import ByTask, number
-from equipoise.balancer import Balancer, Log, Step, Tasks
-from equipoise.methods.static import NoState
-
-
-def stch_weights(losses: Tensor, nadir: Tensor, mu: float, step: Step) -> Tensor:
-    r""":math:`w_i = \partial G / \partial L_i` of :math:`G = n \mu \log \sum_j \exp(f_j / \mu)`, :math:`f_i = \log(L_i / n_i)`.
-
-    The sum runs over the n tasks present; :math:`n_i` is the nadir, the size that losses are compared with.
-    """
-    return step.uniform.count_nonzero() * step.softmax((losses / nadir).log() / mu) / losses
+from equipoise.balancer import Balancer, Step, Tasks
+from equipoise.methods.static import NoState, no_state, unchanged
 
 
 @final
@@ -34,18 +26,17 @@ class STCH(Balancer):
 
     Args:
         mu: How smooth the maximum is: the smaller, the more the worst task alone counts.
-        tasks, every, start, initial_losses, initial_steps: See `Balancer`.
-        accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
+        tasks, every, start, accumulate, initial_losses, initial_steps: See `Balancer`.
 
     Raises:
-        ValueError: A setting is out of its range; or a loss is not positive. On an accelerator only a task's first is
-            refused; later the step is skipped.
+        ValueError: A setting is out of its range; or a loss is not positive. On an accelerator one after the first is
+            skipped.
 
     Differs from the paper:
         The form is that of the authors' multi-task experiments: logarithms of losses, an ideal point of zero, and a
-        preference of 1 for every task; the paper's sum to 1 (1/T each is a mu that is T times larger). They compare with
-        the mean losses of one epoch after several on the sum of log losses; here the mean is that of a task's first
-        losses. The total loss is not the scalarisation, but its gradient is.
+        preference of 1 for every task; the paper's sum to 1 (1/T each is a mu that is T times larger). They compare
+        with the mean losses of an epoch after some on the sum of log losses; here with a task's first losses. The total
+        loss is not the scalarisation, but its gradient is.
 
     Example:
         >>> balancer = STCH(("a", "b"), mu=1.0, initial_losses={"a": 1.0, "b": 1.0})
@@ -56,12 +47,12 @@ class STCH(Balancer):
 
     References:
         Lin, Zhang, Yang, Liu, Wang, Zhang 2024, Smooth Tchebycheff scalarization for multi-objective optimization,
-        section 3 (equation number not verified), and the authors' multi-task code,
-        ``STCH_MTL/LibMTL/weighting/STCH.py``.
+        section 3 (equation number not verified), and the authors' ``STCH_MTL/LibMTL/weighting/STCH.py``.
     """
 
-    positive_losses = True
-    weighs = True
+    positive_losses = weighs = True
+    init_state = no_state
+    update = unchanged
 
     def __init__(
         self,
@@ -74,21 +65,19 @@ class STCH(Balancer):
         start: int = 0,
         accumulate: bool = False,
     ) -> None:
-        given = {"initial_losses": initial_losses, "initial_steps": initial_steps}
-        super().__init__(tasks, every=every, start=start, accumulate=accumulate, **given)
+        super().__init__(
+            tasks,
+            every=every,
+            start=start,
+            accumulate=accumulate,
+            initial_losses=initial_losses,
+            initial_steps=initial_steps,
+        )
         self._mu = number("mu", mu, "(0, inf)")
         self.reset_parameters()
 
-    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
-        """No state but ``L_i(0)``."""
-        return weights, NoState()
-
     def weigh(self, step: Step, state: NoState) -> Tensor:
-        """The derivatives of the smooth maximum."""
+        """The derivatives of the smooth maximum over the tasks present."""
         measured = self.initial_seen >= self._initial_steps
         nadir = torch.where(measured, step.initial_losses, step.losses)
-        return stch_weights(step.losses, nadir, self._mu, step)
-
-    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
-        """The weights of the step."""
-        return step.weights, state, {}
+        return step.uniform.count_nonzero() * step.softmax((step.losses / nadir).log() / self._mu) / step.losses

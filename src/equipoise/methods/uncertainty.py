@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import ByTask, flag, known_tasks, one_of
+from equipoise.arguments import SMALLEST, ByTask, flag, known_tasks, number, one_of
 from equipoise.balancer import Balancer, Log, Step, Tasks
-from equipoise.methods.adam import Moments, adam, check_lr
+from equipoise.methods.adam import adam
 
 Kind = Literal["regression", "classification"]
-TINY = torch.finfo(torch.float32).tiny
 
 
 def uncertainty_weights(log_variances: Tensor, halves: Tensor | float) -> Tensor:
@@ -21,25 +20,8 @@ def uncertainty_weights(log_variances: Tensor, halves: Tensor | float) -> Tensor
     return halves * torch.exp(-log_variances)
 
 
-def uncertainty_gradient(losses: Tensor, log_variances: Tensor, halves: Tensor | float) -> Tensor:
-    r"""The derivative of :math:`w_i(s_i) L_i + s_i / 2` by :math:`s_i`."""
-    return 0.5 - uncertainty_weights(log_variances, halves) * losses
-
-
-def resting_log_variances(losses: Tensor, halves: Tensor | float) -> Tensor:
-    r"""Where the derivative is zero: :math:`\log L_i` for a regression, :math:`\log 2 L_i` for a classification."""
-    return torch.log(2 * halves * losses.clamp(min=TINY))
-
-
 class State(NamedTuple):
-    """The state between two steps, each ``(T,)``.
-
-    Attributes:
-        log_variances: :math:`s_i`.
-        adam_mean: See `Moments`.
-        adam_square: See `Moments`.
-        adam_count: See `Moments`; 0 for a task that has not moved yet.
-    """
+    """:math:`s_i` and Adam's moments, each ``(T,)``; the count is 0 for a task that has not moved yet."""
 
     log_variances: Tensor
     adam_mean: Tensor
@@ -54,45 +36,40 @@ class Uncertainty(Balancer):
     Regression (Gaussian likelihood, squared error): :math:`\frac{1}{2\sigma_i^2} L_i + \log\sigma_i`. Classification
     (scaled softmax, cross entropy): :math:`\frac{1}{\sigma_i^2} L_i + \log\sigma_i`.
 
-    The method learns :math:`s_i = \log\sigma_i^2`, by Adam; its gradient is known in closed form, so that no optimiser
-    of the caller's has to hold it. At rest, :math:`w_i = 1 / (2 L_i)` for both kinds.
+    The method learns :math:`s_i = \log\sigma_i^2`, by an Adam of its own, with its gradient in closed form. At rest,
+    :math:`w_i = 1 / (2 L_i)` for both kinds.
 
     When to use:
-        Likelihoods whose noise differs between tasks. Weights grow as losses fall, so that it raises the effective
-        learning rate of a task that is learnt well, and can overfit it. Take ``initial="losses"`` unless the published
-        start is wanted: else the weights start at 1/2 or 1 and a step changes a weight by a factor of about ``exp(lr)``
-        at most, though the weight at rest, :math:`1 / (2 L_i)`, may be far away. For a loss of 100 it takes log(100) /
-        lr steps from 1/2, some 180 at the default; meanwhile the large losses keep the small ones from being learnt,
-        which is a plateau.
+        Likelihoods whose noise differs between tasks. Weights grow as losses fall, so that a task that is learnt well
+        has a higher effective learning rate, and can be overfitted. Take ``initial="losses"`` unless the published
+        start is wanted: else a step changes a weight, 1/2 or 1 at the start, by a factor of at most about ``exp(lr)``,
+        and a loss of 100 takes log(100) / lr steps to its weight at rest, some 180 at the default, a plateau for the
+        small losses.
 
     Args:
         kinds: ``"regression"`` or ``"classification"``, for each task by name or once for all.
         lr: Adam's learning rate for s.
-        initial: ``"losses"``: a task starts where s is at rest for the loss of its first step (of its first step after
-            ``start``), at :math:`\log L_i` for a regression and :math:`\log 2 L_i` for a classification, so that this
-            very step has the weight :math:`1 / (2 L_i)`. A task whose loss is not positive then starts at 0. ``None``:
-            s starts at 0, or where ``initial_weights`` says.
-        normalize: Scale the weights so that they sum to T and change no effective learning rate. Not part of the
-            method.
-        tasks, every, start, accumulate, initial_weights: See `Balancer`.
+        initial: ``"losses"``: a task starts where s is at rest for the loss of its first step (after ``start``), which
+            has the weight :math:`1 / (2 L_i)`; at 0 where that loss is not positive. ``None``: s starts at 0, or as
+            ``initial_weights`` says.
+        initial_weights: See `Balancer`; those by name are not scaled, unless ``normalize``.
+        normalize: Scale the weights so that they sum to T. Not part of the method.
+        tasks, every, start, accumulate: See `Balancer`.
 
     Raises:
-        TypeError: A setting is of another type.
-        ValueError: A task is unknown or missing in ``kinds``, or its kind is neither of the two, and the message names
-            it; another setting is out of its range; or ``initial`` and ``initial_weights`` are both given.
+        TypeError, ValueError: A setting is of another type or out of its range, a task is unknown or missing in
+            ``kinds``, or ``initial`` and ``initial_weights`` are both given.
 
     Differs from the paper:
         The total loss leaves out the terms :math:`\log\sigma_i`, which no parameter of the network appears in. The
-        learning rate is the one that the GradNorm paper used for this baseline; Kendall et al. train s with the
-        network's optimiser. The paper has no start from the losses.
+        learning rate is that of this baseline in the GradNorm paper; Kendall et al. train s with the network's
+        optimiser. The paper has no start from the losses.
 
     Example:
-        >>> balancer = Uncertainty(("depth", "label"), {"depth": "regression", "label": "classification"})
-        >>> balancer.weights
+        >>> Uncertainty(("depth", "label"), {"depth": "regression", "label": "classification"}).weights
         tensor([0.5000, 1.0000])
         >>> balancer = Uncertainty(("depth", "label"), "regression", initial="losses")
-        >>> losses = {"depth": torch.tensor(50.0, requires_grad=True), "label": torch.tensor(0.5, requires_grad=True)}
-        >>> balancer(losses).backward()
+        >>> balancer(torch.tensor([50.0, 0.5], requires_grad=True)).backward()
         >>> balancer.step()
         >>> balancer.log()["weights"]
         tensor([0.0100, 1.0000])
@@ -101,7 +78,7 @@ class Uncertainty(Balancer):
         Kendall, Gal, Cipolla 2018, Multi-task learning using uncertainty to weigh losses, equations 7 and 10.
     """
 
-    weighs: ClassVar[bool] = True
+    weighs = True
     log_variances: Tensor
 
     def __init__(
@@ -120,10 +97,9 @@ class Uncertainty(Balancer):
         super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
         by_task = dict.fromkeys(self.tasks, kinds) if isinstance(kinds, str) else kinds
         known_tasks("kinds", by_task, self.tasks)
-        self._kinds = [
-            one_of(f"kinds: task {task!r}", by_task.get(task), ("regression", "classification")) for task in self.tasks
-        ]
-        self._lr, self._normalize = check_lr(lr), flag("normalize", normalize)
+        choices = ("regression", "classification")
+        self._kinds = [one_of(f"kinds: task {task!r}", by_task.get(task), choices) for task in self.tasks]
+        self._lr, self._normalize = number("lr", lr, "(0, inf)"), flag("normalize", normalize)
         self._initial = None if initial is None else one_of("initial", initial, ("losses",))
         if initial is not None and initial_weights is not None:
             raise ValueError("initial and initial_weights both say where s starts: give one of them; found both")
@@ -131,24 +107,23 @@ class Uncertainty(Balancer):
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
         """Start at s = 0, or at the s that gives the weights that the caller has given."""
-        given, halves = self._given_weights, self.halves
-        log_variances = torch.zeros_like(weights)
+        given, halves, zeros = self._given_weights, self.halves, torch.zeros_like(weights)
+        log_variances = zeros
         if given is not None:
             weights = weights if isinstance(given, str) or self._normalize else weights.new_tensor(given)
             log_variances = torch.log(halves / weights)
         weights = uncertainty_weights(log_variances, halves)
-        return weights / weights.mean() if self._normalize else weights, State(log_variances, *Moments.zeros(weights))
+        return weights / weights.mean() if self._normalize else weights, State(log_variances, zeros, zeros, zeros)
 
     def weigh(self, step: Step, state: State) -> Tensor:
         """The weights as they are; from the losses at hand for a task that starts from them."""
         return step.weights if self._initial is None else self._weights(self._started(step, state), step)
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
-        """One step of Adam along the derivative by s."""
+        r"""One step of Adam along the derivative of :math:`w_i(s_i) L_i + s_i / 2` by :math:`s_i`."""
         log_variances = self._started(step, state)
-        gradient = uncertainty_gradient(step.losses, log_variances, self.halves)
-        moments = Moments(state.adam_mean, state.adam_square, state.adam_count)
-        change, moments = adam(gradient, moments, lr=self._lr)
+        gradient = 0.5 - uncertainty_weights(log_variances, self.halves) * step.losses
+        change, moments = adam(gradient, state, lr=self._lr)
         log_variances = log_variances + change
         return self._weights(log_variances, step), State(log_variances, *moments), {}
 
@@ -165,7 +140,8 @@ class Uncertainty(Balancer):
         if self._initial is None:
             return state.log_variances
         starts = (state.adam_count == 0) & (step.losses > 0)
-        return torch.where(starts, resting_log_variances(step.losses, self.halves), state.log_variances)
+        at_rest = torch.log(2 * self.halves * step.losses.clamp(min=SMALLEST))  # where the derivative is zero
+        return torch.where(starts, at_rest, state.log_variances)
 
     def _weights(self, log_variances: Tensor, step: Step) -> Tensor:
         weights = uncertainty_weights(log_variances, self.halves)

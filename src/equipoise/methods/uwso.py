@@ -7,13 +7,8 @@ from typing import final
 from torch import Tensor
 
 from equipoise.arguments import number
-from equipoise.balancer import Balancer, Log, Step, Tasks
-from equipoise.methods.static import NoState
-
-
-def uwso_weights(losses: Tensor, temperature: float, step: Step) -> Tensor:
-    r""":math:`w = T\,\mathrm{softmax}(L^{-1} / \tau)` (Equation 4, times T)."""
-    return step.in_proportion(step.softmax(1 / (losses * temperature)))
+from equipoise.balancer import Balancer, Step, Tasks
+from equipoise.methods.static import NoState, no_state, unchanged
 
 
 @final
@@ -27,18 +22,16 @@ class UWSO(Balancer):
         smallest loss.
 
     Args:
-        temperature: :math:`\tau`, in the unit of an inverse loss: it has to be tuned to the losses. The larger, the more
-            equal the weights.
-        tasks, every, start: See `Balancer`.
-        accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
+        temperature: :math:`\tau`, in the unit of an inverse loss, to be tuned to the losses; the larger, the more equal
+            the weights.
+        tasks, every, start, accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
 
     Raises:
-        ValueError: ``temperature`` is not positive and finite; or a loss is not positive. On an accelerator only a
-            task's first is refused; later the step is skipped.
+        ValueError: ``temperature`` or a loss is not positive. On an accelerator a loss after a task's first is skipped.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. The paper tunes
-        the temperature for every problem; 1 is no recommendation.
+        The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. The paper
+        tunes the temperature for every problem; 1 is no recommendation.
 
     Example:
         >>> import torch
@@ -49,12 +42,12 @@ class UWSO(Balancer):
         tensor([1.4621, 0.5379])
 
     References:
-        Kirchdorfer, Elich, Kutsche, Stuckenschmidt, Schott, Köhler 2024, Analytical uncertainty-based loss weighting in
-        multi-task learning, equation 4.
+        Kirchdorfer et al. 2024, Analytical uncertainty-based loss weighting in multi-task learning, equation 4.
     """
 
-    positive_losses = True
-    weighs = True
+    positive_losses = weighs = True
+    init_state = no_state
+    update = unchanged
 
     def __init__(
         self,
@@ -69,14 +62,6 @@ class UWSO(Balancer):
         self._temperature = number("temperature", temperature, "(0, inf)")
         self.reset_parameters()
 
-    def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
-        """No state."""
-        return weights, NoState()
-
     def weigh(self, step: Step, state: NoState) -> Tensor:
-        """The softmax of the inverse losses."""
-        return uwso_weights(step.losses, self._temperature, step)
-
-    def update(self, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
-        """The weights of the step."""
-        return step.weights, state, {}
+        """The softmax of the inverse losses (Equation 4, times T)."""
+        return step.in_proportion(step.softmax(1 / (step.losses * self._temperature)))
