@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
+from helpers.api import PAGE, signatures
 from torch import nn
 
 import equipoise as eq
-from helpers.api import PAGE, signatures
 
 TASKS = ("a", "b")
 
@@ -74,7 +74,7 @@ def wrong_values(parameter):
         return FLAGS
     if "tuple" in text:
         return PAIRS
-    if "Mapping" in text:
+    if "Mapping" in text or "ByTask" in text:
         return BY_TASK
     if "int" in text:
         return COUNTS

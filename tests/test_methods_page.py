@@ -23,7 +23,15 @@ def test_every_method_has_its_sections(name, title):
 def test_a_reference_has_a_number_or_says_that_it_was_not_verified(name):
     """The number of an equation or algorithm, or a word about why there is none; and no paper without its differences."""
     reference = methods.section(METHODS[name], "References")
-    numbered = ("equation", "Equation", "Eq.", "algorithm", "Algorithm", "each of whose classes", "for the running variance")
+    numbered = (
+        "equation",
+        "Equation",
+        "Eq.",
+        "algorithm",
+        "Algorithm",
+        "each of whose classes",
+        "for the running variance",
+    )
     assert not reference or any(word in reference for word in numbered), reference
     assert not reference or methods.section(METHODS[name], "Differs from the paper")
 

@@ -129,7 +129,7 @@ class Hierarchy(nn.Module):
 
         Raises:
             TypeError: The losses are not given by name, or one is not a tensor.
-            ValueError: A task is unknown or missing, or a balancer of the tree refuses it, by the name of the leaf or the group.
+            ValueError: A task is unknown or missing, or a balancer refuses it, by the name of the leaf or the group.
         """
         known_tasks("losses", losses, self.tasks)
         for leaf in self.tasks:
@@ -146,7 +146,9 @@ class Hierarchy(nn.Module):
             if group is None:
                 below[task] = losses[task]
                 continue
-            own = None if fractions is None else {leaf: fractions.pop(leaf) for leaf in group.tasks if leaf in fractions}
+            own = (
+                None if fractions is None else {leaf: fractions.pop(leaf) for leaf in group.tasks if leaf in fractions}
+            )
             total = group({leaf: losses[leaf] for leaf in group.tasks}, own)
             if all(losses[leaf] is None for leaf in group.tasks):
                 below[task] = None

@@ -227,7 +227,9 @@ def test_gradients_are_those_of_the_model_as_it_was(case, measured):
     keys = list(model.state_dict())
     source = eq.attach(model, shared, heads)
     if measured is norms_of and "twice" in heads:
-        with pytest.raises(RuntimeError, match="task 'twice': its gradient has arrived at several calls.*accumulate=True"):
+        with pytest.raises(
+            RuntimeError, match="task 'twice': its gradient has arrived at several calls.*accumulate=True"
+        ):
             measured(source, forward(model, losses_of))
         return
     found = measured(source, forward(model, losses_of))
@@ -414,7 +416,7 @@ class Wired(nn.Module):
 def refusal(source, losses):
     """The message with which the first step is refused."""
     balancer = eq.GradNorm(source)
-    with pytest.raises((ValueError, RuntimeError)) as error:
+    with pytest.raises((ValueError, RuntimeError)) as error:  # noqa: PT012 - either may raise
         balancer(losses()).backward()
         balancer.step()
     return str(error.value)
@@ -427,12 +429,21 @@ PAST = "through what the head of task 'b' is given alone; found that it also rea
     ("how", "message"),
     [
         ("below", "the features must depend on W; found that they do not"),
-        ("input", "task 'b': no gradient of its loss has arrived.*does not depend on what the head of task 'b' is given"),
-        ("detached", "task 'b': no gradient of its loss has arrived.*does not depend on what the head of task 'b' is given"),
+        (
+            "input",
+            "task 'b': no gradient of its loss has arrived.*does not depend on what the head of task 'b' is given",
+        ),
+        (
+            "detached",
+            "task 'b': no gradient of its loss has arrived.*does not depend on what the head of task 'b' is given",
+        ),
         ("cascade", "task 'a': what the head of task 'a' is given is for its loss alone; found that 'b' reads it"),
         ("mixed", "task 'a': what the head of task 'a' is given is for its loss alone; found that 'b' reads it"),
         ("past", f"task 'b'.*{PAST}"),
-        ("not called", "task 'b': no gradient of its loss has arrived.*does not depend on what the head of task 'b' is given"),
+        (
+            "not called",
+            "task 'b': no gradient of its loss has arrived.*does not depend on what the head of task 'b' is given",
+        ),
     ],
 )
 def test_wrong_wiring_is_found_in_the_first_step(how, message):

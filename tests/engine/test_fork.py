@@ -84,7 +84,9 @@ def test_a_frozen_weight_leaves_the_bias_and_a_frozen_layer_is_refused():
     expected = autograd_rows(network.losses(x).values(), [network.fork.shared_layer.bias])
     close(rows_of(network.fork, lambda: network.losses(x)), expected)
     network.fork.shared_layer.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"Linear, must have a parameter that is trained; found that all of them are frozen"):
+    with pytest.raises(
+        ValueError, match=r"Linear, must have a parameter that is trained; found that all of them are frozen"
+    ):
         norms_of(network.fork, lambda: network.losses(x))
 
 
@@ -207,7 +209,9 @@ def test_a_fork_refuses(layer, tasks, error, message):
 def test_a_layer_without_a_parameter_is_refused_where_it_is_to_be_measured():
     fork = eq.Fork(nn.ReLU(), ("a",))
     _ = eq.Equal(fork)
-    with pytest.raises(ValueError, match="ReLU, must have a parameter that is trained; found that it has no parameters"):
+    with pytest.raises(
+        ValueError, match="ReLU, must have a parameter that is trained; found that it has no parameters"
+    ):
         eq.GradNorm(fork)
 
 

@@ -24,7 +24,11 @@ sizes = st.integers(1, 9)
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    batch=st.lists(sizes, min_size=0, max_size=2), inputs=sizes, outputs=sizes, tasks=st.integers(1, 4), seed=st.integers(0, 99)
+    batch=st.lists(sizes, min_size=0, max_size=2),
+    inputs=sizes,
+    outputs=sizes,
+    tasks=st.integers(1, 4),
+    seed=st.integers(0, 99),
 )
 def test_both_forms_give_the_norms_of_autograd_for_all_sizes(batch, inputs, outputs, tasks, seed):
     """More samples than outputs and fewer, one sample without a batch, positions: the ghost norm and the plain one."""
@@ -63,7 +67,9 @@ class Products(TorchDispatchMode):
 def test_weight_gradients_are_made_only_where_they_are_less_work_or_more_precise(samples, dtype, expected):
     """With few samples none but the network's own; with many, and in half precision, one per task."""
     tasks = [f"t{i}" for i in range(20)]
-    network = nn.ModuleDict({"fork": eq.Fork(nn.Linear(30, 40), tasks), **{t: nn.Linear(40, 1) for t in tasks}}).to(dtype)
+    network = nn.ModuleDict({"fork": eq.Fork(nn.Linear(30, 40), tasks), **{t: nn.Linear(40, 1) for t in tasks}}).to(
+        dtype
+    )
     balancer = eq.Equal(network["fork"], every=1)
     for _ in range(6):  # the steps before the last are audited
         x = torch.randn(samples, 30, dtype=dtype)
@@ -125,7 +131,9 @@ def test_without_accumulate_a_second_backward_pass_raises_with_the_word_to_write
     ((x, y),) = batches(1, TASKS)
     first, second = halves(x, y)
     balancer(mse(network(first[0]), first[1])).backward()
-    with pytest.raises(RuntimeError, match=r"a second backward pass.*GradNorm\(..., accumulate=True\).*balancer.zero_grad\(\)"):
+    with pytest.raises(
+        RuntimeError, match=r"a second backward pass.*GradNorm\(..., accumulate=True\).*balancer.zero_grad\(\)"
+    ):
         balancer(mse(network(second[0]), second[1])).backward()
 
 

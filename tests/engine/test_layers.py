@@ -145,7 +145,8 @@ GENERAL = {
     "complex parameters": (Fourier, [(6, 8)]),
     "one of several frozen": (with_one_frozen, [(6, 5)]),
 }
-"""Name -> (the layer, its inputs or their shapes). Measured from the original graph: its own weight, or all trained parameters."""
+"""Name -> (the layer, its inputs or their shapes). Measured from the original graph: its own weight, or all trained "
+"parameters."""
 
 CHOSEN = {
     "a bias": (lambda: nn.Linear(5, 4), [(6, 5)], ("bias",)),
@@ -282,7 +283,7 @@ class Tied(nn.Module):
 def refusal(fork, forward):
     """The message with which the first step is refused."""
     balancer = eq.GradNorm(fork)
-    with pytest.raises((ValueError, RuntimeError)) as error:
+    with pytest.raises((ValueError, RuntimeError)) as error:  # noqa: PT012 - either may raise
         balancer(forward()).backward()
         balancer.step()
     return str(error.value)

@@ -127,7 +127,9 @@ def test_many_losses_on_the_columns_of_one_output(tasks, measured, batched):
 
     def losses():
         hidden = shared(x)
-        return dict(zip(names, head(hidden.sin() if batched else Sine.apply(hidden)).square().mean(0).unbind(), strict=True))
+        return dict(
+            zip(names, head(hidden.sin() if batched else Sine.apply(hidden)).square().mean(0).unbind(), strict=True)
+        )
 
     rows = autograd_rows(losses().values(), [shared.weight])
     close(measured(source, losses), rows if measured is rows_of else rows.norm(dim=1))
@@ -217,7 +219,9 @@ def test_a_loss_that_does_not_depend_on_the_parameters_is_found_in_the_first_ste
     balancer = eq.GradNorm(eq.PerLoss(network.shared, network.tasks))
     losses = network.losses(network.data())
     balancer(losses | {network.tasks[1]: network.trunk[0].weight.square().sum()}).backward()
-    with pytest.raises(RuntimeError, match=f"task '{network.tasks[1]}': no gradient.*not depend on the parameters measured"):
+    with pytest.raises(
+        RuntimeError, match=f"task '{network.tasks[1]}': no gradient.*not depend on the parameters measured"
+    ):
         balancer.step()
 
 

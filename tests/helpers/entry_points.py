@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from helpers.networks import mse, targets_of
 from torch import nn
 
 import equipoise as eq
+from helpers.networks import mse, targets_of
 
 TASKS = ("a", "b", "c")
 UNITS = (1.0, 5.0, 30.0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from helpers.entry_points import build, losses_of, reference_norms
-from helpers.matrix import deviation
 
 import equipoise as eq
+from helpers.entry_points import build, losses_of, reference_norms
+from helpers.matrix import deviation
 
 
 def ordinary(network, balancer, x, y):
@@ -71,7 +71,9 @@ def largest_deviation(
 
 def gradient_of(network):
     """All gradients of a network as one vector, zeros where there is none."""
-    return torch.cat([torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in network.parameters()])
+    return torch.cat(
+        [torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in network.parameters()]
+    )
 
 
 def assert_same_state(before, after, but=()):

@@ -16,7 +16,8 @@ def norms_of(source, forward):
 
 
 def rows_of(source, forward):
-    """The gradient of every task at W ``(T, P)`` after one step with the losses that ``forward()`` returns; the log is the same."""
+    """The gradient of every task at W ``(T, P)`` after one step with the losses that ``forward()`` returns; the log "
+    "is the same."""
     balancer = eq.Equal(source, every=1, accumulate=True)
     balancer(forward()).backward()
     rows = source.measured().clone()

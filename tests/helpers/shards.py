@@ -8,11 +8,11 @@ import itertools
 import re
 
 import torch
-from helpers import matrix
-from helpers.entry_points import TASKS, UNITS, build, data, reference_norms
 from torch import nn
 
 import equipoise as eq
+from helpers import matrix
+from helpers.entry_points import TASKS, UNITS, build, data, reference_norms
 
 LR = 1e-3
 
@@ -69,7 +69,7 @@ def losses_of_labels(model, x, y):
 def train(model, source, steps, before=None, balancer=None, accumulate=False):
     """Train on the micro-batches of every step; the gradient norms and weights of every step, and the network in the end.
 
-    ``before`` is called before every step with the weights and the micro-batches; ``accumulate`` says whether there are several.
+    ``before`` is called before every step with the weights and the micro-batches; ``accumulate``: whether there are several.
     """
     balancer = balancer or eq.GradNorm(source, accumulate=accumulate).double()
     optimizer = torch.optim.SGD(model.parameters(), LR)
@@ -122,9 +122,12 @@ def check(entry_point, setup, runs, expected, refused=None, precision="float64",
         return matrix.refused(entry_point, setup, error)
     for run in runs:
         assert bool(run["audit"].isfinite()) == (left_out is None), f"{entry_point} x {setup}: {run['repr']}"
-        assert left_out is None or re.search(f"audit left out: .*{left_out}", run["repr"]), f"{entry_point} x {setup}: {run['repr']}"
+        said = left_out is None or re.search(f"audit left out: .*{left_out}", run["repr"])
+        assert said, f"{entry_point} x {setup}: {run['repr']}"
     for run, name in itertools.product(runs[1:], expected):
-        assert torch.equal(run[name].nan_to_num(), runs[0][name].nan_to_num()), f"{entry_point} x {setup}: {name} differ"
+        assert torch.equal(run[name].nan_to_num(), runs[0][name].nan_to_num()), (
+            f"{entry_point} x {setup}: {name} differ"
+        )
     # a task that no process has labels for has no norm in the log, and a zero in the reference
     worst = max(matrix.deviation(runs[0][name].nan_to_num(), expected[name]) for name in expected)
     return matrix.exact(entry_point, setup, worst, precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from helpers.networks import MLP, mse, targets_of
 
 

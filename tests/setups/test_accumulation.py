@@ -45,7 +45,9 @@ def test_with_the_loss_over_k(entry_point):
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_without_dividing(entry_point):
     """The network's gradient is k times as long; norms and weights do not see it."""
-    found = largest_deviation(entry_point, data(8, SIZE), rescaled(in_parts((4, 4, 4), (1, 1, 1)), 1 / 3), accumulate=True)
+    found = largest_deviation(
+        entry_point, data(8, SIZE), rescaled(in_parts((4, 4, 4), (1, 1, 1)), 1 / 3), accumulate=True
+    )
     matrix.exact(entry_point, "gradient accumulation, plain sum", found)
 
 
@@ -53,7 +55,9 @@ def test_without_dividing(entry_point):
 def test_unequal_parts(entry_point):
     """Each mean loss counts by its share of the samples."""
     sizes = (5, 1, 4, 2)
-    found = largest_deviation(entry_point, data(8, SIZE), in_parts(sizes, [size / SIZE for size in sizes]), accumulate=True)
+    found = largest_deviation(
+        entry_point, data(8, SIZE), in_parts(sizes, [size / SIZE for size in sizes]), accumulate=True
+    )
     matrix.exact(entry_point, "gradient accumulation, unequal micro-batches", found)
 
 

@@ -1,7 +1,7 @@
 """Activation checkpointing, both kinds: below the last shared layer, the layer itself, above it, and all at once."""
 
-from helpers import matrix
 import pytest
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, data
 from helpers.lockstep import largest_deviation
 from torch.utils.checkpoint import checkpoint

@@ -26,7 +26,9 @@ pytestmark = [
 FROM_THE_GRAPH = ("Fork, a block", "attach")
 """The entry points that need the original graph between W and the heads."""
 
-REFUSAL = "compile what is below it and what is above it instead" if torch.__version__ >= "2.7" else "Observed exception"
+REFUSAL = (
+    "compile what is below it and what is above it instead" if torch.__version__ >= "2.7" else "Observed exception"
+)
 """Before PyTorch 2.7 Dynamo does not quote the errors of the code that it compiles, only where they are."""
 
 
@@ -205,7 +207,9 @@ def test_together_with_all_the_rest(entry_point):
     settings = {"dtype": torch.float32, "accumulate": True, "audited": audited}
     found = largest_deviation(entry_point, batches, backward, prepare, **settings)
     assert not counters["graph_break"]
-    matrix.exact(entry_point, "torch.compile with checkpoint, autocast bfloat16, accumulation, loss scale", found, "half")
+    matrix.exact(
+        entry_point, "torch.compile with checkpoint, autocast bfloat16, accumulation, loss scale", found, "half"
+    )
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)

@@ -45,9 +45,7 @@ REFUSED = {
 }
 
 
-NO_AUDIT = {
-    (name, "Fork, features"): "compiled as a whole, and there is no W" for name in list(SETUPS)[:2]
-}
+NO_AUDIT = {(name, "Fork, features"): "compiled as a whole, and there is no W" for name in list(SETUPS)[:2]}
 
 
 class Wide(nn.Module):
@@ -91,7 +89,9 @@ def worker(rank, world):
         for entry_point in ENTRY_POINTS
     }
     torch.compiler.reset()
-    late = processes.caught(train, torch.compile(network, backend="aot_eager"), source, share_of(rank, world, 1), None, early)
+    late = processes.caught(
+        train, torch.compile(network, backend="aot_eager"), source, share_of(rank, world, 1), None, early
+    )
     torch.compiler.reset()
     parts = []
 

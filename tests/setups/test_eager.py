@@ -1,8 +1,8 @@
 """The floor: every entry_point, eager, one process, one batch."""
 
-from helpers import matrix
 import pytest
 import torch
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, build, data, losses_of, reference_norms
 
 import equipoise as eq

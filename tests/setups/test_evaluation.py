@@ -2,9 +2,9 @@
 
 import copy
 
-from helpers import matrix
 import pytest
 import torch
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, build, data, losses_of
 from helpers.lockstep import assert_same_state, largest_deviation, ordinary
 

@@ -3,9 +3,9 @@
 import io
 import sys
 
-from helpers import matrix
 import pytest
 import torch
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, build, data
 from helpers.lockstep import ordinary
 

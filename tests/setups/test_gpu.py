@@ -1,8 +1,8 @@
 """On a GPU, where there is one: the same figures, no waiting for the device, and a step in a CUDA graph."""
 
-from helpers import matrix
 import pytest
 import torch
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, build, data, losses_of, reference_norms
 
 import equipoise as eq

@@ -3,9 +3,9 @@
 import copy
 import itertools
 
-from helpers import matrix
 import pytest
 import torch
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, build, data, losses_of, reference_norms
 from helpers.lockstep import largest_deviation, ordinary
 from torch import nn

@@ -2,9 +2,9 @@
 
 import copy
 
-from helpers import matrix
 import pytest
 import torch
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, build, data, losses_of, reference_norms
 from helpers.lockstep import assert_same_state, gradient_of, largest_deviation, ordinary
 

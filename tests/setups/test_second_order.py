@@ -1,8 +1,8 @@
 """Derivatives of the network inside a loss."""
 
-from helpers import matrix
 import pytest
 import torch
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, TASKS, build, data, losses_of, measured_parameters
 from helpers.lockstep import largest_deviation
 from torch import nn

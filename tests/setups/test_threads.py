@@ -2,9 +2,9 @@
 
 import threading
 
-from helpers import matrix
 import pytest
 import torch
+from helpers import matrix
 from helpers.entry_points import ENTRY_POINTS, build, data
 from helpers.lockstep import assert_same_state, ordinary
 

@@ -43,7 +43,8 @@ def advance(
         here = None if here.all() else here
     losses = note.losses / (note.present if here is None else torch.where(here, note.present, 1.0))
     if balancer.weighs:
-        weights = note.weights / note.present if here is None else torch.where(here, note.weights / note.present, balancer.weights)
+        weights = note.weights / note.present
+        weights = weights if here is None else torch.where(here, weights, balancer.weights)
     else:
         weights = balancer.weights.clone()  # they are about to move
     norms = None if norms is None else norms.to(losses.dtype) / (note.scale * weights)

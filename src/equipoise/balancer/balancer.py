@@ -35,10 +35,10 @@ class Plan(NamedTuple):
 class Balancer(Inspection, ABC):
     """Weights for T losses, and the rule that moves them.
 
-    ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then moves
-    the weights. In ``eval()``, its own or the model's at the fork, and without gradients it returns the weighted sum and updates
-    no state. All state is in ``state_dict``, as tensors of at least single precision. The weights are buffers: no optimiser ever
-    holds them.
+    ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then
+    moves the weights. In ``eval()``, its own or the model's at the fork, and without gradients it returns the weighted sum and
+    updates no state. All state is in ``state_dict``, as tensors of at least single precision. The weights are buffers: no
+    optimiser ever holds them.
 
     In a task's first measured step what the source measures is compared with one ``autograd.grad`` of the task's loss, and
     refused by name where the two differ; ``log()["audit"]`` has the largest deviation.
@@ -100,7 +100,7 @@ class Balancer(Inspection, ABC):
             )
         self.tasks: tuple[str, ...] = source.tasks if source is not None else task_names(tasks)
         if self.needs_norms and every is None:
-            raise ValueError(f"every must be a positive integer for {type(self).__name__}, which moves at measured steps; found None")
+            raise ValueError(f"every must be a positive integer for {type(self).__name__}; found None")
         if every is not None and source is None:
             raise ValueError("every: gradient norms are measured at a fork; found task names only")
         self._every = None if every is None else count("every", every)
@@ -301,7 +301,8 @@ class Balancer(Inspection, ABC):
                 )
             if source.joins and self._join_config is None:
                 raise RuntimeError(
-                    "DistributedDataParallel.join: a process without batches does not come to the balancer's step(), for which the "
+                    "DistributedDataParallel.join: a process without batches does not come to the balancer's step(), "
+                    "for which the "
                     "others wait. Write torch.distributed.algorithms.Join([model, balancer]) in the place of model.join()"
                 )
             if self._in_closure and not (self._accumulate and source.has_gradient()):
@@ -320,9 +321,10 @@ class Balancer(Inspection, ABC):
         self._now.passes += 1
         if self._now.passes > 1 and self._plan.measure and not self._accumulate:
             raise RuntimeError(
-                f"a second backward pass has gone through the total loss of {type(self).__name__} before step(): where a step is "
-                f"made of several micro-batches, {type(self).__name__}(..., accumulate=True) and step() after the last of them; "
-                "where a closure is evaluated several times, balancer.zero_grad() in it"
+                f"a second backward pass has gone through the total loss of {type(self).__name__} before step(): "
+                "where a step is "
+                f"made of several micro-batches, {type(self).__name__}(..., accumulate=True) and step() after the "
+                "last of them; where a closure is evaluated several times, balancer.zero_grad() in it"
             )
 
     def _noted_step(self, skip: bool) -> None:
@@ -354,7 +356,8 @@ class Balancer(Inspection, ABC):
         """The processes have met since the last step."""
         if source.passes:
             raise RuntimeError(
-                f"torch.distributed was initialised after this step of {type(self).__name__} was planned, and compiled code has "
+                f"torch.distributed was initialised after this step of {type(self).__name__} was planned, and "
+                "compiled code has "
                 "measured norms, which do not add up over processes: make the balancer, or call to(device) on it, after that"
             )
         source.plan(True, gradients=False, processes=self._processes)

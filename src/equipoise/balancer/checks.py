@@ -19,7 +19,8 @@ def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
     present = balancer._now.present or (True,) * len(balancer.tasks)
     if source.passes > balancer._now.passes:
         raise RuntimeError(
-            f"the fork has seen {source.passes} backward passes since the last step, of which {balancer._now.passes} came from the "
+            f"the fork has seen {source.passes} backward passes since the last step, of which {balancer._now.passes} "
+            "came from the "
             "balancer's total loss: differentiate other losses before balancer(losses), or in a forward pass of their own "
             "in eval() or from Fork(..., others=('name',))"
         )
@@ -31,8 +32,8 @@ def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
     missing = [] if torch.compiler.is_compiling() else source.not_arrived(present)
     if missing:
         raise RuntimeError(
-            f"task {missing[0]!r}: no gradient of its loss has arrived where it is measured: {source.why_not(missing[0])}. Hand "
-            "in None where a batch has no labels for the task"
+            f"task {missing[0]!r}: no gradient of its loss has arrived where it is measured: "
+            f"{source.why_not(missing[0])}. Hand in None where a batch has no labels for the task"
         )
 
 

@@ -41,23 +41,28 @@ MOST_TASKS = 32
 class FirstStep:
     """The tasks that were met, and the audit that is under way.
 
+    Args:
+        balances: Whether the weights of the first step are to be balanced.
+
     Attributes:
         seen: The tasks whose first loss was looked at.
         audited: The tasks whose gradient was compared with a reference, or for which none can be had.
         deviation: The largest deviation found so far ``()``; NaN where an audit was left out; None before the first.
         left_out: Why an audit was left out; empty where none was.
         again: Whether the step at hand is one that is audited again.
+        balances: Whether weights are still to be balanced.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, balances: bool = False) -> None:
         self.seen: set[str] = set()
         self.audited: set[str] = set()
         self.deviation: Tensor | None = None
         self.left_out = ""
-        self.again = False
+        self.again, self.balances = False, balances
         self._expected: Reference | None = None
         self._limit = 0.0
-        self._balanced = self._begun = False
+        self._half = False
+        self._begun = False
         self._graphs: set[int] = set()
         self._changed = False
         self._next_task = 0
@@ -95,8 +100,7 @@ class FirstStep:
         self.seen |= each.keys()
         if source is None:
             return
-        balances = balancer._given_weights == "balanced" and balancer._steps == 0 and not self._balanced
-        losses = {task: loss for task, loss in each.items() if balances or task not in self.audited}
+        losses = {task: loss for task, loss in each.items() if self.balances or task not in self.audited}
         if not losses:
             self._changed = False
             if self.again and not self.left_out and torch.float16 not in precisions(source, given.values):
@@ -106,10 +110,11 @@ class FirstStep:
         self._expected = reference(source, losses)
         source.forget_aliases()
         if self._expected.left_out:
-            self._leave_out(source, losses.keys(), balances)
+            self._leave_out(source, losses.keys())
             return
         self._limit = tolerance(source, given.values)
-        if balances:
+        self._half = torch.float16 in precisions(source, given.values)
+        if self.balances:
             self._balance(balancer, self._expected, [*losses])
 
     def finish(self, note: Tensor | None, source: GradientSource, tasks: Sequence[str]) -> None:
@@ -143,6 +148,8 @@ class FirstStep:
                 square = source.alias_squares.get(places[place])
                 at_alias = None if square is None else square.double().sqrt() / scaled[place]
                 why = cause(source, expected, place, at_alias, self._limit)
+                if self._half and norms[place] < wanted[place]:
+                    why += ". Or its gradient vanishes in float16, and the total loss needs a loss scale (GradScaler)"
                 raise ValueError(
                     f"task {task!r}: {why} (a norm of {norms[place]:.4g} was measured, its gradient has {wanted[place]:.4g})"
                 )
@@ -175,17 +182,13 @@ class FirstStep:
         except RuntimeError:
             return  # a part of the graph that cannot be differentiated twice
 
-    def _leave_out(self, source: GradientSource, tasks: Collection[str], balances: bool) -> None:
+    def _leave_out(self, source: GradientSource, tasks: Collection[str]) -> None:
         assert self._expected is not None
         why = self._expected.left_out
-        if balances:
-            raise ValueError(
-                f"initial_weights='balanced' needs the gradients of the first batch ahead of its backward pass, which cannot be "
-                f"had: {why}. Give the weights by task name"
-            )
         if source.taps and why == STATIC_GRAPH:
             raise ValueError(
-                f"task {next(iter(tasks))!r}: its gradient would be measured by a pass through DistributedDataParallel, which with "
+                f"task {next(iter(tasks))!r}: its gradient would be measured by a pass through "
+                "DistributedDataParallel, which with "
                 "static_graph=True takes the end of the first such pass for that of backward() and averages too early: use "
                 "static_graph=False, or a Fork inside the model"
             )
@@ -193,7 +196,16 @@ class FirstStep:
         self._none_for(tasks, why)
 
     def _none_for(self, tasks: Iterable[str], why: str) -> None:
-        """There is no reference for these tasks."""
+        """There is no reference for these tasks.
+
+        Raises:
+            ValueError: Weights are to be balanced from it.
+        """
+        if self.balances:
+            raise ValueError(
+                "initial_weights='balanced' needs the gradients of the first batch ahead of its backward pass, which "
+                f"cannot be had: {why}. Give the weights by task name"
+            )
         self.audited |= set(tasks)
         self.left_out, self.deviation = why, torch.tensor(float("nan"))
 
@@ -205,15 +217,15 @@ class FirstStep:
         for task, norm in zip(tasks, norms.tolist(), strict=True):
             if not (isfinite(norm) and norm > 0):
                 raise ValueError(
-                    f"task {task!r}: initial_weights='balanced' needs a gradient that is finite and not zero in the first batch; "
-                    f"found a norm of {norm}"
+                    f"task {task!r}: initial_weights='balanced' needs a gradient that is finite and not zero in the "
+                    f"first batch; found a norm of {norm}"
                 )
         places = list(expected.tasks)
         inverse = (torch.ones_like(balancer.weights) * balancer.priors)[places] / norms
         weights = torch.ones_like(balancer.weights)
         weights[places] = inverse * (len(tasks) / inverse.sum())
         balancer._set_state(*balancer.init_state(weights))
-        self._balanced = True
+        self.balances = False
 
 
 def _at_aliases(source: GradientSource, places: list[int]) -> Tensor:

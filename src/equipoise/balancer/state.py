@@ -62,7 +62,7 @@ class SavedState(nn.Module):
         self._set("weight_sums", torch.zeros_like(ones, dtype=torch.float64 if ones.device.type != "mps" else None))
         self._set("weight_counts", counts.clone())
         self._steps, self._frozen, self._settled = 0, False, given is not None
-        self._first = FirstStep()
+        self._first = FirstStep(balances=weights == "balanced")
         self._log: dict[str, Tensor | Callable[[], Tensor]] = {}
         self._place()
 
@@ -75,6 +75,7 @@ class SavedState(nn.Module):
         self._steps, self._frozen = int(state[0]), bool(state[1])
         seen = self.initial_seen.tolist()
         self._settled = min(seen) >= self._initial_steps
+        self._first.balances &= not self._steps
         self._first.seen |= {task for task, number in zip(self.tasks, seen, strict=True) if number}
         self._place()  # the buffers may have been assigned, from another device
 

@@ -23,8 +23,8 @@ Aggregator = Callable[[Tensor], Tensor]
 class Aggregated(CombiningBalancer):
     r"""The task gradients are combined by an aggregator: any of TorchJD's (UPGrad, MGDA, PCGrad, ...), or your own.
 
-    With :math:`g_i` the gradient of the loss :math:`L_i` at the features of the whole batch, as a vector of n numbers, and
-    :math:`\mathcal A` the aggregator, the trunk is trained with
+    With :math:`g_i` the gradient of the loss :math:`L_i` at the features of the whole batch, as a vector of n numbers,
+    and :math:`\mathcal A` the aggregator, the trunk is trained with
 
     .. math:: \tilde g = \mathcal A \begin{pmatrix} g_1 \\ \vdots \\ g_T \end{pmatrix}
 
@@ -38,39 +38,32 @@ class Aggregated(CombiningBalancer):
 
     Args:
         fork: Where the network splits into tasks: a `Fork`.
-        aggregator: A callable, matrix ``(T, n)`` -> vector ``(n,)``, where T counts the tasks present. TorchJD's weighted
-            sums are asked for the weights only, from the Gramian ``(T, T)`` where they need no more. A module becomes a
-            submodule: its buffers are in ``state_dict``.
+        aggregator: A callable, matrix ``(T, n)`` -> vector ``(n,)``, where T counts the tasks present. TorchJD's
+            weighted sums are asked for the weights only, from the Gramian ``(T, T)`` where they need no more.
         at: Where the gradients are taken that the aggregator sees: ``"features"``, or ``"shared_layer"`` for a TorchJD
             aggregator that is a weighted sum.
         seed: The random numbers that the aggregator draws from PyTorch's own generators follow from it and from the
             number of the step: the same on every process, and no other draw is disturbed.
 
     Raises:
-        TypeError: ``fork`` is not a `Fork`, ``aggregator`` not callable, or ``seed`` not an integer.
-        ValueError: ``at`` is neither of the two, or not possible with this fork or aggregator; or, in the backward pass,
-            the aggregator returns another shape.
-
-    Units:
-        Some of TorchJD's settings are absolute sizes (``norm_eps`` of UPGrad, DualProj and CAGrad, ``max_norm`` of
-        NashMTL). At the features, where each of B samples has a part of the gradient of a mean over B, squared norms are
-        smaller by about B than at parameters: UPGrad may then see no gradient at all, and give the mean. Aggregators
-        that give a mean of gradients and not a sum have the trunk learn about T times slower beside its heads.
+        TypeError, ValueError: An argument is of another type, or ``at`` is not possible with this fork or aggregator;
+            or, in the backward pass, the aggregator returns another shape.
 
     Log:
         ``gradient_norms``, those that the aggregator saw, and ``aggregation_weights``, where they exist.
 
     Differs from the paper:
         At the features the matrix is not that of the papers, which is at the shared parameters: a common approximation.
-        Each micro-batch is aggregated by itself; over several processes, the whole batch. Where a task gradient is not
-        finite the plain sum goes on for a loss scaler to find, and the step is counted in ``skipped_steps``.
+        There squared norms are smaller by about the batch size, beside which settings of an absolute size (``norm_eps``
+        of UPGrad, DualProj and CAGrad, ``max_norm`` of NashMTL) may be too large: UPGrad may then give the mean.
+        Aggregators that give a mean of gradients have the trunk learn about T times slower beside its heads. Where a
+        task gradient is not finite the plain sum goes on for a loss scaler to find, and the step is counted in
+        ``skipped_steps``.
 
         The CAGrad of its authors is :math:`T / (1 + c^2)` times TorchJD's. TorchJD's MGDA stops after 100 iterations,
-        short of the minimum: with T = 4 and norms up to 30 apart its norm was up to 37 % above it.
-
-        The memory of an aggregator moves with every call, also in a step that is skipped and while the balancer is
-        frozen, and outside of buffers it is not saved: TorchJD's ExcessMTL, GradVac, PCD and NashMTL begin anew after
-        ``load_state_dict``, with a warning. A pickle of the balancer has all of it.
+        short of the minimum: with T = 4 and norms up to 30 apart its norm was up to 37 % above it. An aggregator's
+        memory moves with every call, also in a skipped step and while frozen, and outside of buffers it is not saved:
+        TorchJD's ExcessMTL, GradVac, PCD and NashMTL begin anew after ``load_state_dict``, with a warning.
 
     Example:
         >>> fork = Fork(nn.Linear(3, 2), tasks=("up", "down"))

@@ -19,14 +19,8 @@ from equipoise.engine.rules import flat
 def audit(fork: Fork, calls: Sequence[Call], first: FirstStep, losses: Mapping[str, Tensor]) -> None:
     """Compare the gradients of new tasks at the features and the last shared layer with those that pass the task's alias.
 
-    Args:
-        fork: The fork.
-        calls: The calls of it that the losses may come from.
-        first: Which tasks were audited; it takes down the largest deviation, or why there is none.
-        losses: The losses by task name.
-
-    Raises:
-        ValueError: A gradient comes by another way; the message names the task and the way.
+    ``first`` takes down which tasks were audited, and the largest deviation or why there is none; a gradient that comes
+    by another way is a ValueError that names the task and the way.
     """
     layer: Sequence[Tensor] = [] if fork.shared_layer is None else list(fork.shared_layer.parameters())
     below = [tensor for tensor in (*(f for call in calls for f in call.features), *layer) if tensor.requires_grad]

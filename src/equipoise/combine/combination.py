@@ -1,8 +1,8 @@
 """The task gradients combined at the fork on their way back, where they are otherwise summed.
 
-The factor of the total loss (a loss scale, one over the number of micro-batches) is not known at the fork. It is the gradient
-that arrives at the total loss, earlier in the same backward pass: it is read there, taken out of the task gradients before
-they are combined, and put back into the result, so that no method ever sees it.
+The factor of the total loss (a loss scale, one over the number of micro-batches) is not known at the fork. It is the
+gradient that arrives at the total loss, earlier in the same backward pass: it is read there, taken out of the task
+gradients before they are combined, and put back into the result, so that no method ever sees it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from equipoise.engine.rules import Gradients, LayerRule
 class FeatureGradients(NamedTuple):
     """The gradients that have arrived at the fork in one backward pass: those of the losses, multiplied by nothing.
 
-    Over several processes they are this process's share in the gradients of the mean loss: a sum over the samples of all
-    processes is the whole batch's.
+    Over several processes they are this process's share: a sum over the samples of all processes is the whole batch's.
 
     Attributes:
-        gradients: At each of the features, ``(T, *)``; zeros where none has arrived. Empty where none has from any task.
-        features: The features.
+        gradients: At each of the ``features``, ``(T, *)``; zeros where none has arrived. Empty where none has at all.
         at_layer: The gradients at W, ``(T, P)``, where they are asked for.
         present: Which tasks' gradients have arrived here.
     """
@@ -88,10 +86,9 @@ class Combination:
         self.passes = 0
 
     def begin(self, scale: Tensor, present: Sequence[bool]) -> Tensor | None:
-        """A backward pass has begun, from the total loss times ``scale``.
+        """A backward pass has begun, from the total loss times ``scale``: the gradient of the probe if no task is present.
 
-        Returns:
-            The gradient of the probe where no task is present: nothing will arrive, while other processes may wait.
+        Nothing will arrive then, while other processes may wait.
         """
         self._scale, self._present, self._done = scale, present, False
         torch.autograd.Variable._execution_engine.queue_callback(self._end)

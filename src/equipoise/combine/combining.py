@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from equipoise.arguments import described
+from equipoise.arguments import ByTask, described
 from equipoise.balancer import Balancer, Log, Step
 from equipoise.balancer.masking import nan_where_absent
 from equipoise.balancer.rng import generator
@@ -24,17 +24,17 @@ from equipoise.methods.static import NoState
 class CombiningBalancer(Balancer, ABC):
     """The second kind of balancer: not weights on the losses, but another combination of their gradients at the fork.
 
-    The weights of the losses are 1 and stay so: the total is the plain sum, and every head gets the gradient of its own plain
-    loss. At the fork, in the same backward pass, the task gradients go on into the trunk combined as the method says; those
-    of ``Fork(..., others=...)`` are added as they are. Each micro-batch is combined by itself.
+    The weights of the losses are 1 and stay so: the total is the plain sum, and every head gets the gradient of its own
+    plain loss. At the fork, in the same backward pass, the task gradients go on into the trunk combined as the method
+    says; those of ``Fork(..., others=...)`` are added as they are. Each micro-batch is combined by itself.
 
-    Over several processes the method combines the whole batch's gradients. They exchange numbers in the backward pass, so
-    each of them must run as many of those as the others; where one has no labels at all, it hands in ``None`` for every
-    task and calls ``backward()`` all the same.
+    Over several processes the method combines the whole batch's gradients. They exchange numbers in the backward pass,
+    so each must run as many as the others, one without labels with ``None`` for every task.
 
     Args:
         fork: Where the network splits into tasks: a `Fork`; else a TypeError.
-        columns: The quantities that the method records of every task, by their names in the log, the gradient norm first.
+        columns: The quantities that the method records of every task, by their names in the log, the gradient norm
+            first.
         at_layer: Whether the method asks for the gradients at W.
     """
 
@@ -53,9 +53,7 @@ class CombiningBalancer(Balancer, ABC):
             self._make_state(torch.promote_types(parameter.dtype.to_real(), torch.float32), parameter.device)
         fork.owner = self._token
 
-    def forward(
-        self, losses: Mapping[str, Tensor | None] | Tensor, label_fractions: Mapping[str, float] | None = None
-    ) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor | None] | Tensor, label_fractions: ByTask | None = None) -> Tensor:
         """The total loss, the plain sum of ``losses``. See `Balancer.forward`."""
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -108,8 +106,8 @@ class CombiningBalancer(Balancer, ABC):
         """The method, for the tasks ``rows``, those present on any process. Writes to no buffer of its own.
 
         Returns:
-            The gradient that goes on into the trunk at each of the features, for the samples that are here; and the record of
-            each of these tasks, ``(len(rows), columns)``, the gradient norm first: the same on every process.
+            The gradient that goes on into the trunk at each of the features, for the samples that are here; and the
+            record of each of these tasks, ``(len(rows), columns)``, the gradient norm first: the same on every process.
         """
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, Any]:

@@ -40,16 +40,17 @@ class EnCodec(CombiningBalancer):
     .. math::
         \tilde g = \sum_i R \, \frac{\lambda_i}{\sum_j \lambda_j} \, \frac{g_i}{\langle \lVert g_i \rVert \rangle_\beta}
 
-    where the average :math:`\langle \cdot \rangle_\beta` runs exponentially over the steps, this one included, corrected
-    for its start at zero. :math:`\lVert g_i \rVert` is the mean over the batch, the features' first dimension, of the norm
-    of one sample's gradient.
+    where the average :math:`\langle \cdot \rangle_\beta` runs exponentially over the steps, this one included,
+    corrected for its start at zero. :math:`\lVert g_i \rVert` is the mean over the batch, the features' first
+    dimension, of the norm of one sample's gradient.
 
     When to use:
         Several losses on one output (a codec, a generator with a discriminator), each of which shall count as given,
         however large it is and however that drifts.
 
     Args:
-        fork: Where the losses part: ``Fork(None, tasks)`` at the output, or any other `Fork`, at whose features it works.
+        fork: Where the losses part: ``Fork(None, tasks)`` at the output, or any other `Fork`, at whose features it
+            works.
         lambdas: :math:`\lambda_i` by task name. ``None``: all alike.
         norm: R, the norm of the gradient that goes on for one sample, were all losses to pull in one direction.
         decay: :math:`\beta` of the average, at least 0 and below 1.
@@ -58,14 +59,15 @@ class EnCodec(CombiningBalancer):
         TypeError, ValueError: ``fork`` is not a `Fork`, or an argument is of another type or out of its range.
 
     Log:
-        ``gradient_norms`` :math:`\lVert g_i \rVert` of this step, ``mean_gradient_norms`` the average that was divided by.
+        ``gradient_norms`` :math:`\lVert g_i \rVert` of this step, ``mean_gradient_norms`` the average that was divided
+        by.
 
     Differs from the paper:
         The norm per sample is the default of the authors' code, which adds 1e-12 to the average norm; here a task whose
-        gradients have all been zero is left out instead. An absent task keeps its average, and the lambdas of the others
-        are taken among themselves. Where the total loss is multiplied before ``backward()``, so is the result;
-        micro-batches are each balanced with the average of the last step and their own norms. Over P processes the
-        result is that of one process with the whole batch; theirs is P times smaller.
+        gradients have all been zero is left out instead. An absent task keeps its average, and the lambdas of the
+        others are taken among themselves. Where the total loss is multiplied before ``backward()``, so is the result;
+        micro-batches are balanced with the last step's average and their own norms. Over P processes the result is that
+        of one process with the whole batch; theirs is P times smaller.
 
     Example:
         >>> fork = Fork(None, tasks=("waveform", "adversarial"))

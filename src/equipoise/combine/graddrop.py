@@ -49,18 +49,14 @@ class GradDrop(CombiningBalancer):
         seed: U follows from it and from the number of the step: the same on every process.
 
     Raises:
-        TypeError: ``fork`` is not a `Fork`, or an argument is of another type.
-        ValueError: A leak is missing or not between 0 and 1, or ``seed`` is negative; or, in the backward pass over
-            several processes, this one has no labels for any task.
-
-    Log:
-        ``gradient_norms``, the norms at the features.
+        TypeError, ValueError: An argument is of another type or out of its range; or, in the backward pass over several
+            processes, this one has no labels for any task.
 
     Differs from the paper:
         The function of the purity that it allows is the identity. The authors' code goes on to scale the result to the
-        norm of the plain sum, unless told not to; here it stays as it is. A feature that is zero, as half of them behind
-        a ReLU, has no sign: its sample adds nothing to :math:`G_i`, but the mask holds for it too. Where :math:`G_i` is
-        zero for every task, nothing goes on but the leaks. Fork ahead of the ReLU to avoid that.
+        norm of the plain sum, unless told not to. A feature that is zero, as half of them behind a ReLU, has no sign:
+        its sample adds nothing to :math:`G_i`, but the mask holds for it too. Where :math:`G_i` is zero for every task,
+        nothing goes on but the leaks. Fork ahead of the ReLU to avoid that.
 
     Example:
         >>> _ = torch.manual_seed(0)

@@ -111,11 +111,15 @@ class Attached(GradientSource):
     def why_not(self, task: str) -> str:
         """Why no gradient of a task may have arrived: a head that was replaced, hooks that were removed, or the usual."""
         if not self._handles:
-            return "its hooks were removed, or the model was attached anew: make the balancer from what attach gave last"
+            return (
+                "its hooks were removed, or the model was attached anew: make the balancer from what attach gave last"
+            )
         _ = self.shared_parameters  # refuses those that were frozen meanwhile
         hooks = self._model.get_submodule(self._heads[task])._forward_pre_hooks.values()
         if not any(isinstance(hook, _HeadHook) and hook.attached is self for hook in hooks):
-            return f"the module at {self._heads[task]!r} has replaced the head that was attached: attach the model again"
+            return (
+                f"the module at {self._heads[task]!r} has replaced the head that was attached: attach the model again"
+            )
         return super().why_not(task)
 
     def alias(self, i: int, inputs: Any) -> Any:
@@ -148,8 +152,8 @@ class Attached(GradientSource):
         for other in earlier.values():
             if other._heads != self._heads:
                 raise ValueError(
-                    f"heads: a head is attached already, for the tasks {', '.join(map(repr, other.tasks))}: call remove() on what "
-                    "attach gave then"
+                    f"heads: a head is attached already, for the tasks {', '.join(map(repr, other.tasks))}: call "
+                    "remove() on what attach gave then"
                 )
             other.remove()
 

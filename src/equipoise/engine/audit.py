@@ -10,7 +10,7 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ from equipoise.engine.rules import flat, is_sharded
 from equipoise.engine.source import GradientSource
 
 _SCALES = (2.0**16, 1.0)
-"""What a loss is multiplied with, so that no gradient vanishes on its way through float16; the second if the first overflows."""
+"""What a loss is multiplied with, so that no gradient vanishes on its way through float16; the second if the first "
+"overflows."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def reference(source: GradientSource, losses: Mapping[str, Tensor]) -> Reference
 
 
 def reference_at_aliases(source: GradientSource, losses: Mapping[str, Tensor]) -> Reference:
-    """Differentiate every loss from its value down to the task's own alias; ``rows`` is None, ``reads`` and ``depends`` unasked."""
+    """Differentiate every loss from its value down to the task's own alias, and no further; ``rows`` is None."""
     aliases = source.aliases
     tasks = tuple(source.tasks.index(task) for task in losses)
     norms = []
@@ -106,7 +107,7 @@ def reference_at_aliases(source: GradientSource, losses: Mapping[str, Tensor]) -
 
 
 def measure(source: GradientSource, total: Tensor) -> Tensor:
-    """The norms ``(T,)`` that the source measures of the losses whose sum is ``total``; no ``.grad`` of a parameter is written."""
+    """The norms ``(T,)`` that the source measures of the losses that ``total`` sums; no parameter's ``.grad`` is written."""
     for scale in _SCALES:
         source.clear()
         if total.requires_grad:
@@ -155,11 +156,11 @@ def deviations(norms: Tensor, expected: Tensor) -> Tensor:
 
 
 def precisions(source: GradientSource, values: Tensor) -> set[torch.dtype]:
-    """Those that a gradient passes through on its way from the losses to W."""
+    """Those that a gradient passes through on its way from the losses to W, also where autocast was on for a part of it."""
     dtypes = {values.dtype, *(p.dtype for p in source.measured_parameters.values()), *source.precisions}
-    if torch.is_autocast_enabled(values.device.type):
-        dtypes.add(torch.get_autocast_dtype(values.device.type))
-    return dtypes
+    for node in _graph([values]):
+        dtypes.update(metadata.dtype for metadata in getattr(node, "_input_metadata", ()))
+    return {dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex}
 
 
 def tolerance(source: GradientSource, values: Tensor) -> float:
@@ -167,7 +168,9 @@ def tolerance(source: GradientSource, values: Tensor) -> float:
     return float(max(torch.finfo(dtype).eps for dtype in precisions(source, values)) ** (1 / 3))
 
 
-def cause(source: GradientSource, expected: Reference, place: int, measured_at_alias: Tensor | None, limit: float) -> str:
+def cause(
+    source: GradientSource, expected: Reference, place: int, measured_at_alias: Tensor | None, limit: float
+) -> str:
     """Why the measurement of a task is not its gradient, for a message.
 
     Args:
@@ -207,20 +210,26 @@ def wrapper_of(losses: Iterable[Tensor], parameters: Iterable[Tensor]) -> str:
     """Which wrapper for several processes would take a gradient that is asked for for the backward pass; empty for none."""
     if any(map(is_sharded, parameters)):
         return "W is sharded, and fully_shard takes the first pass for the backward pass"
-    seen: set[Any] = set()
-    stack = [loss.grad_fn for loss in losses]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in _graph(losses):
         name = node.name()
         if name == "RegisterPostBackwardFunctionBackward":
             return "fully_shard takes the first pass for the backward pass"
         if name == "_DDPSinkBackward" and node.ddp_weakref().static_graph:
             return STATIC_GRAPH
-        stack.extend(below for below, _ in node.next_functions)
     return ""
+
+
+def _graph(outputs: Iterable[Tensor]) -> Iterator[Any]:
+    """The nodes that the outputs come from."""
+    seen: set[Any] = set()
+    stack = [output.grad_fn for output in outputs]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(below for below, _ in node.next_functions)
 
 
 ON_ONE_HEAD = ". Losses on one head are one task, their sum, or are measured with PerLoss"

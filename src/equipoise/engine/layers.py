@@ -14,7 +14,9 @@ from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 from equipoise.engine.rules import AutogradRule, Gradients, LayerRule, LinearRule, split_layer
 
 
-def rule_of(layer: nn.Module, parameters: Mapping[str, Tensor], named: bool, inputs: Any, features: list[Tensor]) -> LayerRule:
+def rule_of(
+    layer: nn.Module, parameters: Mapping[str, Tensor], named: bool, inputs: Any, features: list[Tensor]
+) -> LayerRule:
     """The rule by which ``parameters`` of ``layer`` are measured in this forward pass.
 
     Args:

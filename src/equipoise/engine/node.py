@@ -170,6 +170,8 @@ class NamedAlias(torch.autograd.Function):
 
 def named(task: str, alias: Tensor) -> Tensor:
     """The alias under a name that tells, in PyTorch's own error, which head works in place on it, and the remedy."""
-    text = f"[the features of task {task!r}; its head must not work in place on them: use inplace=False or clone() first]"
+    text = (
+        f"[the features of task {task!r}; its head must not work in place on them: use inplace=False or clone() first]"
+    )
     function: type[torch.autograd.Function] = type(text, (NamedAlias,), {})
     return function.apply(alias)  # type: ignore[no-any-return]

@@ -88,7 +88,9 @@ class PerLoss(GradientSource):
         refuse_parts(self._listed)
         for name, parameter in self._listed.items():
             if not parameter.requires_grad:
-                raise ValueError(f"{name} was frozen, so that no gradient reaches it: make PerLoss from those that are trained")
+                raise ValueError(
+                    f"{name} was frozen, so that no gradient reaches it: make PerLoss from those that are trained"
+                )
         return self._listed
 
     @property
@@ -214,7 +216,9 @@ def _batched(call: LossCall, values: Tensor, rows: range, scales: Tensor) -> lis
 
 def _listed(parameters: object) -> list[Any]:
     if isinstance(parameters, (str, Mapping)) or not isinstance(parameters, Iterable):
-        raise TypeError(f"parameters must be a module, a parameter or a list of parameters; found {described(parameters)}")
+        raise TypeError(
+            f"parameters must be a module, a parameter or a list of parameters; found {described(parameters)}"
+        )
     return list(parameters)
 
 

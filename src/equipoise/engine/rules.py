@@ -24,7 +24,9 @@ Gradients = Sequence[Tensor | None]
 class LayerRule(ABC):
     """How the gradient of W follows from the gradient at the features."""
 
-    def prepare(self, inputs: Any, features: list[Tensor], tasks: int, gradients: bool) -> tuple[LayerRule, list[Tensor]]:
+    def prepare(
+        self, inputs: Any, features: list[Tensor], tasks: int, gradients: bool
+    ) -> tuple[LayerRule, list[Tensor]]:
         """The rule for this forward pass, and the tensors that have to be kept for it.
 
         Args:
@@ -50,7 +52,9 @@ class LinearRule(LayerRule):
 
     shape: tuple[int, ...]
 
-    def prepare(self, inputs: Any, features: list[Tensor], tasks: int, gradients: bool) -> tuple[LayerRule, list[Tensor]]:
+    def prepare(
+        self, inputs: Any, features: list[Tensor], tasks: int, gradients: bool
+    ) -> tuple[LayerRule, list[Tensor]]:
         """Take the ghost norm where that is less work; not in half precision, where it would lose too much."""
         (output,) = features
         samples, (o, i) = output.numel() // max(output.shape[-1], 1), self.shape
@@ -96,7 +100,9 @@ class AutogradRule(LayerRule):
 
     parameters: tuple[Tensor, ...]
 
-    def prepare(self, inputs: Any, features: list[Tensor], tasks: int, gradients: bool) -> tuple[LayerRule, list[Tensor]]:
+    def prepare(
+        self, inputs: Any, features: list[Tensor], tasks: int, gradients: bool
+    ) -> tuple[LayerRule, list[Tensor]]:
         """Keep the features: their graph is the way to the parameters."""
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -127,7 +133,9 @@ class AutogradRule(LayerRule):
 class FeaturesRule(LayerRule):
     """Norms at the features, where there is no W. They add up over a batch, whose samples have features of their own."""
 
-    def prepare(self, inputs: Any, features: list[Tensor], tasks: int, gradients: bool) -> tuple[LayerRule, list[Tensor]]:
+    def prepare(
+        self, inputs: Any, features: list[Tensor], tasks: int, gradients: bool
+    ) -> tuple[LayerRule, list[Tensor]]:
         """Keep nothing."""
         return self, []
 

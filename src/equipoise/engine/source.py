@@ -213,7 +213,11 @@ class GradientSource(ABC):
         """Whether the forward pass at hand is measured."""
         if not (self.measuring and self._trains()):
             return False
-        if not (self.keep_gradients or torch.compiler.is_compiling()) and self._processes and self._processes.number > 1:
+        if (
+            not (self.keep_gradients or torch.compiler.is_compiling())
+            and self._processes
+            and self._processes.number > 1
+        ):
             self.plan(True, gradients=False, processes=self._processes)  # they have met since the last step
         return True
 
@@ -235,7 +239,9 @@ class GradientSource(ABC):
         """Aliases of the features, task after task, measured by ``rule``."""
         compiling = torch.compiler.is_compiling()
         gradients = self.has_gradients
-        if self.auditing and self.at_features and not (compiling or self.copying):  # or it would fill a retained gradient
+        if (
+            self.auditing and self.at_features and not (compiling or self.copying)
+        ):  # or it would fill a retained gradient
             features = [feature.view_as(feature) for feature in features]
         rule, kept = rule.prepare(inputs, features, tasks, gradients)
         watch = None if compiling else self

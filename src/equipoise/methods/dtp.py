@@ -41,9 +41,9 @@ class DTP(Balancer):
         TypeError, ValueError: A setting is of another type or out of its range.
 
     Differs from the paper:
-        The floor: the paper's weight is infinite for a task that does nothing right, as at the start of training. The
-        running indicator starts at the first one. One gamma for all tasks; the paper has one per task, and a focal loss
-        within the tasks as well. The defaults are no recommendation.
+        The floor: the paper's weight is infinite for a task that does nothing right. The running indicator starts at
+        the first one. One gamma for all tasks; the paper has one per task, and a focal loss within the tasks as well.
+        The defaults are no recommendation.
 
     Example:
         >>> balancer = DTP(("pose", "detection"), gamma=1.0)

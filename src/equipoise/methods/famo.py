@@ -34,9 +34,8 @@ class FAMO(Balancer):
 
     where Adam takes the step. A task whose loss has just fallen by more than the others' loses weight.
 
-    The losses :math:`L(t + 1)` are those after the network's step. The paper computes them on the same batch, with a
-    second forward pass: hand them in with `observe` to have that. Without, the losses of the next batch take their
-    place, which costs nothing, carries the noise of the batches, and moves the weights one step later.
+    The losses :math:`L(t + 1)` are those after the network's step, in the paper on the same batch: hand them in with
+    `observe`. Without, those of the next batch take their place: free, noisier, and the weights move one step later.
 
     When to use:
         Many tasks, where gradients of each would cost too much, and all shall come down at the same relative rate.
@@ -47,8 +46,7 @@ class FAMO(Balancer):
         tasks, every, start, accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
 
     Raises:
-        ValueError: ``lr``, ``gamma`` or a loss is out of its range. On an accelerator a loss after a task's first is
-            skipped.
+        ValueError: ``lr``, ``gamma`` or a loss is out of its range; see `GLS`.
 
     Differs from the paper:
         The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. Every loss has
@@ -67,8 +65,7 @@ class FAMO(Balancer):
         tensor([-0.0250,  0.0250])
 
     References:
-        Liu, Feng, Stone, Liu 2023, FAMO: Fast adaptive multitask optimization, algorithm 1, and the authors'
-        ``famo.py``.
+        Liu, Feng, Stone, Liu 2023, FAMO: Fast adaptive multitask optimization, algorithm 1, and ``famo.py``.
     """
 
     positive_losses = weighs = True

@@ -17,8 +17,7 @@ class GLS(Balancer):
     Every task contributes :math:`w_i L_i = L / T`, whatever the unit of its loss.
 
     When to use:
-        Positive losses in different units, without a setting to tune. The effective learning rate falls with the
-        losses.
+        Positive losses in different units, without a setting to tune. The learning rate falls with the losses.
 
     Args:
         tasks, every, start, accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
@@ -27,8 +26,7 @@ class GLS(Balancer):
         ValueError: A loss is not positive. On an accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
-        Nothing, but that absent tasks are left out of the mean. The paper's variant that counts some losses twice is
-        left out.
+        Absent tasks are left out of the mean. The paper's variant that counts some losses twice is left out.
 
     Example:
         >>> import torch

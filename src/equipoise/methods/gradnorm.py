@@ -87,8 +87,7 @@ class State(NamedTuple):
 class GradNorm(GradNormFamily):
     r"""Weights that balance the norms of the tasks' gradients at the last shared layer, and let slow tasks catch up.
 
-    With :math:`g_i` the gradient of the unweighted loss :math:`L_i` with respect to the weight W of the last shared
-    layer:
+    With :math:`g_i` the gradient of the unweighted loss :math:`L_i` at the weight W of the last shared layer:
 
     .. math::
         G_i = w_i \lVert g_i \rVert, \qquad r_i = \frac{L_i(t) / L_i(0)}{\mathrm{mean}_j L_j(t) / L_j(0)}, \qquad
@@ -109,8 +108,7 @@ class GradNorm(GradNormFamily):
         every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
         lr: Adam's learning rate for w: about the largest change of a weight in one step.
         betas: Adam's decay rates.
-        priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1; ``None``:
-            alike.
+        priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1.
         floor: The smallest weight, between 0 and 1; Adam's steps would carry a small one past zero.
         cap: The largest weight; more than 1. ``None``: T, which no weight can pass. It stops the weight of a task that
             is stuck, which is raised without end (the paper's stated limitation).
@@ -119,27 +117,24 @@ class GradNorm(GradNormFamily):
 
     Raises:
         TypeError, ValueError: A setting is of another type or out of its range; later, by task name, a first loss is
-            not finite and positive, or, where alpha > 0, a loss is negative. On an accelerator a later one is skipped
-            and counted.
+            not finite and positive, or, where alpha > 0, a loss is negative. (On an accelerator skipped.)
 
     Log:
         ``gradient_norms`` :math:`G_i` and ``targets``, in loss per unit of W; ``training_rates`` :math:`r_i`;
-        ``gradnorm_loss``; ``floor_hits`` and ``cap_hits``, the number of steps that ended with a task's weight at the
-        floor or the cap.
+        ``gradnorm_loss``; ``floor_hits`` and ``cap_hits``, the steps that ended at the floor or the cap.
 
     Differs from the paper:
         The derivative by w is written down instead of taken by a second backward pass; it is the same. Adam's epsilon
         is relative to the mean gradient norm in the first measured step, so that no result depends on the unit of the
         losses; norms below about 1e-19 vanish in the square of float32, and such weights never move. Weights that would
         become negative stop at ``floor``, and the sum is kept. The paper has no priors, no cap, no absent tasks: means
-        and renormalisation run over the tasks present, which keep the sum that they had together. Its training rates
-        are those of the training losses; `observe` takes others.
+        and renormalisation run over the tasks present, which keep the sum that they had together.
 
         The sign in the derivative has no dead zone: at rest the weights chatter by about ``lr`` around the steady
         state. That is ``w_i`` proportional to ``r_i^alpha / norm(g_i)`` where the mean of ``r^alpha`` is 1; elsewhere
-        the targets do not sum to what the norms sum to, and the rule as published settles off it: by more than the sums
-        differ (sums 1.8 % apart, weights 4.4 % off; 11 %, 27 %). Where all norms lie below their targets, all
-        derivatives have one sign, and Adam with the renormalisation still changes the weights.
+        targets and norms differ in their sums, and the rule as published settles off it, by more than the sums differ
+        (sums 1.8 % apart, weights 4.4 % off; 11 %, 27 %). Where all norms lie below their targets, Adam with the
+        renormalisation still changes the weights.
 
     Example:
         >>> from equipoise import Fork

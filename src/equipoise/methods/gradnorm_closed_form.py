@@ -33,20 +33,16 @@ class GradNormClosedForm(GradNormFamily):
 
     With these weights every norm :math:`w_i \lVert g_i \rVert` is proportional to :math:`p_i r_i^\alpha`. The
     logarithms of :math:`\tilde L_i^\alpha / \lVert g_i \rVert` are smoothed over the steps by a running mean, corrected
-    for its start: a geometric mean, in which a factor in front of a loss is the same factor in its weight. Weights are
-    positive and of any ratio.
+    for its start: a geometric mean, in which a factor in front of a loss is the same factor in its weight.
 
     When to use:
         As `GradNorm`, without a learning rate to choose, or where the norms change faster than its weights can follow.
         First choice for terms that differ by orders of magnitude.
 
     Args:
-        decay: Of the running mean, in [0, 1): over about the last ``1 / (1 - decay)`` measured steps. In the lab what
-            is learnt hardly depends on it; with 0.99 the weights are steadier than those of `GradNorm`, with 0.9 on
-            yeast they are not.
+        decay: Of the running mean, in [0, 1): over about the last ``1 / (1 - decay)`` measured steps.
         compare_absent: The tasks come in turns, one or a few to a step: balance all that were seen so far, the absent
-            ones by their running means. ``False``: an absent task keeps its weight, and those present are balanced
-            among each other, so that a task that is alone keeps its weight as well.
+            ones by their running means. ``False``: an absent task keeps its weight, also one that is alone.
         fork, alpha, every, initial_weights, priors: See `GradNorm`.
         start, accumulate, initial_losses, initial_steps: See `Balancer`.
 
@@ -54,15 +50,14 @@ class GradNormClosedForm(GradNormFamily):
         TypeError, ValueError: As for `GradNorm`.
 
     Log:
-        ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i`, the last two among the tasks
-        present.
+        ``gradient_norms`` :math:`G_i`, ``targets``, ``training_rates`` :math:`r_i` among the tasks present.
 
     Differs from the paper:
         The paper moves the weights step by step along the gradient of :math:`\sum_i | G_i - \bar G r_i^\alpha |`. At
-        its rest, :math:`G_i = \bar G r_i^\alpha`, the weights are those above wherever the targets sum to what the
-        norms sum to (always for alpha = 0 and alpha = 1); elsewhere the paper's rule, which cannot meet all its
-        targets, rests beside. A task whose gradient, or with alpha > 0 whose loss, is exactly zero is left out of the
-        step like an absent one, which keeps its weight; the others keep the sum that they had together.
+        its rest, :math:`G_i = \bar G r_i^\alpha`, the weights are those above wherever targets and norms have the same
+        sum (always for alpha = 0 and alpha = 1); elsewhere the paper's rule, which cannot meet all its targets, rests
+        beside. A task whose gradient, or with alpha > 0 whose loss, is exactly zero is left out of the step like an
+        absent one, which keeps its weight; the others keep the sum that they had together.
 
     Example:
         >>> from equipoise import Fork

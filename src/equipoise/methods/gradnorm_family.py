@@ -17,8 +17,8 @@ from equipoise.engine import GradientSource
 class GradNormFamily(Balancer, ABC):
     r"""A rule that brings the norms :math:`w_i \lVert g_i \rVert` into the ratios of :math:`p_i r_i^\alpha`.
 
-    Its state has the fields ``observed_first`` and ``observed_last``, the losses handed to `observe`. For the arguments
-    see `GradNorm`.
+    Its state has the fields ``observed_first`` and ``observed_last``, those handed to `observe`. For the arguments see
+    `GradNorm`.
     """
 
     needs_norms: ClassVar[bool] = True
@@ -65,11 +65,11 @@ class GradNormFamily(Balancer, ABC):
 
         From then on :math:`\tilde L_i` is the last loss observed over the first, in place of :math:`L_i(t) / L_i(0)`: a
         task that overfits is one that does not learn. The first call sets all ratios to 1: call it before training for
-        ratios that count from there. Over several processes every process must call it; the losses handed in are
-        averaged.
+        ratios that count from there. Every process must call it; their losses are averaged.
 
         Args:
-            losses: The loss of every task by name. ``None``: not observed this time; a task never observed keeps its own.
+            losses: The loss of every task by name. ``None``: not observed this time; a task never observed keeps its
+                own.
 
         Raises:
             TypeError, ValueError: A task is unknown or missing; a loss is no number, negative, or the first and zero.

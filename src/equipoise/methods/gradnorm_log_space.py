@@ -57,7 +57,7 @@ class GradNormLogSpace(GradNormFamily):
     Differs from the paper:
         The paper's update rule is applied to w itself, which makes the largest change of a weight in one step the same
         for large and small weights, and can carry a small one past zero. Here it is applied to log w, without floor or
-        cap. For the rest see `GradNorm`.
+        cap.
 
     Example:
         >>> from equipoise import Fork

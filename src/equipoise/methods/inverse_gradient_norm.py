@@ -42,8 +42,7 @@ class InverseGradientNorm(Balancer):
         The paper has the sum of the norms in the place of their mean; the authors' code, jaxpi, has the mean, as here.
         As on its main branch (March 2025), nothing is added to a norm (the branches ``pirate`` and ``mixed-precision``
         add 1e-5 of the mean); a task whose gradient is zero keeps its weight, and the mean is that of the others. The
-        norms are those of the step's own backward pass; jaxpi takes a pass of its own after the optimiser's step, on
-        the same batch.
+        norms are those of the step's own backward pass; jaxpi takes a pass of its own after the optimiser's step.
 
     Example:
         >>> from equipoise import Fork
@@ -56,8 +55,7 @@ class InverseGradientNorm(Balancer):
         tensor([5.0000, 0.5556])
 
     References:
-        Wang et al. 2023, An expert's guide to training physics-informed neural networks, equations 2.12 to 2.15; jaxpi,
-        ``jaxpi/models.py``.
+        Wang et al. 2023, An expert's guide to training physics-informed neural networks, equations 2.12 to 2.15.
     """
 
     needs_norms = True

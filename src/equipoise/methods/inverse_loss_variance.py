@@ -37,8 +37,7 @@ class InverseLossVariance(Balancer):
     .. math:: \mu \leftarrow \mu + a\,(L - \mu), \qquad \sigma^2 \leftarrow (1 - a)(\sigma^2 + a\,(L - \mu)^2)
 
     with the step :math:`a = \max(1 - \mathrm{decay}, 1 / n)` at a task's n-th loss: over its first losses, and with a
-    decay of 1 over all, they are the plain mean and variance. A loss ten times larger gets a weight a hundred times
-    smaller.
+    decay of 1 over all, they are the plain mean and variance. Ten times the loss, a hundredth of the weight.
 
     When to use:
         Losses that scatter differently over the batches. A loss that still falls counts as scattered and is held back:

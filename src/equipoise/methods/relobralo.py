@@ -41,16 +41,14 @@ class ReLoBRaLo(Balancer):
 
     Args:
         alpha: How much of the history remains at each step, in [0, 1].
-        rho: The probability that the history is the last weights; else it is a look back to the first losses. In [0,
-            1].
+        rho: The probability that the history is the last weights; else a look back to the first losses. In [0, 1].
         temperature: :math:`\tau`; the larger, the more equal the weights.
         seed: An integer of at least 0 that the random numbers follow from: the same on every process.
         tasks, every, start, accumulate, initial_weights: See `Balancer`.
 
     Raises:
         TypeError: A setting is of another type.
-        ValueError: A setting is out of its range; or a loss is not positive. On an accelerator one after the first is
-            skipped.
+        ValueError: A setting is out of its range; or a loss is not positive; see `GLS`.
 
     Differs from the paper:
         As in the loss class that the first author has published (Improving PINNs through adaptive loss balancing,

@@ -39,7 +39,7 @@ class RLW(Balancer):
         tensor(2.)
 
     References:
-        Lin et al. 2022, Reasonable effectiveness of random weighting: a litmus test for multi-task learning, Algorithm
+        Lin et al. 2022, Reasonable effectiveness of random weighting: a litmus test for multi-task learning, algorithm
         2.
     """
 

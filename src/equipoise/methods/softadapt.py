@@ -39,8 +39,7 @@ class SoftAdapt(Balancer):
     Differs from the paper:
         The weights sum to T throughout; in the authors' package they start at 1 each and then sum to 1. The slope is
         the difference of two values; the package offers higher orders. It divides normalised slopes by their plain sum,
-        and multiplies with the mean loss of the values compared; its first release did as here. A task keeps its weight
-        until its slope is known.
+        and multiplies with the mean loss of the values compared; its first release did as here.
 
     Example:
         >>> balancer = SoftAdapt(("stuck", "falling"), beta=1.0)

@@ -58,8 +58,7 @@ class Static(Balancer):
     When to use:
         You know how much each task matters, or train again with the mean weights of a run: ``balancer.averaged()``. For
         regressions with squared errors whose targets were not standardised:
-        ``Static(tasks, {task: 1 / variance, ...})``, which is the same as training on targets of unit variance,
-        whatever their units.
+        ``Static(tasks, {task: 1 / variance, ...})``, which is the same as training on targets of unit variance.
 
     Args:
         weights: A positive number for every task.

@@ -29,14 +29,12 @@ class STCH(Balancer):
         tasks, every, start, accumulate, initial_losses, initial_steps: See `Balancer`.
 
     Raises:
-        ValueError: A setting is out of its range; or a loss is not positive. On an accelerator one after the first is
-            skipped.
+        ValueError: A setting is out of its range; or a loss is not positive; see `GLS`.
 
     Differs from the paper:
         The form is that of the authors' multi-task experiments: logarithms of losses, an ideal point of zero, and a
-        preference of 1 for every task; the paper's sum to 1 (1/T each is a mu that is T times larger). They compare
-        with the mean losses of an epoch after some on the sum of log losses; here with a task's first losses. The total
-        loss is not the scalarisation, but its gradient is.
+        preference of 1 for every task; the paper's sum to 1. They compare with the mean losses of an epoch after some
+        on the sum of log losses; here with a task's first losses. The total loss is another, with the same gradient.
 
     Example:
         >>> balancer = STCH(("a", "b"), mu=1.0, initial_losses={"a": 1.0, "b": 1.0})

@@ -43,15 +43,13 @@ class Uncertainty(Balancer):
         Likelihoods whose noise differs between tasks. Weights grow as losses fall, so that a task that is learnt well
         has a higher effective learning rate, and can be overfitted. Take ``initial="losses"`` unless the published
         start is wanted: else a step changes a weight, 1/2 or 1 at the start, by a factor of at most about ``exp(lr)``,
-        and a loss of 100 takes log(100) / lr steps to its weight at rest, some 180 at the default, a plateau for the
-        small losses.
+        and a loss of 100 takes log(100) / lr steps to its weight at rest, some 180 at the default: a plateau.
 
     Args:
         kinds: ``"regression"`` or ``"classification"``, for each task by name or once for all.
         lr: Adam's learning rate for s.
         initial: ``"losses"``: a task starts where s is at rest for the loss of its first step (after ``start``), which
-            has the weight :math:`1 / (2 L_i)`; at 0 where that loss is not positive. ``None``: s starts at 0, or as
-            ``initial_weights`` says.
+            has the weight :math:`1 / (2 L_i)`; at 0 where that loss is not positive. ``None``: s starts at 0.
         initial_weights: See `Balancer`; those by name are not scaled, unless ``normalize``.
         normalize: Scale the weights so that they sum to T. Not part of the method.
         tasks, every, start, accumulate: See `Balancer`.

@@ -18,12 +18,11 @@ class UWSO(Balancer):
     Uncertainty weighting rests at inverse losses; this is a softened form of them that needs no training.
 
     When to use:
-        Losses of a similar size, with a search over the temperature: without one it may well put all weight on the
-        smallest loss.
+        Losses of a similar size, with a search over the temperature: without one it may put all weight on one loss.
 
     Args:
-        temperature: :math:`\tau`, in the unit of an inverse loss, to be tuned to the losses; the larger, the more equal
-            the weights.
+        temperature: :math:`\tau`, in the unit of an inverse loss, to be tuned to the losses: larger, more equal
+            weights.
         tasks, every, start, accumulate: See `Balancer`; each micro-batch is weighted by its own losses.
 
     Raises:
