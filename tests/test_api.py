@@ -42,6 +42,9 @@ FREE = {"fork", "tasks", "shared_layer", "aggregator", "scalarizer", "parameters
 class Strange:
     """Nothing that anybody would hand in."""
 
+    def __repr__(self):
+        return "strange"
+
 
 NUMBERS = [True, "1", None, math.nan, math.inf, -math.inf, 1e39, -1.0, [1.0], Strange(), torch.ones(2)]
 BY_TASK = [

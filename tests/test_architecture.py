@@ -59,6 +59,7 @@ def lines(path):
 
 SITTING = [
     "balancer/balancer.py",
+    "balancer/driver.py",
     "balancer/losses.py",
     "balancer/total_loss.py",
     "balancer/advance.py",
@@ -69,7 +70,6 @@ SITTING = [
     "engine/rules.py",
     "engine/probe.py",
     "methods/gradnorm.py",
-    "methods/adam.py",
 ]
 """The files to read to follow one GradNorm step from ``balancer(losses)`` to the new weights."""
 

@@ -35,11 +35,12 @@ def outcome(label: str) -> tuple[list[float], float]:
     build, settings = RULES[label]
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(6, 16), nn.Tanh())
-    fork = eq.Fork(nn.Linear(16, 16), TASKS)
+    layer = nn.Linear(16, 16)
+    fork = eq.Fork(layer, TASKS)
     heads = nn.ModuleDict({task: nn.Sequential(nn.Tanh(), nn.Linear(16, 1)) for task in TASKS})
     network = nn.ModuleList([trunk, fork, heads])
     balancer = build(fork, **settings)
-    watch = eq.PerLoss(fork.shared_layer.weight, TASKS)  # the norms of every step, also of those that are not measured
+    watch = eq.PerLoss(layer, TASKS)  # the norms of every step, also of those that are not measured
     watcher = eq.Equal(watch, every=1)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     weights, ratios = [], []

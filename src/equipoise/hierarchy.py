@@ -160,7 +160,7 @@ class Hierarchy(nn.Module):
                 # did; and as the fractions of a task have the mean 1 over the parts of a step, so has theirs.
                 below[task], fractions[task] = total / fraction, fraction
         total = self.root(below, fractions)
-        return sum(idle, total)  # type: ignore[no-any-return]
+        return sum(idle, total)
 
     def step(self, *, skip: bool = False) -> None:
         """Step every balancer of the tree, each from what it has measured; all processes must, as all do in one order.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equipoise.balancer.masking import all_finite, keep_where, nan_where_absent, reads_without_sync
 from equipoise.balancer.state import initial_losses_after
-from equipoise.balancer.step import Step
+from equipoise.balancer.step import Log, Step
 from equipoise.balancer.total_loss import Note
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def advance(
         weights = balancer.weights.clone()  # they are about to move
     norms = None if norms is None else norms.to(losses.dtype) / (note.scale * weights)
     step = step_of(balancer, losses, weights, norms, here)
-    old, log = balancer.state, {}
+    old = balancer.state
+    log: Log = {}
     new: dict[str, Tensor] = {}
     if balancer._plan.move:
         moved, state, log = balancer.update(step._replace(number=balancer._steps), old)
@@ -58,11 +59,9 @@ def advance(
             name: now if here is None else keep_where(~here, was, now) for name, was, now in before if now is not was
         }
         new["weights"] = moved if here is None or balancer.moves_absent else torch.where(here, moved, balancer.weights)
-    needed = (
-        [step.losses, *new.values()]
-        if norms is None or not balancer.needs_norms
-        else [losses, step.norms, *new.values()]
-    )
+    needed = [step.losses, *new.values()]
+    if step.norms is not None and balancer.needs_norms:
+        needed.append(step.norms)
     usable = all_finite([value for value in needed if value.is_floating_point()])
     if not free:
         usable = usable & _in_domain(balancer, step.losses)
@@ -148,7 +147,8 @@ def _keep(
     balancer: Balancer, new: dict[str, Tensor], weights: Tensor, here: Tensor | None, usable: Tensor | bool, skip: bool
 ) -> None:
     """Write the new state to the buffers, where the step is usable; ``here`` is None where all tasks are present."""
-    buffers, values = [balancer._buffers[name] for name in new], [*new.values()]
+    buffers: list[Tensor] = [balancer.get_buffer(name) for name in new]
+    values = [*new.values()]
     counted: Tensor | int = 1 if here is None else here
     if isinstance(usable, bool) or reads_without_sync(usable):
         if skip or not usable:

@@ -43,4 +43,4 @@ class Joins(SavedState):
         """The processes that share out every batch."""
         from torch import distributed
 
-        return self.process_group or distributed.group.WORLD  # type: ignore[attr-defined]
+        return self.process_group or distributed.group.WORLD

@@ -106,7 +106,7 @@ def _checked(task: str, loss: Any, losses: Mapping[str, Any], device: torch.devi
         raise ValueError(f"task {task!r}: its loss is missing; hand in None if this batch has no labels for it")
     if not isinstance(loss, Tensor):
         raise TypeError(f"task {task!r}: a loss must be a tensor or None; found {type(loss).__name__}")
-    if is_traceable_wrapper_subclass(loss):
+    if is_traceable_wrapper_subclass(loss):  # type: ignore[unreachable]
         raise TypeError(
             f"task {task!r}: a loss must be a plain tensor; found a {type(loss).__name__}. A DTensor gives one by full_tensor()"
         )

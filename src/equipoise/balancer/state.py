@@ -50,7 +50,7 @@ class SavedState(nn.Module):
 
     def reset_parameters(self) -> None:
         """Begin anew: weights, state and counters as they were before the first step, as after meta initialisation."""
-        ones = torch.ones(len(self.tasks), dtype=self._precision, device=self._buffers["weights"].device)
+        ones = torch.ones(len(self.tasks), dtype=self._precision, device=self.weights.device)
         counts = torch.zeros_like(ones, dtype=torch.int64)
         given, weights = self._given_losses, self._given_weights
         start = ones if weights is None or isinstance(weights, str) else ones.new_tensor(weights) / self._mean(weights)

@@ -143,7 +143,7 @@ def _steps(rank: int, workload: Workload) -> tuple[dict[str, Callable[[], list[f
     """Both steps, each on a network of its own, and the balancer; a step returns the times between its phases."""
     plain, other = (Case(workload, torch.device("cpu"), rank) for _ in range(2))
     model, balancer = balanced(other)
-    steps = {
+    steps: dict[str, Callable[[], list[float]]] = {
         "plain": partial(_marks, plain, plain.prepared(plain.network), _summed, lambda: None),
         "balanced": partial(_marks, other, model, balancer, balancer.step),
     }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from equipoise.arguments import task_names
+from equipoise.engine.audited import Audited
 from equipoise.engine.modes import exporting, in_transform
 from equipoise.engine.node import AuditedCall, ForkCall, ForkNode, named
 from equipoise.engine.probe import Probe
@@ -19,7 +19,7 @@ from equipoise.engine.processes import Processes, ddp_joins
 from equipoise.engine.rules import Gradients, LayerRule, square_dtype, squared_norm
 
 
-class GradientSource(ABC):
+class GradientSource(Audited, ABC):
     """Measures the norm of every task's gradient at the parameters W, while the caller calls ``backward()``.
 
     A balancer says before a forward pass whether it is measured (`plan`), clears what lies here when a step begins (`clear`),
@@ -102,24 +102,6 @@ class GradientSource(ABC):
         self._arrived: Counter[int] = Counter()
         self.alias_squares: dict[int, Tensor] = {}
 
-    def forget_aliases(self) -> None:
-        """Let go of what was kept for an audit."""
-        self._audited: list[AuditedCall] = []
-
-    @property
-    def aliases(self) -> dict[int, list[Tensor]]:
-        """While auditing, the aliases of each task, by its number."""
-        found: dict[int, list[Tensor]] = {}
-        for one in self._audited:
-            for i, own in enumerate(one.aliases):
-                found.setdefault(one.call.first + i, []).extend(own)
-        return found
-
-    @property
-    def features(self) -> list[Tensor]:
-        """While auditing, the tensors that gradients are taken at where there is no W."""
-        return [feature for one in self._audited for feature in one.features]
-
     def measured(self) -> Tensor:
         """What the backward passes since the last `clear` have left; zeros where nothing arrived.
 
@@ -144,58 +126,9 @@ class GradientSource(ABC):
             squares = squares.masked_fill(sums > 1, torch.nan)  # squares do not add up, as gradients do
         return squares.sqrt()
 
-    def not_arrived(self, present: Sequence[bool]) -> list[str]:
-        """The tasks that are present here and of which no gradient has arrived; none where compiled code does not tell."""
-        if self.passes and not any(self._nodes):
-            return []
-        return [task for i, task in enumerate(self.tasks) if present[i] and i not in self._arrived]
-
-    def has_gradient(self) -> bool:
-        """Whether W has a gradient already, as after a micro-batch, and not as after an optimiser's ``zero_grad``."""
-        found = [p.grad for p in self.measured_parameters.values() if p.is_leaf]
-        return self.at_features or any(g is not None and bool(g.any()) for g in found)
-
-    def repeated(self) -> list[str]:
-        """The tasks whose squared norm cannot be had, as their gradient is the sum of those at several nodes."""
-        if self.has_gradients or self.at_features:
-            return []
-        return [self.tasks[i] for i, nodes in self._arrived.items() if nodes > 1]
-
     def tap(self, losses: Mapping[str, Tensor], values: Tensor) -> Tensor:
         """The losses ``(T,)`` to be weighted: ``values``, or aliases of them where this source measures at the losses."""
         return values
-
-    def why_not(self, task: str) -> str:
-        """Why no gradient of a task may have arrived, for a message."""
-        return (
-            f"its loss does not depend on {self.reads.format(task)}, or something on the way is detached, in a checkpoint "
-            "that needs use_reentrant=False, or computed in torch.func, where PerLoss measures"
-        )
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Let backward passes through unmeasured."""
-        self.paused = True
-        try:
-            yield
-        finally:
-            self.paused = False
-
-    @contextmanager
-    def examine(self, measure: bool = True) -> Iterator[None]:
-        """Measure the forward passes within as those of a task's first step, or none of them; then all is as it was.
-
-        The aliases are copies, so that a head that works in place on its own does no harm, and shows in its version.
-        """
-        before = dict(vars(self))
-        try:
-            self._probes, self.auditing, self.copying, self.owner = [], measure, measure, None
-            self.forget_aliases()
-            self.clear()
-            self.plan(measure, gradients=self.keep_gradients)
-            yield
-        finally:
-            vars(self).update(before)
 
     def arrived(self, call: ForkCall, tasks: Sequence[int], gradients: Sequence[Gradients]) -> None:
         """Told by a node: the gradients of these of its tasks have arrived."""
@@ -299,6 +232,6 @@ class GradientSource(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is measured belongs to the step at hand, and does not travel."""
-        gone = {"_probes": [], "_passes": [], "_nodes": [], "_arrived": Counter(), "alias_squares": {}}
+        gone: dict[str, Any] = {"_probes": [], "_passes": [], "_nodes": [], "_arrived": Counter(), "alias_squares": {}}
         alone = {"measuring": False, "auditing": False}  # until the balancer of the copy plans its next step
         return {**self.__dict__, **gone, **alone, "_audited": [], "_last_parameters": None, "_processes": None}
