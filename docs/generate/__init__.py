@@ -1,1 +1,1 @@
-"""What writes the generated parts of the pages: ``python -m docs.generate.NAME``, from the root of the repository."""
+"""The generators of pages and tables: ``python -m docs.generate.NAME``, from the root of the repository."""

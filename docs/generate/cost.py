@@ -1,4 +1,4 @@
-"""The page on what balancing costs: its tables and its figure, generated from the committed records, never typed.
+"""The page on the cost of balancing: its tables and its figure, generated from the committed records, never typed.
 
 ``python -m docs.generate.cost`` writes them; a test compares. ``python -m docs.generate.cost measure`` first measures where the
 time goes, how long the first step takes, and how near to balance weights come that move now and then: for some minutes, on a
@@ -35,7 +35,7 @@ TIMED = (
     *("columns_617", "transformer", "transformer_block", "segnet", "resnet_fcn"),
     *("mlp_3_compiled", "transformer_compiled", "mlp_3_ddp_2", "segnet_ddp_2"),
 )
-"""What is looked at phase by phase."""
+"""The workloads that are timed phase by phase."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,17 @@ def records() -> list[Record]:
 
 
 def table() -> str:
-    """What the records say."""
+    """The tables of the records."""
     return to_markdown(records())
 
 
 def figure() -> str:
-    """What they say of the number of tasks."""
+    """The cost against the number of tasks."""
     return to_svg([record for record in records() if record.device == "cpu"])
 
 
 def aims() -> str:
-    """What was aimed at, what was reached, and how near to 1 it could have come."""
+    """The aims, the ratios measured, and how near to 1 they could have come."""
     floors = {one.workload: one.floor for one in load(MEASURED)}
     head = ["workload", "aim", "every step", "floor", "aim at every 10th", "every 10th"]
     lines = [f"| {' | '.join(head)} |", f"| :-- |{' --: |' * (len(head) - 1)}"]
@@ -101,7 +101,7 @@ def _reached(record: Record, method: str, aim: float | None) -> str:
 
 
 def where() -> str:
-    """Where the time goes, what the counted multiplications allow, and what the model foresees."""
+    """Where the time goes, the floor that the counted multiplications allow, and the times that the model foresees."""
     found = load(MEASURED)
     by_name = {one.workload: one for one in found}
     model = fitted([one for one in found if one.workload.removeprefix("mlp_").isdigit()], by_name["mlp_2"])
@@ -146,7 +146,7 @@ def first_steps() -> str:
 
 
 WAYS = {"every step": 1, "every 10th step": 10}
-"""How often forty tasks are measured, by what that is called in the table."""
+"""Every how many steps forty tasks are measured, by the name in the table."""
 LOOKED_AT = (50, 100, 200, 400, 800)
 
 

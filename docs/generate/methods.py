@@ -20,7 +20,7 @@ COST = {
     "gradient norms at W": "norms of T gradients at W, within the one backward pass",
     "task gradients inside the fork": "T gradients at the features or at W, combined within the one backward pass",
 }
-"""What a method needs -> what that costs in a step that is measured."""
+"""The need of a method -> its cost in a step that is measured."""
 
 
 HEAD = """# All methods
@@ -31,8 +31,8 @@ docstring.
 """
 BETWEEN = """
 
-W is the last shared layer, or what else is measured; T is the number of tasks. What every balancer keeps (weights, their mean,
-`L_i(0)`, counts of steps) is not listed, nor the buffers of an aggregator that is handed in.
+W is the last shared layer, or other parameters that are measured; T is the number of tasks. The state of every balancer (weights,
+their mean, `L_i(0)`, counts of steps) is not listed, nor the buffers of an aggregator that is handed in.
 
 """
 
@@ -50,14 +50,14 @@ def section(cls: type, title: str) -> str:
 
 
 def needs(cls: type[eq.Balancer]) -> str:
-    """What a step of the method is made of."""
+    """The quantities that a step of the method needs."""
     if issubclass(cls, CombiningBalancer):
         return "task gradients inside the fork"
     return "gradient norms at W" if cls.needs_norms else "losses"
 
 
 def state(cls: type[eq.Balancer]) -> tuple[str, ...]:
-    """The fields of the method's state: what it keeps beside that which every balancer keeps."""
+    """The fields of the method's state, beside those of every balancer."""
     _, kept = get_args(get_type_hints(cls.init_state)["return"])
     return () if kept is Any else tuple(kept._fields)
 
@@ -68,7 +68,7 @@ def page() -> str:
     costs = ["| class | needs | cost of a measured step | keeps | reference |", "|:--|:--|:--|:--|:--|"]
     for name, cls in methods().items():
         needed = needs(cls)
-        handed_in = ", and what `observe` is handed" if hasattr(cls, "observe") else ""
+        handed_in = ", and the values handed to `observe`" if hasattr(cls, "observe") else ""
         kept = ", ".join(f"`{entry}`" for entry in state(cls)) or "nothing"
         reference = section(cls, "References") or "none"
         when.append(f"| `eq.{name}` | {summary(inspect.getdoc(cls))} | {section(cls, 'When to use')} |")

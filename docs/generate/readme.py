@@ -31,7 +31,7 @@ def methods() -> str:
 
 
 def first_light() -> str:
-    """What the records say."""
+    """The tables of the records."""
     comparisons = group(Store(RECORDS).load_all())
     return "\n".join(f"**{c.spec.problem}**\n\n{to_markdown(c, tasks=False)}" for c in comparisons)
 

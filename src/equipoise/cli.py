@@ -68,7 +68,7 @@ def compare(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the problems; repeatable.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of the records; what is there already is not run again.")] = Path(
+    runs: Annotated[Path, typer.Option(help="Folder of the records; runs that have one are not run again.")] = Path(
         "runs"
     ),
     report: Annotated[Path | None, typer.Option(help="The HTML report; RUNS/report.html if omitted.")] = None,
@@ -159,7 +159,7 @@ def bench(
         float, typer.Option(min=0.001, help="Seconds per step from which on a method is not measured.")
     ] = 5.0,
 ) -> None:
-    """Measure what balancing costs: time and memory of a training step, beside a plain one and other packages."""
+    """Measure the cost of balancing: time and memory of a training step, beside a plain one and other packages."""
     failed = False
     with _plain_errors(output, again="the same command measures all workloads anew"):
         if device not in ("cpu", "cuda"):
@@ -192,7 +192,7 @@ def bench(
 
 
 class _Progress:
-    """What happens in a comparison, on standard error: bars on a terminal, elsewhere a line for each run that ends.
+    """The progress of a comparison, on standard error: bars on a terminal, elsewhere a line for each run that ends.
 
     Args:
         total: Number of runs.
@@ -310,7 +310,7 @@ def _read_settings(words: list[str]) -> dict[str, str]:
 
 @contextmanager
 def _plain_errors(runs: Path, again: str = "the same command goes on from there") -> Iterator[None]:
-    """Say in one line what the user can mend, and what an interrupt leaves behind."""
+    """Say in one line an error that the user can mend, and which records an interrupt leaves."""
     try:
         yield
     except KeyboardInterrupt:

@@ -141,7 +141,7 @@ class Hierarchy(nn.Module):
         fractions = None if label_fractions is None else dict(label_fractions)
         idle: list[Tensor] = []
         groups = self.groups
-        for task in self.root.tasks:
+        for task, weight in zip(self.root.tasks, self.root.weights.unbind(), strict=True):
             group = groups.get(task)
             if group is None:
                 below[task] = losses[task]
@@ -152,7 +152,8 @@ class Hierarchy(nn.Module):
             total = group({leaf: losses[leaf] for leaf in group.tasks}, own)
             if all(losses[leaf] is None for leaf in group.tasks):
                 below[task] = None
-                idle.append(total)  # 0, with the way to the group's balancer, which on other processes may have labels
+                # 0, with the way to the group's balancer, which in other parts of the step may have labels
+                idle.append(weight.to(total.dtype) * total)
                 continue
             below[task] = total
             if own and fractions is not None and (fraction := fmean(own.values())):

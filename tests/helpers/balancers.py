@@ -81,7 +81,7 @@ BALANCERS = {
     "InverseGradientNorm": variant(eq.InverseGradientNorm, every=1),
     "Scalarized": variant(eq.Scalarized, scalarizer=logarithms),
     "Scalarized, STCH": variant(eq.Scalarized, scalarizer=scalarization.STCH(100.0)),
-    "Aggregated, weights from the Gramian": variant(eq.Aggregated, aggregator=aggregation.PCGrad()),
+    "Aggregated, weights from the Gramian": variant(eq.Aggregated, aggregator=aggregation.IMTLG()),
     "Aggregated, weights from the matrix": variant(eq.Aggregated, aggregator=aggregation.Random()),
     "Aggregated, at the shared layer": variant(eq.Aggregated, aggregator=aggregation.MGDA(), at="shared_layer"),
     "Aggregated, a function": variant(eq.Aggregated, aggregator=summed),

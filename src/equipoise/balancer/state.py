@@ -14,8 +14,10 @@ from equipoise.balancer.step import Progress
 from equipoise.balancer.total_loss import NOTE_ROWS
 from equipoise.engine.probe import Probe
 
-_FACTS = 2
-"""Numbers in the extra state before the names of the tasks: the steps so far, and whether the balancer is frozen."""
+_FACTS = 3
+"""Numbers in the extra state before the names of the tasks: the steps so far, whether the balancer is frozen, and whether all
+tasks are known to have their ``L_i(0)``. That is looked up at few steps; a restored balancer must not know it earlier, as a step
+that is noted and one that is not give total losses that may differ in the last bit, and count skipped steps differently."""
 
 
 class SavedState(nn.Module):
@@ -67,14 +69,13 @@ class SavedState(nn.Module):
         self._place()
 
     def get_extra_state(self) -> Tensor:
-        """The state that is no buffer, as one tensor: steps, whether it is frozen, and the names of the tasks."""
-        return torch.tensor([self._steps, self._frozen, *json.dumps(self.tasks).encode()])
+        """The state that is no buffer, as one tensor: steps, two flags, and the names of the tasks."""
+        return torch.tensor([self._steps, self._frozen, self._settled, *json.dumps(self.tasks).encode()])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore it."""
-        self._steps, self._frozen = int(state[0]), bool(state[1])
+        self._steps, self._frozen, self._settled = int(state[0]), bool(state[1]), bool(state[2])
         seen = self.initial_seen.tolist()
-        self._settled = min(seen) >= self._initial_steps
         self._first.balances &= not self._steps
         self._first.seen |= {task for task, number in zip(self.tasks, seen, strict=True) if number}
         self._place()  # the buffers may have been assigned, from another device

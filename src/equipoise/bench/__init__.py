@@ -1,1 +1,1 @@
-"""What balancing costs: time and memory of a training step, beside a plain one and beside other packages."""
+"""The cost of balancing: time and memory of a training step, beside a plain one and beside other packages."""

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 _ROUND_SECONDS = 0.05
-"""What is timed at a stretch takes at least this long, so that the clock's own error does not count."""
+"""A stretch of steps that is timed takes at least this long, so that the clock's own error does not count."""
 
 
 def warm_up(step: Callable[[], Any], period: int) -> None:
@@ -71,7 +71,7 @@ def interleaved(
 
 @contextmanager
 def what_is_there_not_collected() -> Iterator[None]:
-    """Within, what the other methods hold is no work for the garbage collector while one is timed."""
+    """Within, objects that exist already are no work for the garbage collector."""
     gc.collect()
     gc.freeze()
     try:

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """The most that ``work`` holds at a time, beyond what is held before it.
 
-    On the CPU every allocation and release of PyTorch's allocator is followed, so the number is the same on each run; what
-    a library takes behind the allocator's back is not seen, and neither is a release of what was there before. On a GPU
+    On the CPU every allocation and release of PyTorch's allocator is followed, so the number is the same on each run; memory
+    that a library takes otherwise is not seen, and neither is a release of memory that was taken before. On a GPU
     the caching allocator's own count is read.
 
     Args:
@@ -39,7 +39,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 def _most(events: Iterable[tuple[int, int]]) -> int:
-    """The most that is held at a time, from what every event took at which address (gave back: negative)."""
+    """The most that is held at a time, from the address and size of every event (negative: given back)."""
     held: dict[int, int] = {}
     now = most = 0
     for address, size in events:
@@ -47,7 +47,7 @@ def _most(events: Iterable[tuple[int, int]]) -> int:
             held[address] = size
             now += size
         else:
-            now -= held.pop(address, 0)  # what was there before is not known here
+            now -= held.pop(address, 0)  # memory that was taken before is not known here
         most = max(most, now)
     return most
 

@@ -1,4 +1,4 @@
-"""What is compared: ways to take one training step on a network with several losses."""
+"""The methods compared: ways to take one training step on a network with several losses."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Method:
     """A way to take a training step.
 
     Attributes:
-        line: What it is.
+        line: A description.
         build: Makes the step from a case, or raises `CannotRunError`.
-        period: After how many steps it has done everything that it does; the mean over them is what counts.
+        period: After how many steps it has done all of its work; the mean over them counts.
         package: The module that it needs beside the library, if any.
         everywhere: Whether it is run in every set-up, and not as the code is written only.
         ours: Whether it is this library's.
@@ -45,7 +45,7 @@ class Method:
 
     @property
     def missing(self) -> str | None:
-        """What has to be installed for it, or None where it is there."""
+        """The package that has to be installed for it, in a sentence; None where it is there."""
         if self.package is None or find_spec(self.package) is not None:
             return None
         return f'{self.package} is not installed: pip install "equipoise[lab,bench]"'

@@ -1,4 +1,4 @@
-"""What balancing will cost, foreseen from shapes: multiplications at the machine's rate, and a time per step and per task."""
+"""The cost of balancing, foreseen from shapes: multiplications at the machine's rate, and a time per step and per task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Model:
 
     Attributes:
         rate: Multiplications that the machine does in a millisecond.
-        per_step: Milliseconds that a step takes longer whatever its size: small operations on T numbers.
+        per_step: Milliseconds that a step takes longer at any size: small operations on T numbers.
         per_task: Milliseconds for each task: its alias, its gradient that is looked at again.
     """
 
@@ -33,14 +33,14 @@ def fitted(found: Sequence[Phases], rate_from: Phases) -> Model:
     """The model with its two times fitted by least squares.
 
     Args:
-        found: What to fit them to.
+        found: The measurements to fit them to.
         rate_from: The workload whose plain step tells the rate: one that is nearly all matrix products.
     """
     rate = rate_from.plain_multiplications / sum(rate_from.plain.values())
     bare = Model(rate, 0.0, 0.0)
     rest = numpy.array([one.extra - bare.extra(one) for one in found])
     sizes = numpy.array([[1.0, one.num_tasks] for one in found])
-    # errors are relative to what was measured, so that the largest does not decide alone
+    # errors are relative to the measured times, so that the largest does not decide alone
     scale = 1 / numpy.array([one.extra for one in found])
     (per_step, per_task), *_ = numpy.linalg.lstsq(sizes * scale[:, None], rest * scale, rcond=None)
     return Model(rate, float(per_step), float(per_task))

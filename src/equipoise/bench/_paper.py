@@ -14,7 +14,7 @@ def paper(case: Case, *, through_everything: bool, alpha: float = 1.5, lr: float
     r"""GradNorm by T calls of ``autograd.grad`` with ``create_graph=True``.
 
     Args:
-        case: What to train.
+        case: The network, its batch and its losses.
         through_everything: Whether the gradient of :math:`L_\mathrm{grad}` is taken by ``backward()``, which goes down to
             every parameter, whose gradients are then thrown away. Otherwise by ``autograd.grad`` with respect to the weights
             alone, which is all that the algorithm asks for.

@@ -1,4 +1,4 @@
-"""Where the time of a balanced step goes, phase by phase beside the plain step, and what each has to multiply and to move."""
+"""Where the time of a balanced step goes, phase by phase beside the plain step, and the multiplications and bytes of each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Phases:
         balanced: Median milliseconds of the same with GradNorm, measured at every step.
         plain_multiplications: Of one plain step, in matrix products and convolutions.
         balanced_multiplications: Of one step with GradNorm.
-        plain_bytes: What the same products and convolutions of a plain step take in and give out.
+        plain_bytes: The bytes that the same products and convolutions of a plain step take in and give out.
         balanced_bytes: Those of one step with GradNorm.
         peak: Multiplications per millisecond of one large matrix product on this machine.
         bandwidth: Bytes per millisecond of a sum over more numbers than any cache holds.
@@ -83,7 +83,7 @@ class Phases:
 
     @property
     def floor(self) -> float:
-        """The least ratio to the plain step: what is multiplied and moved besides, at the machine's best rates, and no more."""
+        """The least ratio to the plain step: the further multiplications and bytes at the machine's best rates, and no more."""
         moving = (self.balanced_bytes - self.plain_bytes) / self.bandwidth
         return 1 + max(self.extra_multiplications / self.peak, moving) / sum(self.plain.values())
 
@@ -93,7 +93,7 @@ def phases(name: str, workload: Workload, *, rounds: int, threads: int) -> Phase
 
     Args:
         name: The name of the workload.
-        workload: The workload. What is multiplied and moved in a compiled one is counted in the code as it is written.
+        workload: The workload. The multiplications and bytes of a compiled one are those of its code as it is written.
         rounds: How many steps of each.
         threads: PyTorch's threads in each process.
     """
@@ -102,7 +102,7 @@ def phases(name: str, workload: Workload, *, rounds: int, threads: int) -> Phase
 
 
 def _looked_at(rank: int, workload: Workload, rounds: int) -> dict[str, Any]:
-    """What a `Phases` says of a workload."""
+    """The fields of a `Phases`, but for the first two and the last but one."""
     steps, balancer = _steps(rank, workload)
     taken: dict[str, list[Sequence[float]]] = {kind: [] for kind in steps}
     for _ in range(5):
@@ -129,13 +129,13 @@ def _looked_at(rank: int, workload: Workload, rounds: int) -> dict[str, Any]:
 
 
 def save(found: Sequence[Phases], path: Path) -> None:
-    """Write what was found."""
+    """Write them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
 
 
 def load(path: Path) -> list[Phases]:
-    """Read it again."""
+    """Read them again."""
     return [Phases(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import distributed
 
 _SHARE_OF_MEMORY = 0.75
-"""What all processes together may take on a CPU, so that they fail by themselves before the machine does."""
+"""The part of the memory that all processes together may take on a CPU, so that they fail by themselves before the machine does."""
 
 
 class LostError(Exception):
@@ -26,7 +26,7 @@ class LostError(Exception):
 
 
 def in_processes(function: Callable[..., Any], number: int, threads: int, *arguments: Any, seconds: float) -> Any:
-    """``function(rank, *arguments)`` in each of ``number`` fresh processes; what the first of them returns.
+    """``function(rank, *arguments)`` in each of ``number`` fresh processes; the value that the first of them returns.
 
     More than one are joined by gloo.
 
@@ -34,7 +34,7 @@ def in_processes(function: Callable[..., Any], number: int, threads: int, *argum
         function: Stands at the top of a module.
         number: How many processes.
         threads: PyTorch's threads in each.
-        arguments: What the function takes after its rank; like what it returns, anything that can be pickled.
+        arguments: The function's arguments after its rank; like its return value, anything that can be pickled.
         seconds: When the processes are ended.
 
     Raises:
@@ -72,7 +72,7 @@ def _wait(workers: list[subprocess.Popen[bytes]], deadline: float) -> list[int]:
 
 
 def _outcome(worker: subprocess.Popen[bytes], path: Path) -> tuple[Any, str | None]:
-    """What a process has returned, or the text of its error."""
+    """The value that a process has returned, or the text of its error."""
     if path.exists():
         value, error = pickle.loads(path.read_bytes())
         return value, error
@@ -81,8 +81,8 @@ def _outcome(worker: subprocess.Popen[bytes], path: Path) -> tuple[Any, str | No
 
 
 def _work(folder: Path, rank: int) -> None:
-    """What a process does."""
-    warnings.simplefilter("ignore")  # what the methods warn of is theirs
+    """The work of a process."""
+    warnings.simplefilter("ignore")  # the methods' warnings are theirs
     value, error = None, None
     try:
         function, number, threads, arguments = pickle.loads((folder / "job").read_bytes())

@@ -22,7 +22,7 @@ def paired_ratio(seconds: Sequence[float], floor: Sequence[float]) -> Ratio:
     """The median over the rounds of ``seconds / floor``, each of the same round.
 
     The interval is that of the sign test: two of the sorted ratios, which hold the median in at least 95 of 100 cases
-    whatever the distribution is. Fewer than six rounds have none.
+    for any distribution. Fewer than six rounds have none.
 
     Args:
         seconds: Of one method, round by round.

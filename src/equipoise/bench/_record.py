@@ -1,4 +1,4 @@
-"""What one workload leaves behind: the times of every method, and where they were taken."""
+"""The record of one workload: the times of every method, and where they were taken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method took.
+    """The cost of a method.
 
     Attributes:
         steps: How many steps were timed at a stretch.
@@ -32,12 +32,12 @@ class Record:
 
     Attributes:
         workload: Its name.
-        line: What it is.
-        last_shared: What W is.
+        line: A description.
+        last_shared: A description of W.
         num_tasks: T.
         settings: Its sizes and its set-up.
         device: ``"cpu"`` or ``"cuda"``.
-        costs: What each method took, by name, in the order of the table.
+        costs: The cost of each method, by name, in the order of the table.
         not_run: Why each of the others was not run.
         environment: Versions, machine class, threads, commit and date.
     """

@@ -21,7 +21,7 @@ from equipoise.lab._fingerprint import environment
 
 _PEERS = ("torchjd", "gradnorm-pytorch")
 _STEPS_AT_MOST, _START = 20, 60.0
-"""What a process that tries one method out takes at the very most: so many steps, and seconds to start and to compile."""
+"""The most time that a process may take to try one method out: so many steps, and seconds to start and to compile."""
 
 
 def measure(
@@ -35,7 +35,7 @@ def measure(
     limit: float = 5.0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Record:
-    """Measure what methods cost on a workload.
+    """Measure the cost of methods on a workload.
 
     Args:
         name: The name of the workload.
@@ -45,7 +45,7 @@ def measure(
         rounds: How often every method is timed.
         threads: PyTorch's threads; if omitted, PyTorch's own choice, and one in each of several processes.
         limit: A method that takes more seconds per step is not measured; the record says so.
-        say: Told what is going on, in lines.
+        say: Told of the progress, in lines.
 
     Returns:
         The record. A method that could not be run, or took too long, is in its ``not_run`` with the reason.
@@ -75,7 +75,7 @@ def measure(
     if FLOOR not in taken:
         raise RuntimeError(f"workload {name!r}: the plain step could not be run: {not_run[FLOOR]}")
     periods = {method: METHODS[method].period for method in taken}
-    periods[FLOOR] = max(periods.values())  # timed over the same number of steps as what does its work now and then
+    periods[FLOOR] = max(periods.values())  # timed over as many steps as the method with the longest period
     steps = {method: steps_at_a_stretch(seconds, periods[method]) for method, seconds in taken.items()}
     say(f"{name}: {rounds} rounds of {len(steps)} methods")
     together = _patience(limit) * len(steps) * rounds

@@ -18,7 +18,7 @@ _Cell = Callable[[Record, str], str]
 
 
 def to_markdown(records: Sequence[Record]) -> str:
-    """Tables of time and of memory, what was not run and why, and where the figures come from.
+    """Tables of time and of memory, the reasons of the methods that were not run, and the origin of the figures.
 
     Args:
         records: One for every workload and device; they stand in this order.

@@ -14,7 +14,7 @@ def mtl_backward(case: Case, *, aggregator: str) -> Callable[[], None]:
     """A training step by ``mtl_backward``, with an aggregator of TorchJD's.
 
     Args:
-        case: What to train.
+        case: The network, its batch and its losses.
         aggregator: The name of the aggregator's class.
 
     References:
@@ -24,7 +24,7 @@ def mtl_backward(case: Case, *, aggregator: str) -> Callable[[], None]:
 
     network, aggregate = case.network, getattr(aggregation, aggregator)()
     shared = [*network.trunk.parameters(), *network.shared_layer.parameters()]
-    in_one_graph = not isinstance(network.heads, Heads)  # each loss then needs what the one before has passed through
+    in_one_graph = not isinstance(network.heads, Heads)  # each loss then needs the graph that the one before has passed through
 
     def step() -> None:
         with case.precision():
@@ -41,7 +41,7 @@ def autogram(case: Case, *, partial: bool) -> Callable[[], None]:
     """A training step by the autogram engine, with the weighting of UPGrad.
 
     Args:
-        case: What to train.
+        case: The network, its batch and its losses.
         partial: Take the Gramian at the last shared layer only, and not at all shared layers.
 
     References:

@@ -1,4 +1,4 @@
-"""What happens in the processes: one method is tried and its memory taken, or all methods are timed side by side."""
+"""The work of the processes: one method is tried and its memory taken, or all methods are timed side by side."""
 
 from __future__ import annotations
 

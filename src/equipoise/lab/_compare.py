@@ -31,7 +31,7 @@ class Event:
             record is in the store. ``"failed"``: it ended with an exception.
         spec: The run.
         step: For ``"progressed"``, the number of steps done.
-        message: For ``"corrupt"`` and ``"failed"``, what is wrong.
+        message: For ``"corrupt"`` and ``"failed"``, the reason.
     """
 
     kind: Literal["reused", "corrupt", "started", "progressed", "finished", "failed"]
@@ -65,7 +65,7 @@ def compare(
     device: str = "cpu",
     precision: str = "32-true",
 ) -> list[Record]:
-    """Run what is not yet in the store, and return all of it.
+    """Run those runs that are not yet in the store, and return all of them.
 
     Everything is checked before the first run. Seed by seed, all methods are run; so a comparison that was interrupted has
     whole pairs. It continues when it is called again.
@@ -133,7 +133,7 @@ def _grid(
     for name, values in {"problems": problems, "methods": methods, "seeds": seeds}.items():
         if not values:
             raise ValueError(f"{name}: wanted at least one, found none")
-    Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]  # refuses what it does not know
+    Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]  # refuses unknown names
     for problem in problems:
         with torch.random.fork_rng(devices=[]):
             fork = Network(problem).fork

@@ -14,7 +14,7 @@ _BATCH = 500
 
 
 class Evaluations:
-    """What a model was worth at some steps.
+    """Losses and metrics of a model at some steps.
 
     Args:
         model: The model; it is in training mode outside `take`.
@@ -43,7 +43,7 @@ class Evaluations:
                 self._found[name, task.name].append(_evaluate(task, outputs[task.name], split.targets[task.name]))
 
     def of(self, split: str) -> Evaluation:
-        """What was found on one split."""
+        """The losses and metrics on one split."""
         columns = {task.name: tuple(zip(*self._found[split, task.name], strict=True)) for task in self._tasks}
         return Evaluation(
             losses={task: losses for task, (losses, _) in columns.items()},

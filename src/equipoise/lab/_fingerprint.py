@@ -1,4 +1,4 @@
-"""What a run was made with: the source that computed it, and the machine and versions that it ran on."""
+"""The origin of a run: the source that computed it, and the machine and versions that it ran on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_PART_OF_RUNS = "bench/"
 def code_digest(source: str) -> str:
     """The digest of all source that computes a run: the library's, and the file of a user's problem.
 
-    Source that only reads records, or measures what a step costs, does not count.
+    Source that only reads records, or measures the cost of a step, does not count.
 
     Args:
         source: A key of ``PROBLEMS`` or the path of a file.
@@ -37,7 +37,7 @@ def code_digest(source: str) -> str:
 
 @cache
 def _library_digest() -> bytes:
-    """Taken once in a process: what was imported stays, whatever happens to the files."""
+    """Taken once in a process: modules that were imported stay, also where the files change."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
         name = path.relative_to(_PACKAGE).as_posix()
@@ -81,7 +81,7 @@ def _processor() -> str:
 def _commit() -> str | None:
     """The commit of the library's own checkout, with ``-dirty`` if a file was changed; None if it is installed."""
     try:
-        _git("ls-files", "--error-unmatch", "__init__.py")  # a package inside somebody else's repository is not tracked
+        _git("ls-files", "--error-unmatch", "__init__.py")  # a package inside another repository is not tracked
         return _git("describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.CalledProcessError):
         return None

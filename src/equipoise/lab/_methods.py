@@ -85,7 +85,7 @@ METHODS: dict[str, tuple[Callable[..., Balancer], str]] = {
         'the "grad norm" of physics-informed networks (Wang et al. 2023)',
     ),
 }
-"""What builds the balancer of each method, and a line about it."""
+"""The builder of each method's balancer, and a line about it."""
 
 
 @dataclass(frozen=True)

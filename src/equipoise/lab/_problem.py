@@ -1,4 +1,4 @@
-"""What a problem is: data with fixed splits, tasks, and the parts of a network."""
+"""A problem: data with fixed splits, tasks, and the parts of a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from equipoise.lab._groups import Groups
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its loss, its metric, and what kind of likelihood the loss is.
+    """One task: its loss, its metric, and the kind of likelihood behind the loss.
 
     Attributes:
         name: The task's name, as it appears in every table and figure.

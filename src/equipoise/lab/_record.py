@@ -1,4 +1,4 @@
-"""What one run leaves behind: its specification, its curves, and where it was made."""
+"""The record of one run: its specification, its curves, and where it was made."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a table or figure has to know about a task."""
+    """The facts about a task that tables and figures show."""
 
     name: str
     kind: str
@@ -52,7 +52,7 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class Curves:
-    """What the balancer's log said, at the steps in ``step``.
+    """The balancer's log, at the steps in ``step``.
 
     ``targets`` is empty for a method that has none. Gradient norms are those of the weighted losses.
     """
@@ -78,7 +78,7 @@ class Record:
     """One finished run.
 
     Attributes:
-        spec: What was run.
+        spec: The specification of the run.
         tasks: The tasks, in order.
         curves: The balancer's log over the steps.
         evaluated_at: The steps at which the splits were evaluated; the first is 0 (before training), the last is

@@ -62,7 +62,7 @@ class _Line:
     """A quantity over the steps, for every seed.
 
     Attributes:
-        name: What it belongs to: a task or a method.
+        name: The task or the method that it belongs to.
         key: Its place in the legend.
         step: The steps ``(N,)``.
         values: The quantity ``(S, N)``, one row per seed.
@@ -103,7 +103,7 @@ def write_report(records: Iterable[Record], path: Path) -> None:
         problems=[_problem(comparison) for comparison in comparisons],
         runs=sum(len(comparison.records) for comparison in comparisons),
         scripts=[Markup(script) for script in scripts],
-        # The page's policy lets these two scripts run and nothing else, whatever the names in the records contain.
+        # The page's policy lets these two scripts run and nothing else, with any names in the records.
         hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def write_report(records: Iterable[Record], path: Path) -> None:
 
 
 def _problem(comparison: Comparison) -> dict[str, Any]:
-    """What the template shows of one comparison."""
+    """The part of the template for one comparison."""
     methods, tasks = list(comparison.runs), [task.name for task in comparison.tasks]
     rows = summarise(comparison)
     marked = sum(cell.difference is not None for row in rows if row.is_task for cell in row.cells)
@@ -159,7 +159,7 @@ def _colors(names: Sequence[str], palette: Sequence[str]) -> list[str]:
 
 
 def _flags(comparison: Comparison) -> list[str]:
-    """What a reader must know before trusting the figures, in sentences."""
+    """Warnings before the figures, in sentences."""
     flags = []
     for method, runs in comparison.runs.items():
         for seed, record in runs.items():

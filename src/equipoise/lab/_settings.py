@@ -1,4 +1,4 @@
-"""Settings as they are written on the command line: reading them, and saying what is wrong with them."""
+"""Settings as they are written on the command line: reading them, and errors by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def read_settings(owner: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Check settings against the annotations of what they set.
+    """Check settings against the annotations of their owner.
 
     Args:
-        owner: What has the settings, for messages.
+        owner: The method or problem that has the settings, for messages.
         settings: The settings by name.
         hints: The annotation of every setting that there is.
 

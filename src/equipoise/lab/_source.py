@@ -63,7 +63,7 @@ def problem_class(source: str | Path) -> type[Problem]:
 
 
 def source_of(problem: Problem) -> str:
-    """What `problem_class` finds the problem's class by: a key of ``PROBLEMS`` or the path of a file.
+    """The source by which `problem_class` finds the problem's class: a key of ``PROBLEMS`` or the path of a file.
 
     Raises:
         ValueError: The class is not in a file, so nothing would tell its runs apart after it is changed.

@@ -1,4 +1,4 @@
-"""What the runs of a comparison say: means over seeds, intervals, and paired differences from a reference method.
+"""The statistics of a comparison: means over seeds, intervals, and paired differences from a reference method.
 
 The test split is read at one evaluation of each run, chosen on the validation split by a criterion fixed beforehand:
 the smallest task-normalised loss ``mean_i L_i / L_i(0)``.
@@ -105,7 +105,7 @@ class Comparison:
     """Runs that differ in method and seed, and in nothing else.
 
     Attributes:
-        spec: What the runs have in common. Its method, method settings and seed are those of the first run.
+        spec: The settings that the runs have in common. Its method, method settings and seed are those of the first run.
         tasks: The tasks, in order.
         runs: The runs of each method by seed. The reference method comes first.
         reference: Label of the method that the others are compared with.
@@ -188,7 +188,7 @@ class Cell:
     Attributes:
         value: Mean and interval over the method's seeds.
         difference: Mean and interval of the paired difference from the reference method; None for the reference itself.
-        verdict: What the paired interval says; None where it contains 0 or does not exist.
+        verdict: The verdict of the paired interval; None where it contains 0 or does not exist.
         diverged: Number of the method's runs that diverged. The value then is NaN, never a mean over the others.
         note: A remark on the value, for instance the task that it belongs to.
     """
@@ -223,7 +223,7 @@ class Row:
 
 
 def summarise(comparison: Comparison) -> list[Row]:
-    """The rows of the comparison's table: first every task's test metric, then what they amount to.
+    """The rows of the comparison's table: first every task's test metric, then summaries.
 
     The summary rows are the mean of the metrics (where all tasks share one), the task-normalised test loss, the mean
     relative change ``delta_m``, of all tasks and of each group's, and the worst task's relative change (in %, positive is

@@ -28,7 +28,7 @@ class Store:
 
     Attributes:
         folder: The folder.
-        corrupt: What is wrong with each damaged file that was met so far, by path.
+        corrupt: The damage of each damaged file that was met so far, by path.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -60,7 +60,7 @@ class Store:
         text = json.dumps({"schema": _SCHEMA, "digest": _digest(body), "record": body}, allow_nan=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._free_path(_stem(record.spec))
-        # A name that no reader looks for: what a killed process leaves of it does no harm.
+        # A name that no reader looks for: the part that a killed process leaves does no harm.
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with unfinished.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -121,7 +121,7 @@ def _digest(body: Any) -> str:
 
 
 def _encode(value: Any, where: str = "record") -> Any:
-    """Bring a value to what JSON knows; a number that is not finite becomes ``{"float": "nan"}`` or the like."""
+    """Bring a value to the types of JSON; a number that is not finite becomes ``{"float": "nan"}`` or the like."""
     if isinstance(value, Mapping):
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:

@@ -61,7 +61,7 @@ def format_unit(row: Row) -> str:
 
 
 def format_spec(spec: RunSpec) -> str:
-    """What the runs of a comparison have in common, in one line."""
+    """The settings that the runs of a comparison have in common, in one line."""
     settings = "".join(f", {key} {value}" for key, value in spec.problem_settings.items() if key != "steps")
     return f"{spec.steps} steps{settings}, evaluated every {spec.evaluate_every} steps, {spec.device}, {spec.precision}"
 
@@ -158,6 +158,6 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """The text with what Markdown would read as mark-up escaped; underscores inside words are safe as they are."""
+    """The text with its mark-up characters escaped for Markdown; underscores inside words are safe as they are."""
     flat = " ".join(text.split())
     return re.sub(r"([\\`*<>\[\]|~$&#]|(?<!\w)_|_(?!\w))", r"\\\1", flat)

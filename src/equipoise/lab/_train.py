@@ -80,7 +80,7 @@ def run(problem: Problem, spec: RunSpec, *, threads: int = 1, on_step: Callable[
 
     Args:
         problem: The problem.
-        spec: What `specify` says of it.
+        spec: The specification that `specify` gives.
         threads: PyTorch's threads on the CPU during the run.
         on_step: Called after each step with the number of steps done.
 

@@ -38,7 +38,7 @@ def run_in_workers(
     one of its processes ends all of them.
 
     Args:
-        jobs: What to run.
+        jobs: The runs.
         workers: How many processes.
         on_started: Called when a job is handed to a worker.
         on_step: Called now and then with the number of steps that a job has done.
@@ -127,10 +127,10 @@ def _exit_with_parent() -> None:
 
 @contextmanager
 def as_run_error() -> Iterator[None]:
-    """Turn whatever goes wrong in a run into one kind of error; another may not survive the way between processes.
+    """Turn every error of a run into one kind of error; another may not survive the way between processes.
 
     Raises:
-        RunError: With the type and the message of what went wrong.
+        RunError: With the type and the message of the error.
     """
     try:
         yield

@@ -52,7 +52,7 @@ class Columns(Workload):
         return _per_column(outputs, targets)
 
     def total(self, outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
-        """One expression for all columns, as everybody writes it."""
+        """One expression for all columns, as is usual."""
         return _per_column(outputs, targets).sum()
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from equipoise.bench.workloads._workload import Workload
 
 CHANNELS = {"segmentation": 13, "depth": 1, "normals": 3}
-"""What each task predicts for every pixel: the scores of 13 classes, a depth, a direction."""
+"""The number of outputs of each task for every pixel: the scores of 13 classes, a depth, a direction."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What is measured: a network with several losses and a batch for it."""
+"""A workload: a network with several losses and a batch for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Setup = Literal["eager", "compiled", "ddp"]
 
 
 class Parts(NamedTuple):
-    """A network in three parts. ``heads`` takes the features, or a dict of them by task, and gives what the losses take."""
+    """A network in three parts. ``heads`` takes the features, or a dict of them by task, and gives the outputs that the losses take."""
 
     trunk: nn.Module
     shared_layer: nn.Module
@@ -38,7 +38,7 @@ class Workload(ABC):
     Attributes:
         setup: How the step is run.
         bfloat16: Whether forward passes and losses are computed under autocast to bfloat16.
-        last_shared: What W is, in words.
+        last_shared: A description of W.
     """
 
     setup: Setup = "eager"
@@ -72,5 +72,5 @@ class Workload(ABC):
         return self.losses(outputs, targets)
 
     def total(self, outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
-        """The sum of the losses, as somebody writes it who balances nothing."""
+        """The sum of the losses, as it is written without balancing."""
         return torch.stack(list(self.losses(outputs, targets).values())).sum()
