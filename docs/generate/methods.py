@@ -31,8 +31,8 @@ docstring.
 """
 BETWEEN = """
 
-W is the last shared layer, or other parameters that are measured; T is the number of tasks. The state of every balancer (weights,
-their mean, `L_i(0)`, counts of steps) is not listed, nor the buffers of an aggregator that is handed in.
+W is the last shared layer, or other parameters that are measured; T is the number of tasks. The state of every balancer
+(weights, their mean, `L_i(0)`, counts of steps) is not listed, nor the buffers of an aggregator that is handed in.
 
 """
 

@@ -292,7 +292,11 @@ def settings_of(name):
     return [setting for setting in own if setting not in ("tasks", "fork")]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -1e39, object(), torch.ones(2), "no such thing"], ids=["nan", "inf", "-1e39", "object", "tensor", "word"])
+@pytest.mark.parametrize(
+    "bad",
+    [math.nan, math.inf, -1e39, object(), torch.ones(2), "no such thing"],
+    ids=["nan", "inf", "-1e39", "object", "tensor", "word"],
+)
 def test_a_setting_that_means_nothing_is_refused_by_name(name, bad):
     for setting in settings_of(name):
         with pytest.raises((TypeError, ValueError), match=rf"\b{setting}\b.*; found"):

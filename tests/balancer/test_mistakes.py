@@ -10,8 +10,7 @@ from helpers.training import batches, network_and, train
 from torch import nn, optim
 
 import equipoise as eq
-from equipoise.balancer import balancer as driver
-from equipoise.balancer import first_step
+from equipoise.balancer import driver, first_step
 from equipoise.methods import gradnorm
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -1,4 +1,4 @@
-"""One small network behind every entry_point to the engine, and the slow reference for what is measured there."""
+"""One small network behind every entry point to the engine, and the slow reference of the norms measured there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Forked(nn.Module):
 
 
 class Plain(nn.Module):
-    """The same network without a fork: the code that nobody touches."""
+    """The same network without a fork: code that is not changed."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ def fork_at_the_features():
 
 
 def attached():
-    """Hooks on a model whose code is not touched."""
+    """Hooks on a model whose code is not changed."""
     network = Plain()
     source = eq.attach(network, shared_layer="shared", heads={task: f"heads.{task}" for task in TASKS})
     return network, source

@@ -17,7 +17,7 @@ from torch import distributed, multiprocessing
 
 
 def run(function, world, *arguments, seconds=600):
-    """What ``function(rank, world, *arguments)`` returns in each of ``world`` processes.
+    """The value of ``function(rank, world, *arguments)`` in each of ``world`` processes.
 
     The function must stand at the top of its module. All that it finds goes back as tensors, strings and dicts of them.
     """
@@ -28,7 +28,7 @@ def run(function, world, *arguments, seconds=600):
 
 
 def outcomes(function, world, *arguments, seconds=600):
-    """(what it returned, the text of its error) of every process; those that do not end in time are ended."""
+    """(its value, the text of its error) of every process; those that do not end in time are ended."""
     with tempfile.TemporaryDirectory() as folder:
         place = (folder, function.__code__.co_filename, function.__name__)
         context = multiprocessing.get_context("spawn")
@@ -46,7 +46,7 @@ def outcomes(function, world, *arguments, seconds=600):
 
 
 def caught(function, *arguments):
-    """What the function returns; or its error, where that is what is wanted to be seen, so that the processes can go on."""
+    """The value of the function; or its error, where that is wanted, so that the processes can go on."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -54,7 +54,7 @@ def caught(function, *arguments):
 
 
 def by_cell(ranks):
-    """(key, what every process has found) for dicts of the same keys."""
+    """(key, the values of all processes) for dicts of the same keys."""
     return [(key, [found[key] for found in ranks]) for key in ranks[0]]
 
 

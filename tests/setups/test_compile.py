@@ -15,7 +15,7 @@ import equipoise as eq
 
 pytestmark = [
     # Dynamo makes an instance of every autograd.Function that it traces; and where a graph cannot be had, it looks at the
-    # .grad of tensors that are no leaves before it gives up. Inductor still uses what PyTorch has deprecated, and in 2.6
+    # .grad of tensors that are no leaves before it gives up. Inductor still uses deprecated parts of PyTorch, and in 2.6
     # warns of its own cache.
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
@@ -101,7 +101,7 @@ def cell(entry_point, prepare, batches=fixed_sizes, **settings):
 
 
 def has_reference(entry_point):
-    """Whether the audit finds tensors to differentiate at, where what lies behind W is compiled."""
+    """Whether the audit finds tensors to differentiate at, where the part behind W is compiled."""
     return entry_point != "Fork, features"
 
 

@@ -1,4 +1,4 @@
-"""What the processes do together, what one of them may do alone, and what is saved."""
+"""The collectives of a step, the freedom of each process between two steps, and checkpoints."""
 
 import copy
 import itertools
@@ -63,7 +63,7 @@ def something_alone(model, source, balancer):
 
 
 def worker(rank, world, folder):
-    # PyTorch 2.6 does itself, in saving a checkpoint, what it warns against
+    # PyTorch 2.6 warns of its own code in saving a checkpoint
     warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
     built = {}
     for entry_point in ENTRY_POINTS:
@@ -91,9 +91,9 @@ def continued(entry_point, state):
     return train(Present(network), source, itertools.islice(parts_of(2 * STEPS, 1), STEPS, None), balancer=balancer)
 
 
-# that one process loads what two have saved is intended
+# one process loads on purpose a checkpoint that two have saved
 @pytest.mark.filterwarnings("ignore:torch.distributed is .*assuming the intent:UserWarning")
-def test_one_collective_a_step_and_what_one_process_may_do_alone_and_what_is_saved(tmp_path):
+def test_one_collective_a_step_one_process_alone_between_two_steps_and_checkpoints(tmp_path):
     for entry_point, (first, second) in processes.by_cell(processes.run(worker, 2, tmp_path)):
         for found in (first, second):
             assert found["collectives"] == [[0, 1] * 3] * 2

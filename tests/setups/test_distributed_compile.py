@@ -77,7 +77,7 @@ def compiled(rank, world, entry_point, wrap):
 
 
 def worker(rank, world):
-    # what PyTorch does itself while it compiles, and warns against
+    # PyTorch warns of its own code while it compiles
     warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     network, source = build("Fork, by rule")

@@ -1,4 +1,4 @@
-"""Evaluation between the steps: it costs nothing, and leaves no trace in what is measured."""
+"""Evaluation between the steps: it costs nothing, and leaves no trace in the measurement."""
 
 import copy
 

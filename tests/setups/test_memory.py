@@ -37,7 +37,7 @@ def living():
 
 
 def test_a_thousand_steps_leave_no_growth(parts):
-    train(parts, 500)  # what Python keeps for reuse has grown to its size by then
+    train(parts, 500)  # the memory that Python keeps for reuse has grown to its size by then
     tensors, blocks, most = living()
     train(parts, 1000)
     tensors_after, blocks_after, most_after = living()
@@ -47,7 +47,7 @@ def test_a_thousand_steps_leave_no_growth(parts):
 
 
 def test_no_step_keeps_its_graph(parts):
-    """What a graph has saved is gone as soon as the loss is, without the help of the garbage collector."""
+    """The tensors that a graph has saved are gone as soon as the loss is, without the help of the garbage collector."""
     network, balancer, _ = parts
     saved = []
     network.trunk[2].register_forward_pre_hook(lambda module, inputs: saved.append(weakref.ref(inputs[0])))
@@ -60,7 +60,7 @@ def test_no_step_keeps_its_graph(parts):
             assert saved.pop()() is None
         total = balancer({task: output.square().mean() for task, output in network(x).items()})
         assert saved[0]() is not None
-        del total  # nobody has called backward on it
+        del total  # without a backward pass
         assert saved.pop()() is None
     finally:
         gc.enable()

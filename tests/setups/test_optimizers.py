@@ -1,4 +1,4 @@
-"""Whatever steps the network: several optimisers, closures, averages of the weights, clipping and decay."""
+"""Ways to step the network: several optimisers, closures, averages of the weights, clipping and decay."""
 
 import copy
 import itertools
@@ -81,7 +81,7 @@ def vector(network):
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_an_average_of_the_model(entry_point):
-    """It is a copy with a fork of its own: used in between, in whatever mode, it leaves the run alone."""
+    """It is a copy with a fork of its own: used in between, in any mode, it leaves the run alone."""
     averages = []
 
     def backward(network, balancer, x, y):

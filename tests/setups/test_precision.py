@@ -12,7 +12,7 @@ import equipoise as eq
 
 SCALE = 65536.0
 COUNTS = ("skipped_steps", "_extra_state")
-"""What a skipped step does change: how many there were, of each kind."""
+"""A skipped step does change these: how many there were, of each kind."""
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,7 +41,7 @@ def test_autocast(entry_point, name):
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_loss_scale(entry_point):
-    """What scales the total loss scales all that is measured, and is undone."""
+    """A factor of the total loss scales all that is measured, and is undone."""
 
     def backward(network, balancer, x, y):
         (SCALE * balancer(losses_of(network, x, y))).backward()

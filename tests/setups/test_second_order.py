@@ -81,7 +81,7 @@ def test_a_derivative_by_the_inputs(entry_point):
 
 
 def test_a_derivative_by_the_inputs_that_meets_the_features_at_the_fork_only():
-    """The derivative of the layer below the fork does not depend on what that layer gives."""
+    """The derivative of the layer below the fork does not depend on that layer's output."""
 
     def linear_below(network):
         network.trunk[3] = nn.Identity()

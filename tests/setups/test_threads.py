@@ -38,13 +38,13 @@ def test_threads(entry_point):
         train(network, balancer, seed, lambda: None)
     barrier = threading.Barrier(len(SEEDS))
     threads = [
-        threading.Thread(target=train, args=(*each, seed, lambda: barrier.wait(timeout=30)), daemon=True)
+        threading.Thread(target=train, args=(*each, seed, lambda: barrier.wait(timeout=600)), daemon=True)
         for seed, each in zip(SEEDS, together, strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=600)
         assert not thread.is_alive()
     for (network, balancer), (other_network, other_balancer) in zip(alone, together, strict=True):
         assert balancer.weights.std() > 0.05

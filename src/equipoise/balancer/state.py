@@ -15,9 +15,10 @@ from equipoise.balancer.total_loss import NOTE_ROWS
 from equipoise.engine.probe import Probe
 
 _FACTS = 3
-"""Numbers in the extra state before the names of the tasks: the steps so far, whether the balancer is frozen, and whether all
-tasks are known to have their ``L_i(0)``. That is looked up at few steps; a restored balancer must not know it earlier, as a step
-that is noted and one that is not give total losses that may differ in the last bit, and count skipped steps differently."""
+"""Numbers in the extra state before the names of the tasks: the steps so far, whether the balancer is frozen, and whether
+all tasks are known to have their ``L_i(0)``. That is looked up at few steps; a restored balancer must not know it earlier, as
+a step that is noted and one that is not give total losses that may differ in the last bit, and count skipped steps
+differently."""
 
 
 class SavedState(nn.Module):

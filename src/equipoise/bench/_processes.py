@@ -18,7 +18,7 @@ import torch
 from torch import distributed
 
 _SHARE_OF_MEMORY = 0.75
-"""The part of the memory that all processes together may take on a CPU, so that they fail by themselves before the machine does."""
+"""The part of the memory that all processes may take on a CPU, so that they fail by themselves before the machine does."""
 
 
 class LostError(Exception):

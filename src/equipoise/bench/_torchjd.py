@@ -24,7 +24,7 @@ def mtl_backward(case: Case, *, aggregator: str) -> Callable[[], None]:
 
     network, aggregate = case.network, getattr(aggregation, aggregator)()
     shared = [*network.trunk.parameters(), *network.shared_layer.parameters()]
-    in_one_graph = not isinstance(network.heads, Heads)  # each loss then needs the graph that the one before has passed through
+    in_one_graph = not isinstance(network.heads, Heads)  # each loss needs the graph of the one before
 
     def step() -> None:
         with case.precision():

@@ -71,11 +71,15 @@ def reference(source: GradientSource, losses: Mapping[str, Tensor]) -> Reference
         return Reference(left_out="the model was compiled as a whole, and there is no W")
     tasks, rows, norms, reads, depends = [], [], [], [], []
     for task, loss in losses.items():
+        retained = [(target, target.grad) for target in targets if target.retains_grad]
         try:
             with source.pause():
                 found = _gradients(loss, targets)
         except RuntimeError as error:
             return Reference(left_out=str(error).splitlines()[0])
+        finally:
+            for target, gradient in retained:  # autograd.grad fills it too
+                target.grad = gradient
         own: list[Tensor | None] = []
         number = source.tasks.index(task)
         others = set()

@@ -172,10 +172,6 @@ class GradientSource(Audited, ABC):
         """Aliases of the features, task after task, measured by ``rule``."""
         compiling = torch.compiler.is_compiling()
         gradients = self.has_gradients
-        if (
-            self.auditing and self.at_features and not (compiling or self.copying)
-        ):  # or it would fill a retained gradient
-            features = [feature.view_as(feature) for feature in features]
         rule, kept = rule.prepare(inputs, features, tasks, gradients)
         watch = None if compiling else self
         self.joins = not compiling and ddp_joins()

@@ -15,7 +15,7 @@ Setup = Literal["eager", "compiled", "ddp"]
 
 
 class Parts(NamedTuple):
-    """A network in three parts. ``heads`` takes the features, or a dict of them by task, and gives the outputs that the losses take."""
+    """A network in three parts. ``heads`` takes the features, or a dict of them by task, and gives the outputs."""
 
     trunk: nn.Module
     shared_layer: nn.Module
