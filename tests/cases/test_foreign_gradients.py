@@ -215,6 +215,16 @@ def test_a_gradient_penalty_reaches_the_layer_past_the_fork_and_is_left_to_per_l
         step_exactly(balancer, losses(net, batch(), penalised=step > 1), net.shared.parameters())
 
 
+@pytest.mark.parametrize("entry_point", ["fork", "features", "attach", "per loss"])
+def test_a_backward_pass_for_some_parameters_alone_is_refused(entry_point):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source)
+    total = balancer(net.losses(batch()))
+    total.backward(inputs=list(net.parameters()))
+    with pytest.raises(RuntimeError, match=r"found no backward pass, or one for other gradients alone \(inputs="):
+        balancer.step()
+
+
 def test_a_fork_that_is_called_twice_in_a_step_asks_for_accumulate():
     def losses(net):
         first, second = net(batch()), net(batch())

@@ -99,7 +99,7 @@ class Driver(Inspection):
         if note is None and number == 1:
             raise RuntimeError(
                 "balancer.step() comes after backward() on the balancer's total loss, taken in training mode; found no "
-                "backward pass"
+                "backward pass, or one for other gradients alone (inputs=...)"
             )
         if source is not None and note is not None and not skip:
             check_arrivals(self._method, source)

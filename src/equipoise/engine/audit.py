@@ -21,8 +21,7 @@ from equipoise.engine.rules import flat, is_sharded
 from equipoise.engine.source import GradientSource
 
 _SCALES = (2.0**16, 1.0)
-"""What a loss is multiplied with, so that no gradient vanishes on its way through float16; the second if the first "
-"overflows."""
+"""A loss is multiplied with this, so that no gradient vanishes in float16; with the second if the first overflows."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Reference:
 
     Attributes:
         tasks: The numbers of the tasks.
-        rows: Their gradients at W (at the features, where there is no W), flat ``(len(tasks), P)``.
+        rows: Their gradients at W, flat ``(len(tasks), P)``; where there is no W, at their own aliases of the features, and
+            behind these the gradients that reach the features otherwise.
         at_alias: The norms of their gradients at their own aliases ``(len(tasks),)``; NaN where there are none.
         reads: For every task the numbers of the other tasks whose features its loss reads.
         depends: For every task whether its loss depends on W.
@@ -90,7 +90,7 @@ def reference(source: GradientSource, losses: Mapping[str, Tensor]) -> Reference
                 others.add(i)
         at_w = found[: len(wanted)]
         tasks.append(number)
-        rows.append(flat(wanted, at_w))
+        rows.append(flat(wanted, at_w) if parameters else _at_features(source, number, own, wanted, at_w))
         norms.append(_norm(own, loss))
         reads.append(tuple(sorted(others)))
         depends.append(any(g is not None for g in at_w))
@@ -252,6 +252,24 @@ def _gradients(loss: Tensor, targets: Sequence[Tensor]) -> list[Tensor | None]:
         if all(g is None or bool(g.isfinite().all()) for g in found):
             break
     return found
+
+
+def _at_features(
+    source: GradientSource,
+    number: int,
+    own: Sequence[Tensor | None],
+    features: Sequence[Tensor],
+    whole: Sequence[Tensor | None],
+) -> Tensor:
+    """The gradients at a task's own aliases, and those that reach the features otherwise. One feature may depend on another."""
+    aliases = source.aliases.get(number, [])
+    arrived = [(alias, g) for alias, g in zip(aliases, own, strict=True) if g is not None]
+    unit = max((float(g.abs().max()) for _, g in arrived if g.numel()), default=0.0) or 1.0
+    with source.pause():
+        outputs, gradients = [alias for alias, _ in arrived], [(g / unit).to(alias.dtype) for alias, g in arrived]
+        through = differentiate(outputs, features, gradients)
+    otherwise = [w if w is None or t is None else w - t * unit for w, t in zip(whole, through, strict=True)]
+    return flat([*aliases, *features], [*own, *otherwise])
 
 
 def _norm(gradients: Sequence[Tensor | None], loss: Tensor) -> Tensor:
