@@ -52,8 +52,9 @@ def test_the_fork_passes_gradcheck_and_gradgradcheck(name):
         return features["a"].sin(), features["b"].square()
 
     inputs = (torch.randn(shape, requires_grad=True), *(p.detach().requires_grad_() for p in fork.parameters()))
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs)
+    many = "conv" in name  # entries of the Jacobian: along random directions then
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=many)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=many)
 
 
 def test_norms_at_the_features():

@@ -31,7 +31,8 @@ def outcomes(function, world, *arguments, seconds=600):
     """(its value, the text of its error) of every process; those that do not end in time are ended."""
     with tempfile.TemporaryDirectory() as folder:
         place = (folder, function.__code__.co_filename, function.__name__)
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # imports PyTorch once for all tests of this process
+        context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
         workers = [context.Process(target=_work, args=(rank, world, place, arguments)) for rank in range(world)]
         for worker in workers:
             worker.start()

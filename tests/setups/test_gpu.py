@@ -1,5 +1,8 @@
 """On a GPU, where there is one: the same figures, no waiting for the device, and a step in a CUDA graph."""
 
+import contextlib
+import warnings
+
 import pytest
 import torch
 from helpers import matrix
@@ -8,6 +11,18 @@ from helpers.entry_points import ENTRY_POINTS, build, data, losses_of, reference
 import equipoise as eq
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+
+@contextlib.contextmanager
+def waiting_is_an_error():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def moved(batches):
@@ -37,13 +52,9 @@ def test_norms_are_exact_and_no_step_waits_for_the_device(entry_point):
     for x, y in list(moved(data(3, seed=2))):
         expected = balancer.weights * reference_norms(entry_point, network, x, y)
         network.zero_grad()
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting_is_an_error():
             balancer(losses_of(network, x, y)).backward()
             balancer.step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         assert matrix.deviation(balancer.log()["gradient_norms"], expected) <= matrix.TOLERANCE["float64"]
     assert (balancer.weights - 1).abs().max() > 0.05
 
@@ -60,7 +71,7 @@ def test_a_cuda_graph_captures_a_step(entry_point):
         balancer.step()
         network.zero_grad()
 
-    before = {name: value.clone() for name, value in balancer.state_dict().items() if isinstance(value, torch.Tensor)}
+    before = {name: value.clone() for name, value in balancer.named_buffers()}
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -14,6 +14,7 @@ from equipoise.balancer.inspection import Inspection
 from equipoise.balancer.losses import Losses
 from equipoise.balancer.total_loss import Note
 from equipoise.engine import GradientSource
+from equipoise.engine.modes import capturing
 from equipoise.engine.processes import Processes
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Driver(Inspection):
                 source.clear()
             elif self._now.passes == 1:
                 self._first.finish(self._probe.numbers, source, self.tasks)
-        if self._now.passes == 0 and (self._first.new(self.tasks, source is not None) or (source and source.auditing)):
+        first = self._first.new(self.tasks, source is not None) or (source and source.auditing)
+        if first and self._now.passes == 0 and not capturing(self.weights.device):
             self._first.begin(self._method, given, source)
         self._now.present = given.present
         self._now.everyone = self._now.everyone is not False and given.present is None

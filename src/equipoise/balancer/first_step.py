@@ -130,7 +130,7 @@ class FirstStep:
         """
         expected, self._expected = self._expected, None
         if not self._begun:
-            self._none_for(tasks, "the balancer is called in compiled code")
+            self._none_for(tasks, "the balancer is called in compiled code, or captured in a CUDA graph")
         if expected is None or expected.at_alias is None or note is None:
             return
         places = list(expected.tasks)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.arguments import SMALLEST
 from equipoise.engine.rules import flat, is_sharded
 from equipoise.engine.source import GradientSource
 
@@ -261,15 +262,19 @@ def _at_features(
     features: Sequence[Tensor],
     whole: Sequence[Tensor | None],
 ) -> Tensor:
-    """The gradients at a task's own aliases, and those that reach the features otherwise. One feature may depend on another."""
-    aliases = source.aliases.get(number, [])
-    arrived = [(alias, g) for alias, g in zip(aliases, own, strict=True) if g is not None]
-    unit = max((float(g.abs().max()) for _, g in arrived if g.numel()), default=0.0) or 1.0
-    with source.pause():
-        outputs, gradients = [alias for alias, _ in arrived], [(g / unit).to(alias.dtype) for alias, g in arrived]
-        through = differentiate(outputs, features, gradients)
-    otherwise = [w if w is None or t is None else w - t * unit for w, t in zip(whole, through, strict=True)]
-    return flat([*aliases, *features], [*own, *otherwise])
+    """The gradients that reach the features by a task's own aliases, and the rest. One feature may depend on another."""
+    direct: list[Tensor | None] = [None] * len(features)
+    rest = list(whole)
+    for i, (alias, g) in enumerate(zip(source.aliases.get(number, []), own, strict=True)):
+        if g is None:
+            continue
+        unit = g.abs().amax().nan_to_num(1.0).clamp(min=SMALLEST) if g.numel() else 1.0  # else it may vanish in float16
+        with source.pause():
+            found = differentiate([alias], features, [(g / unit).to(alias.dtype)])
+        through = [None if t is None else t.to(g.dtype) * unit for t in found]
+        direct[i] = through[i]
+        rest = [w if w is None or t is None else w - t for w, t in zip(rest, through, strict=True)]
+    return flat([*features, *features], [*direct, *rest])
 
 
 def _norm(gradients: Sequence[Tensor | None], loss: Tensor) -> Tensor:

@@ -22,3 +22,8 @@ def exporting() -> bool:
     return compiler.is_compiling() and (
         not compiler.is_dynamo_compiling() or getattr(compiler, "_is_exporting_flag", False)
     )
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured, in which no value may be read on the host."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -162,7 +162,8 @@ class _LossNode(torch.autograd.Function):
         if call.source.paused or not call.here or not reaches_the_probe(ctx):
             return None, None, gradient, *nothing
         with torch.no_grad():
-            scales = gradient.detach()[list(call.here)]
+            scaled = gradient.detach().unbind()
+            scales = [scaled[i] for i in call.here]  # a list as an index would be copied to the device, which waits
             found = _gradients(call, values, each, scales)
             call.source.record([i for i, row in zip(call.here, found, strict=True) if row is not None])
             tasks = len(values)
@@ -175,11 +176,12 @@ class _LossNode(torch.autograd.Function):
                 rows = gradient.new_zeros(2, tasks, dtype=ctx.dtype)
                 for i, row in zip(call.here, found, strict=True):
                     if row is not None:
-                        rows[0, i], rows[1, i] = squared_norm(row), 1
+                        rows[0, i] = squared_norm(row)
+                        rows[1, i].fill_(1)  # a number that is assigned would be copied to the device
         return None, rows, gradient, *nothing
 
 
-def _gradients(call: LossCall, values: Tensor, each: Sequence[Tensor], scales: Tensor) -> list[Tensor | None]:
+def _gradients(call: LossCall, values: Tensor, each: Sequence[Tensor], scales: Sequence[Tensor]) -> list[Tensor | None]:
     """The gradient of every loss that is here, flat; None where the loss does not depend on W."""
     found: list[Tensor | None] = []
     if len(each) >= LEAST_BATCHED:
@@ -204,7 +206,7 @@ def _one(call: LossCall, loss: Tensor, scale: Tensor) -> Tensor | None:
     return flat(call.parameters, found) if any(g is not None for g in found) else None
 
 
-def _batched(call: LossCall, values: Tensor, rows: range, scales: Tensor) -> list[Tensor]:
+def _batched(call: LossCall, values: Tensor, rows: range, scales: Sequence[Tensor]) -> list[Tensor]:
     weights = values.new_zeros(len(rows), len(values))
     for row, i in enumerate(rows):
         weights[row, call.here[i]] = scales[i]
