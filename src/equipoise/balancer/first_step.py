@@ -108,12 +108,12 @@ class FirstStep:
             source.forget_aliases()
             return
         self._expected = reference(source, losses)
+        self._limit = tolerance(source, given.values)
+        self._half = torch.float16 in precisions(source, given.values)
         source.forget_aliases()
         if self._expected.left_out:
             self._leave_out(source, losses.keys())
             return
-        self._limit = tolerance(source, given.values)
-        self._half = torch.float16 in precisions(source, given.values)
         if self.balances:
             self._balance(balancer, self._expected, [*losses])
 

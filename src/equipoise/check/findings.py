@@ -13,7 +13,7 @@ from equipoise.balancer.first_step import check_first_loss
 from equipoise.check.report import CheckReport, Finding, apart, found
 from equipoise.engine import GradientSource
 from equipoise.engine.audit import STATIC_GRAPH, Reference, cause, differentiate, past_the_fork, wrapper_of
-from equipoise.engine.rules import flat
+from equipoise.engine.autograd_rule import flat
 
 ONE_WAY = ("donated buffer", "use_reentrant", "fully_shard", "static_graph")
 """Words in the reasons why a graph that can be trained cannot be audited."""

@@ -13,7 +13,7 @@ from equipoise.balancer.first_step import FirstStep
 from equipoise.combine.combination import Call
 from equipoise.engine import Fork
 from equipoise.engine.audit import wrapper_of
-from equipoise.engine.rules import flat
+from equipoise.engine.autograd_rule import flat
 
 
 def audit(fork: Fork, calls: Sequence[Call], first: FirstStep, losses: Mapping[str, Tensor]) -> None:

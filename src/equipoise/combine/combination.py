@@ -146,7 +146,7 @@ class Combination:
             features = [feature.view_as(feature) for feature in features]
         rule, kept = None, list[Tensor]()
         if self._at_layer:
-            rule, kept = self.fork.rule_for(given, features).prepare(given, features, len(self.fork.tasks), True)
+            rule, kept = self.fork.rule_for(given, features).prepare(given, features, len(self.fork.tasks), False)
         aliases: Sequence[Tensor] = _Node.apply(self, rule, len(features), self.probe.leaf, *kept, *features)
         if self.calls is not None:
             self.calls.append(Call(features, aliases))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.arguments import described, sequence_of_names
+from equipoise.engine.autograd_rule import AutogradRule
 from equipoise.engine.parameters import shared_parameters
-from equipoise.engine.rules import AutogradRule
 from equipoise.engine.source import GradientSource
 from equipoise.engine.structure import split
 
@@ -131,7 +131,7 @@ class Attached(GradientSource):
             return inputs
         if not torch.compiler.is_compiling():
             self._place()
-        rule = AutogradRule(tuple(self.measured_parameters.values()))
+        rule = AutogradRule([*self.measured_parameters.values()])
         return put(self._fan_out(rule, None, tensors, probe=i, first=i))
 
     def _rows(self) -> list[int]:

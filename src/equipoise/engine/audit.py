@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import SMALLEST
-from equipoise.engine.rules import flat, is_sharded
+from equipoise.engine.autograd_rule import flat, is_sharded
 from equipoise.engine.source import GradientSource
 
 _SCALES = (2.0**16, 1.0)
@@ -162,7 +162,7 @@ def deviations(norms: Tensor, expected: Tensor) -> Tensor:
 
 def precisions(source: GradientSource, values: Tensor) -> set[torch.dtype]:
     """Those that a gradient passes through on its way from the losses to W, also where autocast was on for a part of it."""
-    dtypes = {values.dtype, *(p.dtype for p in source.measured_parameters.values()), *source.precisions}
+    dtypes = {values.dtype, *(t.dtype for t in (*source.measured_parameters.values(), *source.features))}
     for node in _graph([values]):
         dtypes.update(metadata.dtype for metadata in getattr(node, "_input_metadata", ()))
     return {dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex}

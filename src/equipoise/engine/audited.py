@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from equipoise.engine.node import AuditedCall
+from equipoise.engine.node import ForkCall
 from equipoise.engine.probe import Probe
+from equipoise.engine.rules import squared_norm
+
+
+@dataclass
+class AuditedCall:
+    """A forward pass that is kept for the audit, until the next one after its backward pass.
+
+    Attributes:
+        call: The call of the fork.
+        aliases: The aliases of each of its tasks, one after the other.
+        features: The features.
+        arrived: Whether a backward pass has come through.
+    """
+
+    call: ForkCall
+    aliases: list[list[Tensor]]
+    features: list[Tensor]
+    arrived: bool = False
 
 
 class Audited:
-    """The part of a source that the audit and the checks of a step ask."""
+    """The part of a source that the audit and the checks of a step ask.
 
+    Attributes:
+        auditing: Whether the aliases of a forward pass are kept for the audit.
+        copying: Whether these aliases are copies then; see `examine`.
+        paused: Whether backward passes are let through unmeasured.
+        alias_squares: While auditing, the squared norm of all that has arrived at the aliases of a task, by its number.
+    """
+
+    reads: ClassVar[str] = "features[{!r}]"
+    """How a message calls the tensor that the head of a task reads."""
     tasks: tuple[str, ...]
-    reads: ClassVar[str]
     at_features: bool
     has_gradients: Any
     measured_parameters: Any
     passes: Any
     plan: Any
-    clear: Any
     keep_gradients: bool
-    owner: object
     auditing: bool
     copying: bool
     paused: bool
-    _probes: list[Probe]
+    alias_squares: dict[int, Tensor]
     _nodes: list[int]
-    _arrived: Counter[int]
+    _arrived: dict[int, int]
+    _audited: list[AuditedCall]
+    _probes: list[Probe]
+    _passes: list[int]
+
+    @staticmethod
+    def _nothing_seen() -> dict[str, Any]:
+        seen: dict[str, Any] = {"_nodes": [], "_arrived": {}, "_audited": [], "alias_squares": {}}
+        return seen | {"auditing": False, "copying": False, "paused": False}
 
     def forget_aliases(self) -> None:
         """Let go of what was kept for an audit."""
-        self._audited: list[AuditedCall] = []
+        self._audited.clear()
 
     @property
     def aliases(self) -> dict[int, list[Tensor]]:
@@ -92,10 +125,56 @@ class Audited:
         """
         before = dict(vars(self))
         try:
-            self._probes, self.auditing, self.copying, self.owner = [], measure, measure, None
-            self.forget_aliases()
-            self.clear()
+            vars(self).update(
+                self._nothing_seen(), _probes=[], _passes=[], owner=None, auditing=measure, copying=measure
+            )
             self.plan(measure, gradients=self.keep_gradients)
             yield
         finally:
             vars(self).update(before)
+
+    def _kept_for_audit(self, call: ForkCall, aliases: Sequence[Tensor], features: list[Tensor]) -> Sequence[Tensor]:
+        """The aliases, each under the name of its task."""
+        if self.paused:
+            return aliases
+        size, first, tasks = len(features), call.first, call.tasks
+        hand_out = (lambda _, a: a.clone()) if self.copying else named
+        aliases = [hand_out(self.tasks[first + i // size], a) if i < tasks * size else a for i, a in enumerate(aliases)]
+        own = [list(aliases[i * size : (i + 1) * size]) for i in range(tasks)]
+        self._audited[:] = [one for one in self._audited if not one.arrived]  # a warm-up's graphs must not pile up
+        self._audited.append(AuditedCall(call, own, features))
+        return aliases
+
+    def _audit_arrival(self, call: ForkCall, tasks: Iterable[int], gradients: Sequence[Tensor | None]) -> None:
+        """Add up the squared norms that arrive at the aliases."""
+        size = len(gradients) // (call.tasks + call.others)
+        for one in self._audited:
+            one.arrived = one.arrived or one.call is call
+        for i in tasks:
+            squares = [squared_norm(g.detach()) for g in gradients[i * size : (i + 1) * size] if g is not None]
+            square = torch.stack(squares).sum()
+            before = self.alias_squares.get(call.first + i)
+            self.alias_squares[call.first + i] = square if before is None else before + square
+
+
+class NamedAlias(torch.autograd.Function):
+    """An identity whose name PyTorch prints where a head works in place on its output."""
+
+    @staticmethod
+    def forward(ctx: Any, alias: Tensor) -> Tensor:
+        """Return a view."""
+        return alias.view_as(alias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Hand the gradient on."""
+        return gradient
+
+
+def named(task: str, alias: Tensor) -> Tensor:
+    """The alias under a name that tells, in PyTorch's own error, which head works in place on it, and the remedy."""
+    text = (
+        f"[the features of task {task!r}; its head must not work in place on them: use inplace=False or clone() first]"
+    )
+    function: type[torch.autograd.Function] = type(text, (NamedAlias,), {})
+    return function.apply(alias)  # type: ignore[no-any-return]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
-from equipoise.engine.rules import AutogradRule, Gradients, LayerRule, LinearRule, split_layer
+from equipoise.engine.autograd_rule import AutogradRule
+from equipoise.engine.rules import Gradients, LayerRule, LinearRule, split_layer
 
 
 def rule_of(
@@ -32,7 +33,7 @@ def rule_of(
                 found = rule(layer)
                 if found is not None:
                     return found
-    return AutogradRule(tuple(parameters.values()))
+    return AutogradRule([*parameters.values()])
 
 
 def _is_plain(layer: nn.Module, inputs: Any, output: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 Forward, every task gets a view of the features, its alias. Backward, the gradients of the weighted losses arrive here apart
 from each other; their sum goes on into the trunk, as if nothing had been here, and each is measured on the way, while it is in
-the cache. What was measured leaves the graph as the gradient of a `Probe`. So there is no second backward pass, the node keeps
+the cache. The measurement leaves the graph as the gradient of a `Probe`. So there is no second backward pass, the node keeps
 no state of its own, and whatever holds for the gradient of a leaf (accumulation, compilation, checkpointing) holds here.
 
 There are two forms of the measurement. Either row i of the probe is the gradient of task i at W, which adds up over backward
@@ -12,29 +12,19 @@ that needs no room, but is exact only where this number is 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from equipoise.engine.rules import Gradients, LayerRule
+from equipoise.engine.rules import LayerRule
+
+if TYPE_CHECKING:
+    from equipoise.engine.source import GradientSource
 
 
-class Watch(Protocol):
-    """Who is told, outside of compiled code, which tasks' gradients have arrived; see `GradientSource`."""
-
-    paused: bool
-
-    def arrived(self, call: ForkCall, tasks: Sequence[int], gradients: Sequence[Gradients]) -> None:
-        """The gradients of these of its tasks have arrived at a node."""
-
-
-@dataclass(frozen=True)
-class ForkCall:
-    """One call of a fork: what its node is to do.
+class ForkCall(NamedTuple):
+    """One call of a fork, and the work of its node.
 
     Attributes:
         rule: How a gradient at W follows from one at the features.
@@ -44,7 +34,7 @@ class ForkCall:
         tasks: How many tasks are measured.
         others: How many further aliases are handed out that belong to no task.
         kept: How many tensors are kept for the rule.
-        watch: Who is told what arrives; None in compiled code.
+        source: Where arrivals are counted; None in compiled code.
     """
 
     rule: LayerRule
@@ -54,24 +44,7 @@ class ForkCall:
     tasks: int
     others: int
     kept: int
-    watch: Watch | None
-
-
-@dataclass
-class AuditedCall:
-    """A forward pass that is kept for the audit, until the next one after its backward pass.
-
-    Attributes:
-        call: The call of the fork.
-        aliases: The aliases of each of its tasks, one after the other.
-        features: The features.
-        arrived: Whether a backward pass has come through.
-    """
-
-    call: ForkCall
-    aliases: list[list[Tensor]]
-    features: list[Tensor]
-    arrived: bool = False
+    source: GradientSource | None
 
 
 class ForkNode(torch.autograd.Function):
@@ -99,21 +72,19 @@ class ForkNode(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """Measure every task's gradients at the features, and add them up."""
         call, size, kept = ctx.call, ctx.features, ctx.saved_tensors
-        measure = call.watch is None or (not call.watch.paused and reaches_the_probe(ctx))
+        measure = call.source is None or (not call.source.paused and reaches_the_probe(ctx))
         differentiable = torch.is_grad_enabled()
         number = call.rule.gradient if call.gradients else call.rule.squared_norm
-        places: list[int] = []
-        found: list[Tensor] = []
+        found: dict[int, Tensor] = {}
         sums: list[Tensor | None] = [None] * size
         owned = [False] * size
-        aliases = [gradients[i : i + size] for i in range(0, len(gradients), size)]
-        for place, own in enumerate(aliases):
+        for place in range(len(gradients) // size):
+            own = gradients[place * size : (place + 1) * size]
             if own[0] is None and all(g is None for g in own):
                 continue
             if measure and place < call.tasks:  # first, while the gradient is in the cache
-                places.append(place)
-                with torch.no_grad() if differentiable else _NOTHING:
-                    found.append(number(kept, own))
+                seen = own if not differentiable else [None if g is None else g.detach() for g in own]
+                found[place] = number(kept, seen)
             for i, g in enumerate(own):
                 total = sums[i]
                 if total is None or g is None:
@@ -122,14 +93,9 @@ class ForkNode(torch.autograd.Function):
                     total.add_(g)  # takes no more room, but cannot be differentiated
                 else:
                     sums[i], owned[i] = total + g, True
-        if call.watch is not None and measure:
-            call.watch.arrived(call, places, [aliases[place] for place in places])
-        with torch.no_grad() if differentiable else _NOTHING:
-            rows = _rows(found, places, call, ctx.columns, ctx.dtype) if found else None
-        return None, rows, *(None,) * call.kept, *sums
-
-
-_NOTHING: AbstractContextManager[None] = nullcontext()
+        if call.source is not None and measure:
+            call.source.arrived(call, found, gradients)
+        return None, _rows(found, call, ctx.columns, ctx.dtype) if found else None, *(None,) * call.kept, *sums
 
 
 def reaches_the_probe(ctx: Any) -> bool:
@@ -137,41 +103,18 @@ def reaches_the_probe(ctx: Any) -> bool:
     return torch.compiler.is_compiling() or torch._C._will_engine_execute_node(ctx.next_functions[0][0])
 
 
-def _rows(found: list[Tensor], places: list[int], call: ForkCall, columns: int, dtype: torch.dtype) -> Tensor:
-    """What goes to the probe: ``(T, P)`` gradients, or squared norms and counts ``(2, T)``."""
+def _rows(found: dict[int, Tensor], call: ForkCall, columns: int, dtype: torch.dtype) -> Tensor:
+    """The gradient of the probe: ``(T, P)`` gradients, or squared norms and counts ``(2, T)``."""
     if call.gradients:
-        rows = found[0].new_zeros(call.tasks, columns, dtype=dtype)
-        for place, gradient in zip(places, found, strict=True):
+        rows = next(iter(found.values())).new_zeros(call.tasks, columns, dtype=dtype)
+        for place, gradient in found.items():
             rows[place] = gradient.reshape(-1)
         return rows
-    squares = torch.stack(found).to(dtype).clamp(min=0)  # rounding may leave less than nothing
+    squares = torch.stack([*found.values()]).to(dtype).clamp(min=0)  # rounding may leave less than nothing
     rows = torch.stack([squares, torch.ones_like(squares)])
-    if len(places) == call.tasks:
+    if len(found) == call.tasks:
         return rows
     whole = rows.new_zeros(2, call.tasks)
-    for i, place in enumerate(places):
+    for i, place in enumerate(found):
         whole[:, place] = rows[:, i]
     return whole
-
-
-class NamedAlias(torch.autograd.Function):
-    """An identity whose name PyTorch prints where a head works in place on its output."""
-
-    @staticmethod
-    def forward(ctx: Any, alias: Tensor) -> Tensor:
-        """Return a view."""
-        return alias.view_as(alias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Hand the gradient on."""
-        return gradient
-
-
-def named(task: str, alias: Tensor) -> Tensor:
-    """The alias under a name that tells, in PyTorch's own error, which head works in place on it, and the remedy."""
-    text = (
-        f"[the features of task {task!r}; its head must not work in place on them: use inplace=False or clone() first]"
-    )
-    function: type[torch.autograd.Function] = type(text, (NamedAlias,), {})
-    return function.apply(alias)  # type: ignore[no-any-return]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.arguments import described, sequence_of_names
+from equipoise.engine.autograd_rule import RESHARDED, autograd, flat, is_sharded
 from equipoise.engine.node import reaches_the_probe
 from equipoise.engine.parameters import refuse_parts, shared_parameters
-from equipoise.engine.rules import RESHARDED, autograd, flat, is_sharded, squared_norm
+from equipoise.engine.rules import squared_norm
 from equipoise.engine.source import GradientSource
 
 LEAST_BATCHED = 8
@@ -125,7 +126,8 @@ class PerLoss(GradientSource):
     def record(self, tasks: Sequence[int]) -> None:
         """Told by a node: the gradients of these tasks have arrived."""
         self._nodes[0] += 1
-        self._arrived.update(tasks)
+        for i in tasks:
+            self._arrived[i] = self._arrived.get(i, 0) + 1
 
 
 class LossCall(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,48 +13,40 @@ from torch import Tensor
 from equipoise.arguments import task_names
 from equipoise.engine.audited import Audited
 from equipoise.engine.modes import exporting, in_transform
-from equipoise.engine.node import AuditedCall, ForkCall, ForkNode, named
+from equipoise.engine.node import ForkCall, ForkNode
 from equipoise.engine.probe import Probe
 from equipoise.engine.processes import Processes, ddp_joins
-from equipoise.engine.rules import Gradients, LayerRule, square_dtype, squared_norm
+from equipoise.engine.rules import LayerRule, square_dtype
 
 
 class GradientSource(Audited, ABC):
     """Measures the norm of every task's gradient at the parameters W, while the caller calls ``backward()``.
 
-    A balancer says before a forward pass whether it is measured (`plan`), clears what lies here when a step begins (`clear`),
-    and reads what the backward passes of the step have left (`measured`, `norms`).
+    A balancer says before a forward pass whether it is measured (`plan`), clears the probes when a step begins (`clear`), and
+    reads the measurement that the backward passes of the step have left (`measured`, `norms`).
 
     Attributes:
         tasks: The names of the tasks, in the order of every tensor ``(T,)``.
         owner: The token of the balancer that measures here; there is one at a time.
         measuring: Whether forward passes are measured.
         keep_gradients: Whether task gradients are kept, and not norms alone.
-        auditing: Whether the aliases of a forward pass are kept for the audit.
-        copying: Whether these aliases are copies then; see `examine`.
-        precisions: While auditing, the precisions of the features.
         joins: Whether the last forward pass was one of a DistributedDataParallel under ``join``.
     """
 
-    tasks: tuple[str, ...]
     training: bool
     at_features: bool = False
     taps: ClassVar[bool] = False
     """Whether this source measures at the losses themselves; see `tap`."""
-    reads: ClassVar[str] = "features[{!r}]"
-    """How a message calls what the head of a task reads."""
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = task_names(tasks)
         self.owner: object = None
-        self.measuring = self.keep_gradients = self.auditing = self.copying = self.paused = False
-        self._probes: list[Probe] = []
-        self._last_parameters: dict[str, Tensor] | None = None
-        self.precisions: tuple[torch.dtype, ...] = ()
+        self.measuring = self.keep_gradients = self.joins = False
         self._processes: Processes | None = None
-        self.joins = False
-        self.forget_aliases()
-        self.clear()
+        self._probes: list[Probe] = []
+        self._passes: list[int] = []
+        self._last_parameters: dict[str, Tensor] = {}
+        vars(self).update(self._nothing_seen())
 
     @property
     @abstractmethod
@@ -68,11 +60,11 @@ class GradientSource(Audited, ABC):
     @property
     def measured_parameters(self) -> dict[str, Tensor]:
         """W as it was in the last measured forward pass, by name."""
-        return self.shared_parameters if self._last_parameters is None else self._last_parameters
+        return self._last_parameters or self.shared_parameters
 
     @property
     def has_gradients(self) -> bool:
-        """Whether what is measured are gradients, and not squared norms."""
+        """Whether gradients are measured, and not squared norms."""
         return self.keep_gradients and not self.at_features
 
     @property
@@ -89,6 +81,8 @@ class GradientSource(Audited, ABC):
             processes: Those whose measurements are averaged: where there are several, or will be, gradients are kept as well.
         """
         keep = gradients or (processes is not None and processes.number > 1)
+        if (measure, keep, processes) == (self.measuring, self.keep_gradients, self._processes):
+            return
         if keep != self.keep_gradients:
             self._probes = []
         self.measuring, self.keep_gradients, self._processes = measure, keep, processes
@@ -97,13 +91,12 @@ class GradientSource(Audited, ABC):
         """Drop what lies here, for a step begins."""
         for probe in self._probes:
             probe.clear()
-        self._passes = [0] * len(self._probes)
-        self._nodes = [0] * len(self._probes)
-        self._arrived: Counter[int] = Counter()
-        self.alias_squares: dict[int, Tensor] = {}
+        self._passes[:] = self._nodes[:] = [0] * len(self._probes)
+        self._arrived.clear()
+        self.alias_squares.clear()
 
     def measured(self) -> Tensor:
-        """What the backward passes since the last `clear` have left; zeros where nothing arrived.
+        """The sum over the backward passes since the last `clear`; zeros where nothing arrived.
 
         Returns:
             The gradient at W of every weighted loss ``(T, P)``, or squared norms and, below, of how many nodes each is the
@@ -130,28 +123,20 @@ class GradientSource(Audited, ABC):
         """The losses ``(T,)`` to be weighted: ``values``, or aliases of them where this source measures at the losses."""
         return values
 
-    def arrived(self, call: ForkCall, tasks: Sequence[int], gradients: Sequence[Gradients]) -> None:
-        """Told by a node: the gradients of these of its tasks have arrived."""
+    def arrived(self, call: ForkCall, tasks: Iterable[int], gradients: Sequence[Tensor | None]) -> None:
+        """Told by a node: the gradients of these of its tasks have arrived, among those of all its aliases."""
         self._nodes[call.probe] += 1
-        self._arrived.update(call.first + i for i in tasks)
+        for i in tasks:
+            self._arrived[call.first + i] = self._arrived.get(call.first + i, 0) + 1
         if self.auditing:
-            for one in self._audited:
-                one.arrived = one.arrived or one.call is call
-            for i, own in zip(tasks, gradients, strict=True):
-                square = sum(squared_norm(g.detach()) for g in own if g is not None)
-                before = self.alias_squares.get(call.first + i, 0.0)
-                self.alias_squares[call.first + i] = before + square  # type: ignore[assignment]
+            self._audit_arrival(call, tasks, gradients)
 
     def _measures(self) -> bool:
         """Whether the forward pass at hand is measured."""
         if not (self.measuring and self._trains()):
             return False
-        if (
-            not (self.keep_gradients or torch.compiler.is_compiling())
-            and self._processes
-            and self._processes.number > 1
-        ):
-            self.plan(True, gradients=False, processes=self._processes)  # they have met since the last step
+        if not (self.keep_gradients or torch.compiler.is_compiling()):
+            self.plan(True, gradients=False, processes=self._processes)  # they may have met since the last step
         return True
 
     def _trains(self) -> bool:
@@ -170,23 +155,14 @@ class GradientSource(Audited, ABC):
         others: int = 0,
     ) -> Sequence[Tensor]:
         """Aliases of the features, task after task, measured by ``rule``."""
-        compiling = torch.compiler.is_compiling()
-        gradients = self.has_gradients
-        rule, kept = rule.prepare(inputs, features, tasks, gradients)
-        watch = None if compiling else self
-        self.joins = not compiling and ddp_joins()
-        call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), watch)
+        compiling, gradients = torch.compiler.is_compiling(), self.has_gradients
+        rule, kept = rule.prepare(inputs, features, tasks, not gradients)
+        if not compiling and self.joins != ddp_joins():
+            self.joins = not self.joins
+        source = None if compiling else self
+        call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), source)
         aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[probe].leaf, *kept, *features)
-        if compiling or not self.auditing or self.paused:
-            return aliases
-        size = len(features)
-        hand_out = (lambda _, a: a.clone()) if self.copying else named
-        aliases = [hand_out(self.tasks[first + i // size], a) if i < tasks * size else a for i, a in enumerate(aliases)]
-        own = [list(aliases[i * size : (i + 1) * size]) for i in range(tasks)]
-        self._audited = [one for one in self._audited if not one.arrived]  # a warm-up's graphs must not pile up
-        self._audited.append(AuditedCall(call, own, features))
-        self.precisions = tuple({feature.dtype for feature in self.features})
-        return aliases
+        return self._kept_for_audit(call, aliases, features) if self.auditing and not compiling else aliases
 
     def _rows(self) -> list[int]:
         """The number of tasks that each probe holds."""
@@ -203,31 +179,30 @@ class GradientSource(Audited, ABC):
     def _place(self, device: torch.device | None = None) -> None:
         """Have the probes fit W: its device, its precision or better, its size where gradients are kept."""
         parameters = self.shared_parameters
-        self._last_parameters = parameters or None
+        self._last_parameters.clear()
+        self._last_parameters.update(parameters)
         first = next(iter(parameters.values()), None)
         device = first.device if first is not None else device or self._device()
-        columns, dtype = 0, square_dtype(device)
+        columns, dtype = 2, square_dtype(device)
         if self.has_gradients:
             columns, dtype = self._columns(parameters), torch.float32
             for parameter in parameters.values():
-                dtype = torch.promote_types(dtype, parameter.dtype)
-            dtype = dtype.to_real()
-        shapes = [(rows, columns) if self.has_gradients else (2, rows) for rows in self._rows()]
-        if len(self._probes) == len(shapes) and all(
-            probe.fits(shape, dtype, device) for probe, shape in zip(self._probes, shapes, strict=True)
-        ):
-            return
-        self._probes = [Probe(shape, dtype, device, self._counter(i)) for i, shape in enumerate(shapes)]
-        self.clear()
+                dtype = torch.promote_types(dtype, parameter.dtype).to_real()
+        rows = self._rows()
+        fitting = len(rows) == len(self._probes)
+        for i, probe in enumerate(self._probes):
+            shape = (rows[i], columns) if self.has_gradients else (2, rows[i])
+            fitting = fitting and probe.fits(shape, dtype, device)
+        if not fitting:
+            shapes = [(n, columns) if self.has_gradients else (2, n) for n in rows]
+            self._probes = [Probe(shape, dtype, device, partial(self._passed, i)) for i, shape in enumerate(shapes)]
+            self.clear()
 
-    def _counter(self, i: int) -> Any:
-        def count() -> None:
-            self._passes[i] += 1
-
-        return count
+    def _passed(self, i: int) -> None:
+        """A backward pass has left something at the probe of this number."""
+        self._passes[i] += 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is measured belongs to the step at hand, and does not travel."""
-        gone: dict[str, Any] = {"_probes": [], "_passes": [], "_nodes": [], "_arrived": Counter(), "alias_squares": {}}
-        alone = {"measuring": False, "auditing": False}  # until the balancer of the copy plans its next step
-        return {**self.__dict__, **gone, **alone, "_audited": [], "_last_parameters": None, "_processes": None}
+        """The measurement belongs to the step at hand and does not travel; the balancer of a copy plans its next step."""
+        fresh: dict[str, Any] = {"_probes": [], "_passes": [], "_last_parameters": {}, **self._nothing_seen()}
+        return {**self.__dict__, **fresh, "measuring": False, "_processes": None}
