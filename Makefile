@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test quick check bench clean
+.PHONY: demo test quick check docs bench clean
 
 # yeast lies inside a package that needs Python 3.11
 demo: $(VENV)/installed
@@ -23,6 +23,11 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# the site, in build/docs; needs Python 3.11, and a warning is an error
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,docs]"
+	$(BIN)/python -m sphinx -W --keep-going --quiet docs build/docs
+
 # for hours, on a machine with nothing else to do
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,bench]"
@@ -36,4 +41,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs dist
+	rm -rf $(VENV) runs dist build

@@ -25,14 +25,6 @@ def test_its_verdict_is_that_of_the_records():
     assert "✓ |" not in table, "the text says that no method is marked as better"
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
-def test_its_examples_run(code, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_the_diff_turns_one_loop_into_the_other():
     (diff,) = blocks("diff")
     lines = diff.splitlines()
