@@ -69,6 +69,34 @@ def table() -> str:
     return to_markdown(records())
 
 
+SUMMARY = {
+    "gradnorm": "GradNorm, every step",
+    "gradnorm_every_10": "every 10th step",
+    "paper": "the paper read literally",
+    "gradnorm_pytorch": "gradnorm-pytorch",
+    "torchjd_imtl_g": "TorchJD, IMTL-G",
+}
+"""The columns of the summary, by method."""
+
+
+def summary() -> str:
+    """The time of a step over that of the plain step, for the workloads on one process that are not compiled."""
+    lines = [f"| workload | T | {' | '.join(SUMMARY.values())} |", f"| :-- | --: |{' --: |' * len(SUMMARY)}"]
+    for record in records():
+        if record.device == "cpu" and not record.workload.endswith(("_compiled", "_ddp_2")):
+            cells = [_ratio(record, method) for method in SUMMARY]
+            lines.append(f"| `{record.workload}` | {record.num_tasks} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(record: Record, method: str) -> str:
+    """The median ratio; a dash for a method that was not run."""
+    if method not in record.costs:
+        return "–"
+    ratio = paired_ratio(record.costs[method].seconds, record.costs[FLOOR].seconds).median
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
+
+
 def figure() -> str:
     """The cost against the number of tasks."""
     return to_svg([record for record in records() if record.device == "cpu"])
@@ -194,6 +222,7 @@ def turns() -> str:
 
 
 TABLES = {
+    "results/cost, summary": summary,
     "results/cost": table,
     "results/cost, aims": aims,
     "results/cost_phases.json": where,
