@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test quick check docs bench clean
+.PHONY: demo test quick check docs bench dist clean
 
 # yeast lies inside a package that needs Python 3.11
 demo: $(VENV)/installed
@@ -33,6 +33,11 @@ bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,bench]"
 	$(BIN)/equipoise bench -o results/cost
 	$(BIN)/python -m docs.generate.cost measure
+
+# what a release uploads
+dist: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling
+	$(BIN)/python -m hatchling build -d dist
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed"; exit 1; }
