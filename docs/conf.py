@@ -35,6 +35,7 @@ napoleon_custom_sections = ["When to use", "Differs from the paper", "Log", "Sha
 
 html_theme = "furo"
 html_title = "equipoise"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
