@@ -22,11 +22,12 @@ pytestmark = pytest.mark.usefixtures("double")
 class Training:
     """The lines that a user writes around a balancer, and what happened in each batch."""
 
-    def __init__(self, accumulate=1, entry_point="fork", optimizer=torch.optim.Adam, **settings):
+    def __init__(self, accumulate=1, entry_point="fork", optimizer=torch.optim.Adam, scaler=None, **settings):
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         torch.manual_seed(3)
         net = Situation(entry_point)
         self.accelerator = accelerate.Accelerator(gradient_accumulation_steps=accumulate, cpu=True, **settings)
+        self.accelerator.scaler = scaler
         data = DataLoader(torch.randn(4 * BATCHES, 5), batch_size=4)
         self.net, self.optimizer, self.data = self.accelerator.prepare(net, optimizer(net.parameters(), 0.01), data)
         self.inner = net
@@ -109,6 +110,22 @@ def test_bf16():
     close(training.seen[0][1], training.gradients[0].norm(dim=1), rtol=0.02, atol=0)
     assert training.balancer.weights.dtype == torch.float32
     assert training.balancer.adam_count.tolist() == [BATCHES] * 2
+
+
+def test_a_step_that_the_loss_scaler_skips_is_none_of_the_balancers():
+    """With the scaler that accelerate makes on a GPU, and an overflow in a head, where no balancer looks."""
+    training = Training(scaler=torch.amp.GradScaler("cpu", init_scale=16.0))
+    for number, x in enumerate(training.data):
+        training.accelerator.backward(training.balancer(training.losses(x)))
+        if number in (3, 4):
+            training.inner.heads["a"].bias.grad.fill_(float("inf"))
+        training.optimizer.step()
+        assert training.accelerator.optimizer_step_was_skipped == (number in (3, 4))
+        if training.accelerator.optimizer_step_was_skipped:
+            training.balancer.zero_grad()
+        training.optimizer.zero_grad()
+    assert training.balancer.adam_count.tolist() == [BATCHES - 2] * 2
+    assert training.balancer.skipped_steps == 0
 
 
 def ranks(rank, world):

@@ -231,16 +231,29 @@ def test_bf16_mixed():
     assert module.balancer.adam_count.tolist() == [BATCHES] * 2
 
 
-def test_a_step_that_the_loss_scaler_skips_is_none_of_the_balancers():
+class ManualInFloat16(Balanced):
+    automatic_optimization = False
+
+    def training_step(self, batch, number):
+        self.optimizers().zero_grad()
+        self.balancer.zero_grad()
+        self.manual_backward(super().training_step(batch, number))
+        self.optimizers().step()
+
+
+@pytest.mark.parametrize("kind", [Balanced, ManualInFloat16])
+def test_a_step_that_the_loss_scaler_skips_is_none_of_the_balancers(kind):
     torch.set_default_dtype(torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
 
     class Overflow(pl.Callback):
+        """In a head, where no balancer looks."""
+
         def on_after_backward(self, trainer, module):
             if len(module.gradients) in (3, 4):
                 module.net.heads["a"].bias.grad.fill_(float("inf"))
 
-    module = Balanced()
+    module = kind()
     precision = pl.plugins.precision.MixedPrecision("16-mixed", "cpu", scaler)
     _, seen = fit(module, Overflow(), plugins=[precision])
     assert module.balancer.adam_count.tolist() == [BATCHES - 2] * 2
