@@ -349,11 +349,11 @@ MISTAKES = {
     ),
     "the sum of absolute values instead of the sum": (
         weights_stay_positive_and_keep_their_sum,
-        _patch(gradnorm, "renormalise", lambda g: lambda w, step, floor, cap: w * len(w) / w.abs().sum()),
+        _patch(gradnorm, "renormalise", lambda g: lambda w, step, floor, cap: (w * len(w) / w.abs().sum(), True)),
     ),
     "not renormalised after the step": (
         weights_sum_to_T_after_every_step,
-        _patch(gradnorm, "renormalise", lambda g: lambda w, step, floor, cap: w),
+        _patch(gradnorm, "renormalise", lambda g: lambda w, step, floor, cap: (w, True)),
     ),
     "gradients of L_grad leaking into the network": (
         the_networks_gradients_are_those_of_the_weighted_loss,

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import count, described, flag, numbers_by_task, task_names
-from equipoise.balancer.checks import check_values
-from equipoise.balancer.driver import Driver, Plan
+from equipoise.balancer.checks import check_initial_weights, check_values
+from equipoise.balancer.controls import Controls
+from equipoise.balancer.driver import Plan
 from equipoise.balancer.first_step import FirstStep
-from equipoise.balancer.losses import check_gradients, parse
-from equipoise.balancer.losses import label_fractions as fractions_of
-from equipoise.balancer.step import Log, Progress, Step
-from equipoise.balancer.step_after import step_after
+from equipoise.balancer.label_fractions import label_fractions as fractions_of
+from equipoise.balancer.losses import parse
+from equipoise.balancer.progress import Progress
+from equipoise.balancer.step import Log, Step
 from equipoise.balancer.total_loss import noted_total
 from equipoise.engine import GradientSource
 from equipoise.engine.modes import in_transform
 from equipoise.engine.processes import Processes
 
 
-class Balancer(Driver, ABC):
+class Balancer(Controls, ABC):
     """Weights for T losses, and the rule that moves them.
 
     ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then
@@ -87,40 +88,17 @@ class Balancer(Driver, ABC):
         self._accumulate = flag("accumulate", accumulate)
         self._initial_steps = count("initial_steps", initial_steps)
         given = None if initial_losses is None else numbers_by_task("initial_losses", initial_losses, self.tasks)
-        self._given_losses, self._given_weights = given, self._checked_weights(initial_weights, source)
+        self._given_losses = given
+        self._given_weights = check_initial_weights(initial_weights, source, every, self.tasks)
         object.__setattr__(self, "_source", source)  # not a submodule: the fork's parameters are the network's
         self._token = object()
         self._processes = Processes()
-        self._first, self._plan, self._frozen = FirstStep(), Plan(False, False, False), False
+        self._first, self._now, self._plan, self._frozen = FirstStep(), Progress(), Plan(False, False, False), False
         parameter = next(iter(source.shared_parameters.values()), None) if source is not None and every else None
         precision = torch.get_default_dtype() if parameter is None else parameter.dtype.to_real()
         self._make_state(torch.promote_types(precision, torch.float32), None if parameter is None else parameter.device)
         if source is not None and every is not None:
             source.owner = self._token
-
-    @property
-    def process_group(self) -> Any:
-        """The processes that share out every batch; None, as long as nothing else is set: all.
-
-        To be set where some processes train another model; and, for gradients taken at the features, where some hold parts of
-        one model and see the same batch (on a mesh: its data-parallel group). It stays out of ``state_dict``.
-        """
-        return self._processes.group
-
-    @process_group.setter
-    def process_group(self, group: Any) -> None:
-        self._processes = Processes(group)
-        self._plan_next_step()
-
-    @property
-    def accumulate(self) -> bool:
-        """Whether a measured step is made of several backward passes; to be set between two steps."""
-        return self._accumulate
-
-    @accumulate.setter
-    def accumulate(self, value: bool) -> None:
-        self._accumulate = flag("accumulate", value)
-        self._plan_next_step()
 
     def forward(
         self, losses: Mapping[str, Tensor | None] | Tensor, label_fractions: Mapping[str, float] | None = None
@@ -141,24 +119,26 @@ class Balancer(Driver, ABC):
 
         Raises:
             TypeError: A loss is not a real floating-point tensor.
-            ValueError: A task is unknown or missing, a loss is not a scalar, carries no gradient or lies on another device than
-                the weights, or a label fraction is out of its range; or, where a task is seen for the first time, its loss is
-                not finite.
+            ValueError: A task is unknown or missing, a loss is not a scalar, carries no gradient, lies on another device than
+                the weights or at first is not finite, or a label fraction is out of its range.
             RuntimeError: Another balancer measures at the fork.
         """
         given = parse(losses, self.tasks, self.weights)
-        values, here = given.values, self._mask(given.present)[1]
-        fractions = here if label_fractions is None else fractions_of(label_fractions, given, self.tasks)
+        values, source = given.values, self._source
+        fractions = self._ones if given.present is None else self._mask(given.present)[1]
+        if label_fractions is not None:
+            fractions = fractions_of(label_fractions, given, self.tasks)
         nothing = given.present is not None and not any(given.present)
-        source = self._source
-        learning = (
-            torch.is_grad_enabled() and self.training and (source is None or source.training) and not in_transform()
-        )
-        if not (learning and (nothing or values.requires_grad)):
+        learning = torch.is_grad_enabled() and self.training and (source is None or source.training)
+        if in_transform() or not (learning and (nothing or values.requires_grad)):
             with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
                 weights = self._weights_for(given, alone=True)
             return torch.dot(weights.to(values.dtype), fractions.to(values.dtype) * values)
-        check_gradients(given)
+        if given.constant:
+            raise ValueError(
+                f"task {given.constant!r}: its loss must carry a gradient; found a constant. Hand in None where the batch has "
+                "no labels for the task, and look for a detach() or a number made into a tensor otherwise"
+            )
         if not (self._plan.note or nothing):
             self._now.weighed = True
             return torch.dot(self.weights.to(values.dtype), values if label_fractions is None else fractions * values)
@@ -170,7 +150,6 @@ class Balancer(Driver, ABC):
         weights = self._weights_for(given)
         return noted_total(values, weights, fractions, self._ones, self._probe.leaf)
 
-    @torch.no_grad()
     def step(self, *, skip: bool = False) -> None:
         """Move the weights, from what the backward passes since the last step have left.
 
@@ -187,61 +166,19 @@ class Balancer(Driver, ABC):
                 arrived at the fork, or other backward passes than those of the total loss.
             ValueError: The audit of a task's first step failed; the message names the task and the likely cause.
         """
-        flag("skip", skip)
+        now, skip, number = self._now, flag("skip", skip), self._processes.number
         nodes = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        if self._plan.measure and not self._first.again and self._processes.number == 1:  # else they would audit apart
-            self._first.compare_graphs(nodes - self._nodes_before)
-        self._nodes_before = nodes
-        if self._plan.note:
-            self._noted_step(skip)
-        elif skip:
-            self.skipped_steps.add_(1)
+        if self._plan.measure and not self._first.again and number == 1:  # else the processes would audit apart
+            self._first.compare_graphs(nodes - now.nodes)
+        now.nodes = nodes
+        with torch.no_grad():
+            if self._plan.note:
+                self._noted_step(skip, number)
+            elif skip:
+                self.skipped_steps.add_(1)
         self._probe.clear()
-        self._now = Progress()
-        self._steps += 1
-        self._plan_next_step()
-
-    def step_after(self, optimizer: Any) -> Any:
-        """Step after every step of ``optimizer``, so that the loop has no line for it: right in any trainer.
-
-        The optimiser's own hook calls `step`, in accumulation once for all micro-batches, with a loss scaler only where the
-        optimiser has stepped, and in a closure that is evaluated several times once. A step of the optimiser without a backward
-        pass through the total loss is none.
-
-        Args:
-            optimizer: A ``torch.optim.Optimizer``, or a trainer's wrapper of one, which holds it as ``.optimizer``.
-
-        Returns:
-            A handle; ``handle.remove()`` ends it.
-
-        Raises:
-            TypeError: ``optimizer`` is neither.
-        """
-        return step_after(self, optimizer)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the backward passes since the last step, as an optimiser's ``zero_grad`` does.
-
-        A step that is thrown away needs it, and a closure that is evaluated several times before one step.
-        """
-        self._probe.clear()
-        self._now = Progress()
-        source = self._source
-        if source is not None and self._plan.measure and source.owner is self._token:
-            source.clear()
-
-    def freeze(self) -> None:
-        """Hold the weights and the state of the method where they are, until `unfreeze`.
-
-        Losses, and gradient norms at each ``every``-th step, go on into the log, and a task that is seen for the first time
-        has its ``L_i(0)`` recorded.
-        """
-        self._frozen = True
-        self._plan_next_step()
-
-    def unfreeze(self) -> None:
-        """Let the method go on where `freeze` stopped it."""
-        self._frozen = False
+        now.begin()
+        now.steps += 1
         self._plan_next_step()
 
     @abstractmethod

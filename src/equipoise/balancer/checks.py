@@ -1,11 +1,14 @@
-"""A step refused before it moves anything: losses without a meaning for the method, gradients that are not of the step."""
+"""Refusals, before anything is changed: losses without a meaning for the method, gradients that are not of the step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from equipoise.arguments import numbers_by_task, one_of
 from equipoise.balancer.losses import Losses
 from equipoise.balancer.masking import reads_without_sync
 from equipoise.engine import GradientSource
@@ -14,8 +17,70 @@ if TYPE_CHECKING:
     from equipoise.balancer.balancer import Balancer
 
 
+def check_source(balancer: Balancer, source: GradientSource) -> None:
+    """Refuse a fork that this balancer must not measure at."""
+    if source.owner is not balancer._token:
+        raise RuntimeError(
+            f"{type(balancer).__name__}: another balancer, made from this fork later, measures at it; one fork serves one "
+            "balancer that measures. Make one that only weighs from the names of the tasks, or with every=None"
+        )
+    if source.joins and balancer._join_config is None:
+        raise RuntimeError(
+            "DistributedDataParallel.join: a process without batches does not come to the balancer's step(), for "
+            "which the others wait. Write torch.distributed.algorithms.Join([model, balancer]) instead"
+        )
+
+
+def check_passes(balancer: Balancer) -> None:
+    """Refuse a second backward pass in a step for which norms alone are kept."""
+    if balancer._now.passes > 1 and balancer._plan.measure and not balancer._accumulate:
+        name = type(balancer).__name__
+        raise RuntimeError(
+            f"a second backward pass has gone through the total loss of {name} before step(): where a step is made of several "
+            f"micro-batches, {name}(..., accumulate=True) and step() after the last of them; where a closure is evaluated "
+            "several times, balancer.zero_grad() in it"
+        )
+
+
+def check_note(balancer: Balancer) -> None:
+    """Refuse a step without a backward pass; where there are several processes, another may have had one."""
+    if balancer._probe.numbers is None:
+        raise RuntimeError(
+            "balancer.step() comes after backward() on the balancer's total loss, taken in training mode; found no "
+            "backward pass, or one for other gradients alone (inputs=...)"
+        )
+
+
+def keep_gradients(balancer: Balancer, source: GradientSource) -> None:
+    """Have gradients kept from now on, for the processes have met since the last step."""
+    if source.passes:
+        raise RuntimeError(
+            f"torch.distributed was initialised after this step of {type(balancer).__name__} was planned, and compiled code "
+            "has measured norms, which do not add up over processes: make the balancer, or call to(device) on it, after that"
+        )
+    source.plan(True, gradients=False, processes=balancer._processes)
+
+
+def check_initial_weights(given: Any, source: GradientSource | None, every: int | None, tasks: Sequence[str]) -> Any:
+    """``initial_weights`` in task order, or ``"balanced"`` or None.
+
+    Raises:
+        TypeError, ValueError: They are not given as they must be, or are to be balanced where no gradients are measured.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        one_of("initial_weights", given, ("balanced",))
+        if source is None or every is None:
+            raise ValueError("initial_weights='balanced' needs gradients: a fork, and every=1 or more; found none")
+        return given
+    return numbers_by_task("initial_weights", given, tasks)
+
+
 def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
     """Refuse a step whose measurement is not of the total loss alone, or not of all its tasks."""
+    if balancer._now.present is None and source.passes == balancer._now.passes and source.each_arrived_once():
+        return
     present = balancer._now.present or (True,) * len(balancer.tasks)
     if source.passes > balancer._now.passes:
         raise RuntimeError(
@@ -41,19 +106,22 @@ def check_values(balancer: Balancer, given: Losses) -> None:
     """Refuse losses that have no meaning for the method; on an accelerator that would wait for the device."""
     if not (balancer.positive_losses or balancer.compares_losses) or not reads_without_sync(given.values):
         return
-    values = given.values.detach()
-    least = (
-        float(values.min())
-        if given.present is None
-        else min(
-            value for value, here in zip(values.tolist(), given.present, strict=True) if here or not any(given.present)
-        )
-    )
-    if least < 0 or (balancer.positive_losses and least == 0 and (given.present is None or any(given.present))):
-        task = next(t for t, v in zip(balancer.tasks, values.tolist(), strict=True) if v == least)
-        if balancer.positive_losses:
-            raise ValueError(f"task {task!r}: {type(balancer).__name__} needs positive losses; found {least}")
+    if given.present is None and given.values.detach().min().item() > 0:
+        return
+    some = given.present is None or any(given.present)
+    values = [*zip(balancer.tasks, given.values.tolist(), given.present or (True,) * len(balancer.tasks), strict=True)]
+    task, least = min(((t, v) for t, v, here in values if here or not some), key=lambda pair: pair[1])
+    if balancer.positive_losses and some and least <= 0:
+        raise ValueError(f"task {task!r}: {type(balancer).__name__} needs positive losses; found {least}")
+    if least < 0:
         raise ValueError(
             f"task {task!r}: a loss must not be negative with alpha > 0, since a ratio of losses then has no meaning; "
             f"found {least}. alpha=0 needs no ratios"
         )
+
+
+def in_domain(balancer: Balancer, losses: Tensor) -> Tensor | bool:
+    """Whether the losses are such as the method has a meaning for; on the host that was checked in the forward pass."""
+    if balancer.positive_losses:
+        return (losses > 0).all()
+    return (losses >= 0).all() if balancer.compares_losses else True

@@ -23,7 +23,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor | None:
 
     Returns:
         A scalar, in single precision at least; or ``None``, to be handed in to a balancer as it is. Micro-batches and
-        processes with different numbers of labels: see ``shares`` of `Balancer.forward`.
+        processes with different numbers of labels: see ``label_fractions`` of `Balancer.forward`.
 
     Raises:
         TypeError: The mask is not bool.

@@ -19,13 +19,13 @@ def nan_where_absent(values: Tensor, present: Tensor | None) -> Tensor:
     return values if present is None else values.masked_fill(~present, float("nan"))
 
 
-def all_finite(values: Sequence[Tensor]) -> Tensor | bool:
+def all_finite(values: Sequence[Tensor], on_host: bool) -> Tensor | bool:
     """Whether all numbers are finite: on the host by their sum, which is finite then unless it overflows."""
-    alike = all(value.shape == values[0].shape for value in values)
+    alike = len({value.shape for value in values}) == 1
     joined = torch.stack([*values]) if alike else torch.cat([value.reshape(-1) for value in values])
-    if reads_without_sync(joined) and isfinite(joined.sum().item()):
-        return True
-    return torch.isfinite(joined).all()
+    if not on_host:
+        return torch.isfinite(joined).all()
+    return isfinite(joined.sum().item()) or bool(torch.isfinite(joined).all())
 
 
 def keep_where(keep: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.balancer.first_step import FirstStep
-from equipoise.balancer.step import Progress
+from equipoise.balancer.progress import Progress
 from equipoise.balancer.total_loss import NOTE_ROWS
 from equipoise.engine.probe import Probe
 
@@ -64,20 +64,20 @@ class SavedState(nn.Module):
         self._set("skipped_steps", counts.new_zeros(()))
         self._set("weight_sums", torch.zeros_like(ones, dtype=torch.float64 if ones.device.type != "mps" else None))
         self._set("weight_counts", counts.clone())
-        self._steps, self._frozen, self._settled = 0, False, given is not None
+        self._now, self._frozen, self._settled = Progress(), False, given is not None
         self._first = FirstStep(balances=weights == "balanced")
         self._log: dict[str, Tensor | Callable[[], Tensor]] = {}
         self._place()
 
     def get_extra_state(self) -> Tensor:
         """The state that is no buffer, as one tensor: steps, two flags, and the names of the tasks."""
-        return torch.tensor([self._steps, self._frozen, self._settled, *json.dumps(self.tasks).encode()])
+        return torch.tensor([self._now.steps, self._frozen, self._settled, *json.dumps(self.tasks).encode()])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore it."""
-        self._steps, self._frozen, self._settled = int(state[0]), bool(state[1]), bool(state[2])
+        self._now.steps, self._frozen, self._settled = int(state[0]), bool(state[1]), bool(state[2])
         seen = self.initial_seen.tolist()
-        self._first.balances &= not self._steps
+        self._first.balances &= not self._now.steps
         self._first.seen |= {task for task, number in zip(self.tasks, seen, strict=True) if number}
         self._place()  # the buffers may have been assigned, from another device
 
@@ -100,7 +100,7 @@ class SavedState(nn.Module):
         self._uniform = self._ones / len(self.tasks)
         everyone = torch.ones_like(self.weights, dtype=torch.bool)
         self._masks: dict[tuple[bool, ...], tuple[Tensor, Tensor]] = {(True,) * len(self.tasks): (everyone, self._ones)}
-        self._now, self._nodes_before = Progress(), 0
+        self._now.begin()
         self._in_closure = False
         self._probe = Probe((NOTE_ROWS, len(self.tasks)), self.weights.dtype, self.weights.device, self._passed)
         self._plan_next_step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,23 +14,6 @@ Tasks = GradientSource | Sequence[str]
 """Where gradients are measured, or the names of the tasks alone."""
 Log = Mapping[str, Tensor | Callable[[], Tensor]]
 """Quantities for the log by name; a function is called when the log is read."""
-
-
-@dataclass
-class Progress:
-    """How far the step at hand has come, on the host.
-
-    Attributes:
-        passes: The backward passes that have gone through the total loss.
-        weighed: Whether the losses have been weighed.
-        present: Which tasks had a loss in the last forward pass; None: all.
-        everyone: Whether all tasks had one in each forward pass; None where there was none, or only compiled ones.
-    """
-
-    passes: int = 0
-    weighed: bool = False
-    present: tuple[bool, ...] | None = None
-    everyone: bool | None = None
 
 
 class Step(NamedTuple):
@@ -49,6 +31,7 @@ class Step(NamedTuple):
         norms: ``norm(g_i)``, the norms of the gradients of the unweighted losses at W ``(T,)``, 1 for an absent task; None
             where this step was not measured.
         number: The number of steps before this one; 0 where losses are weighed.
+        on_host: Whether values can be read without waiting for a device.
     """
 
     losses: Tensor
@@ -58,6 +41,7 @@ class Step(NamedTuple):
     initial_losses: Tensor
     norms: Tensor | None
     number: int
+    on_host: bool
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of ``values`` ``(T,)`` over the tasks present."""

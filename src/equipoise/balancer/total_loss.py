@@ -36,12 +36,8 @@ NOTE_ROWS = len(Note._fields)
 def noted_total(values: Tensor, weights: Tensor, fractions: Tensor, ones: Tensor, probe: Tensor) -> Tensor:
     """The total loss ``sum_i f_i w_i L_i``, whose backward pass leaves the note at ``probe``.
 
-    Args:
-        values: The losses ``(T,)``.
-        weights: Their weights ``(T,)``.
-        fractions: The label fraction of each task ``(T,)``, 1 where none is given; 0 for an absent task.
-        ones: ``(T,)``.
-        probe: A leaf of zeros ``(4, T)``.
+    All are ``(T,)`` but for the probe, a leaf of zeros ``(4, T)``. A label fraction is 0 for an absent task, and where none is
+    given they are the very ``ones``.
     """
     note = torch.stack([values.detach(), ones.to(values.dtype), weights.to(values.dtype), ones.to(values.dtype)])
     if fractions is not ones:

@@ -127,7 +127,7 @@ class CombiningBalancer(Balancer, ABC):
 
     def _generator(self, seed: int) -> torch.Generator:
         """The random numbers of the backward pass at hand: the same on every process."""
-        return generator(seed, self._steps, self._combination.passes)
+        return generator(seed, self._now.steps, self._combination.passes)
 
     def _combine_present(self, arrived: FeatureGradients) -> tuple[Sequence[Tensor], Tensor]:
         """`combine` for the tasks present anywhere; and the record of all: whether a task was seen, and the columns."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from equipoise.engine.node import ForkCall
+from equipoise.engine.norms import squared_norm
 from equipoise.engine.probe import Probe
-from equipoise.engine.rules import squared_norm
 
 
 @dataclass
@@ -83,6 +83,10 @@ class Audited:
     def features(self) -> list[Tensor]:
         """While auditing, the tensors that gradients are taken at where there is no W."""
         return [feature for one in self._audited for feature in one.features]
+
+    def each_arrived_once(self) -> bool:
+        """Whether one gradient of every task has arrived."""
+        return len(self._arrived) == len(self.tasks) and max(self._arrived.values()) == 1
 
     def not_arrived(self, present: Sequence[bool]) -> list[str]:
         """The tasks that are present here and of which no gradient has arrived; none where compiled code does not tell."""

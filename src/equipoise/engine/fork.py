@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.arguments import described, sequence_of_names, task_names
-from equipoise.engine.layers import rule_of
+from equipoise.engine.layers import FeaturesRule, rule_of
 from equipoise.engine.parameters import shared_parameters
 from equipoise.engine.processes import Processes
-from equipoise.engine.rules import FeaturesRule, LayerRule
+from equipoise.engine.rules import LayerRule
 from equipoise.engine.source import GradientSource
 from equipoise.engine.structure import split
 
@@ -30,7 +30,7 @@ class Fork(nn.Module, GradientSource):
     are named) it comes from the original graph, which is not run again. This is decided anew in every forward pass.
 
     All heads read the same memory, so none may begin with an operation in place, as ``nn.ReLU(inplace=True)`` or ``x += 1``.
-    While the fork is measured, that is an error of PyTorch's, with the name of the task in it in the first step.
+    While the fork is measured, PyTorch raises an error then, which names the task in the first step.
 
     Args:
         shared_layer: The last shared layer. ``None``: the input of the fork is taken for the features, and gradients are
@@ -41,8 +41,9 @@ class Fork(nn.Module, GradientSource):
             Their gradients go on into the trunk and are not measured.
 
     Raises:
-        TypeError: ``shared_layer`` is not a module, or names are no sequence of strings.
-        ValueError: There is no task, or a name is used twice; a parameter is unknown or frozen.
+        TypeError: ``shared_layer`` is not a module, or names are no sequence of strings; in a forward pass, the features
+            hold no dense floating-point tensor.
+        ValueError: There is no task, or a name is used twice; a parameter is unknown, or frozen when it is measured.
 
     Shape:
         T tasks. ``forward`` takes what the layer takes, and returns a dict of T features (and those of ``others``), each what
@@ -83,7 +84,7 @@ class Fork(nn.Module, GradientSource):
         self._names = None if parameters is None else sequence_of_names("parameters", parameters)
         self.others = sequence_of_names("others", others)
         GradientSource.__init__(self, tasks)
-        task_names([*self.tasks, *self.others])
+        self._names_of_aliases = task_names([*self.tasks, *self.others])
         self._combination: Any = None
         if shared_layer is not None and self._names is not None:
             _ = self.shared_parameters  # refuses names that are wrong
@@ -108,20 +109,17 @@ class Fork(nn.Module, GradientSource):
 
         Returns:
             The features, once per task, by name. Every head must read its own.
-
-        Raises:
-            TypeError: The features hold no dense floating-point tensor.
-            ValueError: W is measured, and no parameter of the layer is trained.
         """
         given = [*inputs, *keywords.values(), None][0]
         features = given if self.shared_layer is None else self.shared_layer(*inputs, **keywords)
-        names = (*self.tasks, *self.others)
-        if not (self._measures() or self._combines()):
+        names = self._names_of_aliases
+        combines = self._combines()
+        if not (combines or self._measures()):
             return dict.fromkeys(names, features)
         tensors, put = split(features)
-        if not any(tensor.requires_grad for tensor in tensors) and self.shared_layer is None:
+        if self.shared_layer is None and not any(tensor.requires_grad for tensor in tensors):
             return dict.fromkeys(names, features)
-        if self._combines():
+        if combines:
             aliases = self._combination.fan_out(given, tensors)
         else:
             rule = self.rule_for(given, tensors)

@@ -12,7 +12,9 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from equipoise.engine.autograd_rule import AutogradRule
-from equipoise.engine.rules import Gradients, LayerRule, LinearRule, split_layer
+from equipoise.engine.norms import squared_norm
+from equipoise.engine.parameters import split_layer
+from equipoise.engine.rules import Gradients, LayerRule, LinearRule
 
 
 def rule_of(
@@ -176,6 +178,18 @@ class LayerNormRule(LayerRule):
         dtype = torch.promote_types(g.dtype, torch.float32)
         normalised = functional.layer_norm(kept[0].to(dtype), self.shape, eps=self.eps)
         return (normalised * g.to(dtype)).reshape(-1, *self.shape).sum(0)
+
+
+class FeaturesRule(LayerRule):
+    """Norms at the features, where there is no W. They add up over a batch, whose samples have features of their own."""
+
+    def prepare(self, inputs: Any, features: list[Tensor], tasks: int, norms: bool) -> tuple[LayerRule, list[Tensor]]:
+        """Keep nothing."""
+        return self, []
+
+    def squared_norm(self, kept: Sequence[Tensor], gradients: Gradients) -> Tensor:
+        """The squared norm over all of the features ``()``."""
+        return torch.stack([squared_norm(g) for g in gradients if g is not None]).sum()
 
 
 def _batched(inputs: Tensor, gradient: Tensor | None, dimensions: int) -> tuple[Tensor, Tensor]:

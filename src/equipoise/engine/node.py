@@ -63,7 +63,7 @@ class ForkNode(torch.autograd.Function):
         features = tensors[call.kept :]
         ctx.features = len(features)
         aliases = call.tasks + call.others
-        if torch.compiler.is_compiling():
+        if call.source is None:
             return tuple(feature.clone() for _ in range(aliases) for feature in features)
         views = [feature.expand(aliases, *feature.shape).unbind() for feature in features]
         return views[0] if len(views) == 1 else tuple(view for alias in zip(*views, strict=True) for view in alias)

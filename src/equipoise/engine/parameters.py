@@ -71,3 +71,12 @@ def _splits(parameter: Tensor) -> str | None:
     if getattr(parameter, "_fsdp_flattened", False) or type(parameter).__name__ == "FlatParameter":
         return "FullyShardedDataParallel (FSDP1)"
     return "DeepSpeed ZeRO-3" if hasattr(parameter, "ds_id") else None
+
+
+def split_layer(found: str) -> RuntimeError:
+    """The error where this process sees a part of the last shared layer only."""
+    return RuntimeError(
+        "the gradient of the last shared layer's weight is computed from the layer's inputs and the gradient at its outputs, "
+        f"which must be whole; found {found}. Under tensor parallelism a process may see a part of them only: name the "
+        "parameter, parameters=('weight',), so that it is measured from the graph"
+    )

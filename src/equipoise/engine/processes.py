@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+_AVAILABLE = distributed.is_available()
+
 
 class Processes:
     """The processes that share out every batch: all that there are, or a group of them.
@@ -25,9 +27,7 @@ class Processes:
     @property
     def number(self) -> int:
         """How many they are."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return 1
-        return distributed.get_world_size(self.group)
+        return distributed.get_world_size(self.group) if _AVAILABLE and distributed.is_initialized() else 1
 
     def mean(self, *values: Tensor) -> tuple[Tensor, ...]:
         """The means of what each of them holds, by one collective; ``values`` stay as they are. Each of them must call it."""
@@ -73,8 +73,6 @@ class Processes:
 
 def ddp_joins() -> bool:
     """Whether this is the forward pass of a DistributedDataParallel under ``join``, whose other processes may have ended."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return False
     active = torch.nn.parallel.DistributedDataParallel._active_ddp_module
     return active is not None and bool(active._join_config.enable)
 

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equipoise.engine.norms import squared_norm
+from equipoise.engine.parameters import split_layer
+
 Gradients = Sequence[Tensor | None]
 """The gradient at every tensor of the features; None where the loss does not depend on it."""
 
@@ -54,7 +57,7 @@ class LinearRule(LayerRule):
         (output,) = features
         o, i = self.shape
         samples = output.numel() // max(output.shape[-1], 1)
-        if norms and samples * (i + tasks * o) < tasks * i * o and output.dtype in _PRECISE:
+        if norms and samples * (i + tasks * o) < tasks * i * o and output.dtype in (torch.float32, torch.float64):
             whole = inputs.shape[-1] == i and output.shape[-1] == o
             if whole and inputs.dtype == output.dtype:
                 x = plain(inputs).reshape(-1, i)
@@ -91,43 +94,7 @@ class GhostNorm(LayerRule):
 GHOST_NORM = GhostNorm()
 
 
-class FeaturesRule(LayerRule):
-    """Norms at the features, where there is no W. They add up over a batch, whose samples have features of their own."""
-
-    def prepare(self, inputs: Any, features: list[Tensor], tasks: int, norms: bool) -> tuple[LayerRule, list[Tensor]]:
-        """Keep nothing."""
-        return self, []
-
-    def squared_norm(self, kept: Sequence[Tensor], gradients: Gradients) -> Tensor:
-        """The squared norm over all of the features ``()``."""
-        return torch.stack([squared_norm(g) for g in gradients if g is not None]).sum()
-
-
-def squared_norm(gradient: Tensor) -> Tensor:
-    """The squared norm, in a precision in which that of scaled half-precision gradients does not overflow."""
-    wide = None if gradient.dtype not in _HALF else torch.float32
-    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=wide)
-    return norm.to(square_dtype(gradient.device)).square()
-
-
-def square_dtype(device: torch.device) -> torch.dtype:
-    """The precision of squared norms."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-_HALF, _PRECISE = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
-
-
 def plain(inputs: Tensor) -> Tensor:
     """A layer's input without its graph, and without a class of its own."""
     detached = inputs.detach()
     return detached if type(detached) is Tensor or torch.compiler.is_compiling() else detached.as_subclass(Tensor)
-
-
-def split_layer(found: str) -> RuntimeError:
-    """The error where this process sees a part of the last shared layer only."""
-    return RuntimeError(
-        "the gradient of the last shared layer's weight is computed from the layer's inputs and the gradient at its outputs, "
-        f"which must be whole; found {found}. Under tensor parallelism a process may see a part of them only: name the "
-        "parameter, parameters=('weight',), so that it is measured from the graph"
-    )

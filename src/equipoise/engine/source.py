@@ -14,9 +14,10 @@ from equipoise.arguments import task_names
 from equipoise.engine.audited import Audited
 from equipoise.engine.modes import exporting, in_transform
 from equipoise.engine.node import ForkCall, ForkNode
+from equipoise.engine.norms import square_dtype
 from equipoise.engine.probe import Probe
 from equipoise.engine.processes import Processes, ddp_joins
-from equipoise.engine.rules import LayerRule, square_dtype
+from equipoise.engine.rules import LayerRule
 
 
 class GradientSource(Audited, ABC):
@@ -99,8 +100,7 @@ class GradientSource(Audited, ABC):
         """The sum over the backward passes since the last `clear`; zeros where nothing arrived.
 
         Returns:
-            The gradient at W of every weighted loss ``(T, P)``, or squared norms and, below, of how many nodes each is the
-            sum ``(2, T)``.
+            The gradients at W of the weighted losses ``(T, P)``; or squared norms, and how many each is the sum of ``(2, T)``.
         """
         if not self._probes:
             self._place()
@@ -168,25 +168,21 @@ class GradientSource(Audited, ABC):
         """The number of tasks that each probe holds."""
         return [len(self.tasks)]
 
-    def _columns(self, parameters: Mapping[str, Tensor]) -> int:
-        """How many real numbers W has."""
-        return sum(p.numel() * (2 if p.is_complex() else 1) for p in parameters.values())
-
-    def _device(self) -> torch.device:
-        """Where norms at the features are kept."""
-        return self._probes[0].leaf.device if self._probes else torch.get_default_device()
-
     def _place(self, device: torch.device | None = None) -> None:
         """Have the probes fit W: its device, its precision or better, its size where gradients are kept."""
         parameters = self.shared_parameters
         self._last_parameters.clear()
         self._last_parameters.update(parameters)
         first = next(iter(parameters.values()), None)
-        device = first.device if first is not None else device or self._device()
+        if first is not None:
+            device = first.device
+        elif device is None:
+            device = self._probes[0].leaf.device if self._probes else torch.get_default_device()
         columns, dtype = 2, square_dtype(device)
         if self.has_gradients:
-            columns, dtype = self._columns(parameters), torch.float32
+            columns, dtype = 0, torch.float32
             for parameter in parameters.values():
+                columns += parameter.numel() * (2 if parameter.is_complex() else 1)
                 dtype = torch.promote_types(dtype, parameter.dtype).to_real()
         rows = self._rows()
         fitting = len(rows) == len(self._probes)
@@ -199,7 +195,6 @@ class GradientSource(Audited, ABC):
             self.clear()
 
     def _passed(self, i: int) -> None:
-        """A backward pass has left something at the probe of this number."""
         self._passes[i] += 1
 
     def __getstate__(self) -> dict[str, Any]:

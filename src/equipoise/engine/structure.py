@@ -29,6 +29,13 @@ def split(features: Any, *, required: bool = True) -> tuple[list[Tensor], Rebuil
     Raises:
         TypeError: There is none though there must be, or one is nested or sparse.
     """
+    if (
+        type(features) is Tensor
+        and features.requires_grad
+        and not features.is_nested
+        and features.layout == torch.strided
+    ):
+        return [features], itemgetter(0)  # nearly always
     leaves, rebuild = _leaves(features)
     floating = [
         i

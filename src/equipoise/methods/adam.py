@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from equipoise.arguments import described, number
@@ -27,8 +28,8 @@ def adam(
     count = state.adam_count + 1
     mean = state.adam_mean.lerp(gradient, 1 - decay)
     square = state.adam_square.lerp(gradient.square(), 1 - decay_square)
-    root = (square / (1 - decay_square**count)).sqrt() + eps
-    return mean / ((decay**count - 1) * root) * lr, (mean, square, count)
+    root = (square / torch.rsub(torch.pow(decay_square, count), 1)).sqrt() + eps
+    return mean / ((torch.pow(decay, count) - 1) * root) * lr, (mean, square, count)
 
 
 def check_betas(betas: Any) -> tuple[float, float]:

@@ -103,7 +103,7 @@ class FAMO(Balancer):
         if not self._now.passes and self._processes.number == 1:
             raise RuntimeError("FAMO.observe comes after backward() and before balancer.step(); found no backward pass")
         values, here = given.values.detach().to(self.weights.dtype), self._mask(given.present)[0]
-        self._observed = self._steps, *self._processes.mean_where(values, here)
+        self._observed = self._now.steps, *self._processes.mean_where(values, here)
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
         """Equal logits, and no loss yet."""

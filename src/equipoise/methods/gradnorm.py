@@ -8,14 +8,12 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from equipoise.arguments import ByTask, number
+from equipoise.arguments import SMALLEST, ByTask, number
 from equipoise.balancer import Log, Step
-from equipoise.balancer.masking import reads_without_sync
 from equipoise.engine import GradientSource
 from equipoise.methods.adam import adam, check_betas
+from equipoise.methods.bounds import within_bounds
 from equipoise.methods.gradnorm_family import GradNormFamily
-
-TINY = torch.finfo(torch.float32).tiny
 
 
 def gradnorm_targets(norms: Tensor, ratios: Tensor, alpha: float, priors: Tensor | float, step: Step) -> Tensor:
@@ -24,7 +22,8 @@ def gradnorm_targets(norms: Tensor, ratios: Tensor, alpha: float, priors: Tensor
     :math:`\bar G` is the mean of the norms :math:`G_i`, and :math:`r_i` is the loss ratio :math:`\tilde L_i` over the
     mean of the loss ratios. A constant where ``L_grad`` is differentiated.
     """
-    return step.mean(norms) * ((ratios / step.mean(ratios)) ** alpha * priors)
+    wanted = (ratios / step.mean(ratios)) ** alpha
+    return step.mean(norms) * (wanted * priors if isinstance(priors, Tensor) else wanted)
 
 
 def gradnorm_loss(gradient_norms: Tensor, targets: Tensor, step: Step) -> Tensor:
@@ -40,34 +39,19 @@ def gradnorm_gradient(task_norms: Tensor, gradient_norms: Tensor, targets: Tenso
     return task_norms * (gradient_norms - targets).sign()
 
 
-def renormalise(weights: Tensor, step: Step, floor: float, cap: float) -> Tensor:
+def renormalise(weights: Tensor, step: Step, floor: float, cap: float) -> tuple[Tensor, bool]:
     r"""Scale the weights of the tasks present so that all weights sum to T, none below ``floor`` or above ``cap``.
 
-    Returns :math:`\min(\max(c\,w_i, \mathrm{floor}), \mathrm{cap})` with the one c that gives the sum. Where no bound
-    is met, that is the paper's renormalisation :math:`w_i T / \sum_j w_j` (Algorithm 1).
+    The paper's renormalisation :math:`w_i T / \sum_j w_j` (Algorithm 1), and `within_bounds` where a bound is met.
+
+    Returns:
+        The weights ``(T,)``, and whether one of them may have met a bound.
     """
-    if reads_without_sync(weights) and isinstance(step.mean_weight, float):
+    if step.on_host and isinstance(step.mean_weight, float):
         smallest, factor = weights.min().item(), step.mean_weight / step.mean(weights).item()
         if smallest > 0 and smallest * factor > floor and cap >= len(weights):
-            return weights * factor
-    positive = weights.clamp(min=floor)
-    # The sum over the tasks is piecewise linear in c: a task's share grows with slope w_i from c = floor / w_i on, up to
-    # c = cap / w_i. Walk along these kinks to the one before the total.
-    present = step.uniform.sign()
-    number = present.sum()
-    total = step.mean_weight * number
-    slopes = positive * present
-    kinks, order = torch.cat([floor / positive, cap / positive]).sort()
-    slope = torch.cat([slopes, -slopes])[order].cumsum(0)
-    rise = (slope[:-1] * kinks.diff()).cumsum(0)
-    sums = floor * number + torch.cat([rise.new_zeros(1), rise])
-    # One index, but in a vector: an index without dimensions would be read on the host.
-    last = (torch.searchsorted(sums, total.reshape(1), right=True) - 1).clamp(min=0, max=len(kinks) - 2)
-    slope_there = slope.index_select(0, last).clamp(min=torch.finfo(slope.dtype).tiny)
-    low, high = kinks.index_select(0, last), kinks.index_select(0, last + 1)
-    scale = low + (total - sums.index_select(0, last)) / slope_there
-    scale = scale.clamp(low, high)  # between kinks where every task is at a bound, any c will do
-    return (scale * positive).clamp(floor, cap)
+            return weights * factor, False
+    return within_bounds(weights, step, floor, cap), True
 
 
 class State(NamedTuple):
@@ -130,11 +114,10 @@ class GradNorm(GradNormFamily):
         become negative stop at ``floor``, and the sum is kept. The paper has no priors, no cap, no absent tasks: means
         and renormalisation run over the tasks present, which keep the sum that they had together.
 
-        The sign in the derivative has no dead zone: at rest the weights chatter by about ``lr`` around the steady
-        state. That is ``w_i`` proportional to ``r_i^alpha / norm(g_i)`` where the mean of ``r^alpha`` is 1; elsewhere
-        targets and norms differ in their sums, and the rule as published settles off it, by more than the sums differ
-        (sums 1.8 % apart, weights 4.4 % off; 11 %, 27 %). Where all norms lie below their targets, Adam with the
-        renormalisation still changes the weights.
+        At rest the weights swing by about ``lr`` around the steady state, since the derivative is a sign. That state is
+        ``w_i`` in proportion to ``r_i^alpha / norm(g_i)`` where the mean of ``r^alpha`` is 1; elsewhere the rule as
+        published settles off it (where norms and targets differ by 1.8 % in their sums, weights by 4.4 %; 11 %, 27 %).
+        Where all norms lie below their targets, Adam with the renormalisation still changes the weights.
 
     Example:
         >>> from equipoise import Fork
@@ -185,12 +168,14 @@ class GradNorm(GradNormFamily):
         gradient_norms = step.weights * step.norms
         targets = gradnorm_targets(gradient_norms, self.ratios(step), self.alpha, self.priors, step)
         unit = state.unit
-        if not (reads_without_sync(unit) and unit.item() > 0):
+        if not (step.on_host and unit.item() > 0):
             unit = torch.where(unit > 0, unit, step.mean(step.norms))
         gradient = gradnorm_gradient(step.norms, gradient_norms, targets)
-        change, moments = adam(gradient, state, lr=self._lr, betas=self._betas, eps=1e-8 * unit + TINY)
-        weights = renormalise(step.weights + change, step, self._floor, self._cap)
-        hits = state.floor_hits + (weights <= self._floor), state.cap_hits + (weights >= self._cap)
+        change, moments = adam(gradient, state, lr=self._lr, betas=self._betas, eps=1e-8 * unit + SMALLEST)
+        weights, bounded = renormalise(step.weights + change, step, self._floor, self._cap)
+        hits = state.floor_hits, state.cap_hits
+        if bounded:
+            hits = hits[0] + (weights <= self._floor), hits[1] + (weights >= self._cap)
         state = State(*moments, unit, *hits, state.observed_first, state.observed_last)
         loss = partial(gradnorm_loss, gradient_norms, targets, step)
         log: Log = {"targets": targets, "training_rates": partial(self.rates, step), "gradnorm_loss": loss}

@@ -8,11 +8,11 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from equipoise.arguments import ByTask, number
+from equipoise.arguments import SMALLEST, ByTask, number
 from equipoise.balancer import Log, Step
 from equipoise.engine import GradientSource
 from equipoise.methods.adam import adam, check_betas
-from equipoise.methods.gradnorm import TINY, gradnorm_loss, gradnorm_targets
+from equipoise.methods.gradnorm import gradnorm_loss, gradnorm_targets
 from equipoise.methods.gradnorm_family import GradNormFamily
 
 
@@ -104,7 +104,7 @@ class GradNormLogSpace(GradNormFamily):
         targets = gradnorm_targets(gradient_norms, self.ratios(step), self.alpha, self.priors, step)
         unit = torch.where(state.unit > 0, state.unit, step.mean(gradient_norms))
         gradient = gradient_norms * (gradient_norms - targets).sign()
-        change, moments = adam(gradient, state, lr=self._lr, betas=self._betas, eps=1e-8 * unit + TINY)
+        change, moments = adam(gradient, state, lr=self._lr, betas=self._betas, eps=1e-8 * unit + SMALLEST)
         state = State(*moments, unit, state.observed_first, state.observed_last)
         loss = partial(gradnorm_loss, gradient_norms, targets, step)
         log: Log = {"targets": targets, "training_rates": partial(self.rates, step), "gradnorm_loss": loss}
