@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test quick check docs bench dist clean
+.PHONY: demo test test-clients quick check docs bench dist clean
 
 # yeast lies inside a package that needs Python 3.11
 demo: $(VENV)/installed
@@ -13,6 +13,11 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2
+
+# and those inside chemprop, PINA, torch-rechub and with TensorBoard, W&B and MLflow, which take 500 MB on disk
+test-clients: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,clients]"
+	$(BIN)/python -m pytest -n 2 tests/clients tests/integrations tests/test_docs.py src/equipoise/integrations
 
 # the tests that need no other process and no compiler, in under a minute
 quick: $(VENV)/installed
