@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from docutils import nodes
@@ -25,10 +24,12 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["lightning", "pina", "transformers"]  # the site is built without them
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ["When to use", "Differs from the paper", "Log", "Shape", "Units"]
@@ -55,6 +56,5 @@ def _block(writer: Any, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Formulas are MathML, which browsers show without a script; a guide that is not there yet is none."""
-    logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda record: "glob pattern" not in str(record.msg))
+    """Formulas are MathML, which browsers show without a script."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))  # type: ignore[arg-type]

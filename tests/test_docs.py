@@ -53,7 +53,7 @@ def described():
     for line in REFERENCE.splitlines():
         if match := re.match(r"\s*\.\. currentmodule:: (\S+)", line):
             module = match[1]
-        elif match := re.match(r"\s*\.\. auto\w+:: (\S+)", line):
+        elif match := re.match(r"\s*\.\. auto\w+:: ([\w.]+)", line):
             name = match[1]
             found.add(name if name.startswith("equipoise.") else f"{module}.{name}")
     return found
@@ -64,6 +64,13 @@ def test_every_public_name_is_in_the_reference():
     public = {f"equipoise.{name}" for name in re.findall(r"^\w+", text, re.MULTILINE)}
     assert len(public) > 20
     assert public <= described()
+
+
+def test_every_class_of_an_integration_is_in_the_reference():
+    for path in (ROOT / "src" / "equipoise" / "integrations").glob("[!_]*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                assert f"equipoise.integrations.{path.stem}.{node.name}" in described()
 
 
 def test_everything_public_of_a_balancer_is_in_the_reference():
