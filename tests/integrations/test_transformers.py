@@ -2,7 +2,6 @@
 
 import copy
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -292,17 +291,21 @@ def test_bf16(kept, tmp_path):
         close(log["gradient_norms"], log["weights"] * norms, rtol=0.01, atol=0)
 
 
-def test_a_step_that_the_loss_scaler_skips_is_counted_and_forgotten(tmp_path):
-    trainer, balancer, _ = trainer_of(tmp_path)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_that_the_loss_scaler_skips_is_counted_and_forgotten(parts, tmp_path):
+    trainer, balancer, recorder = trainer_of(
+        tmp_path, data=list(full(samples())), max_grad_norm=0, gradient_accumulation_steps=parts
+    )
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)  # as in fp16, on the CPU
+    head = trainer.model.cls.seq_relationship.weight  # where no balancer looks
+    head.register_hook(lambda gradient: gradient * torch.inf if trainer.state.global_step < 2 else gradient)
     trainer.train()
-    callback = next(one for one in trainer.callback_handler.callbacks if isinstance(one, BalancerCallback))
-    before = balancer.weights.clone()
-    for skipped in (True, False):
-        inputs = {name: torch.stack([sample[name] for sample in samples()]) for name in next(samples())}
-        trainer.compute_loss(trainer.model, inputs).backward()
-        callback.on_optimizer_step(optimizer=SimpleNamespace(step_was_skipped=skipped))
-        assert torch.equal(balancer.weights, before) is skipped
-    assert balancer.skipped_steps == 1
+    assert balancer.skipped_steps == 2
+    assert balancer.adam_count.tolist() == [2, 2]
+    for step in (2, 3):
+        log, micro = recorder.steps[step], trainer.gradients[step * parts : (step + 1) * parts]
+        expected = torch.stack([sum(of_task).norm() / parts for of_task in zip(*micro, strict=True)])
+        close(log["gradient_norms"], log["weights"] * expected, rtol=1e-4, atol=0)
 
 
 def test_the_callback_serves_a_trainer_that_weighs_by_itself(tmp_path):
