@@ -77,6 +77,29 @@ def test_micro_batches_without_accumulate_are_refused_in_backward_with_the_word(
         balancer(net.losses(batch())).backward()
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("entry_point", ["fork", "features", "attach", "per loss"])
+def test_a_step_that_a_loss_scaler_skips_is_counted_and_the_next_is_exact(entry_point, accumulate, set_to_none):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source, accumulate=accumulate)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    balancer.step_after(optimizer)
+    for overflow in (False, True, False):
+        optimizer.zero_grad(set_to_none=set_to_none)
+        scaler.scale(balancer(net.losses(batch()))).backward()
+        if overflow:
+            next(iter(net.parameters())).grad.fill_(torch.inf)
+        scaler.step(optimizer)
+        scaler.update()
+    if accumulate and not set_to_none:  # no gradient tells then that a step has ended: both passes are one
+        assert balancer.skipped_steps == 0
+        return
+    assert balancer.skipped_steps == 1
+    assert balancer.adam_count.tolist() == [2, 2]
+
+
 def test_accumulate_may_be_set_between_two_steps():
     net = Situation()
     balancer = eq.GradNorm(net.source)

@@ -171,7 +171,7 @@ def test_the_weights_are_those_of_the_losses_at_hand():
 
 def state_of(model, balancer, source):
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    flags = ("measuring", "keep_gradients", "auditing", "copying", "paused", "owner", "precisions")
+    flags = ("measuring", "keep_gradients", "auditing", "copying", "paused", "owner")
     kept = {name: getattr(source, name) for name in (*flags, "passes")}
     kept |= {"aliases": {i: len(some) for i, some in source.aliases.items()}, "features": len(source.features)}
     return copy.deepcopy([model.state_dict(), balancer.state_dict(), balancer.log(), gradients]), kept

@@ -9,7 +9,7 @@ PAGE = Path(__file__).parents[1] / "api.txt"
 
 
 def signatures():
-    """A line for every public name, and for the methods that each class defines itself."""
+    """A line for every public name, and for the methods that each class has from a class that is not public."""
     lines = []
     for name in sorted(
         name for name in vars(eq) if not name.startswith("_") and not inspect.ismodule(getattr(eq, name))
@@ -17,11 +17,21 @@ def signatures():
         value = getattr(eq, name)
         lines.append(f"{name}{_signature(value)}")
         if inspect.isclass(value):
-            for method, found in sorted(vars(value).items()):
+            for method, found in sorted(_own(value).items()):
                 if not method.startswith("_") and (callable(found) or isinstance(found, property)):
                     shown = ": property" if isinstance(found, property) else _signature(found)
                     lines.append(f"  .{method}{shown}")
     return "\n".join(lines) + "\n"
+
+
+def _own(value):
+    """What a class defines, and what it has from the classes of the library that are not public."""
+    found = {}
+    for base in reversed(value.__mro__):
+        if base is value or (base.__module__.startswith("equipoise.") and getattr(eq, base.__name__, None) is not base):
+            found |= vars(base)
+    inherited = [each for each in value.__mro__[1:] if getattr(eq, each.__name__, None) is each]
+    return {k: v for k, v in found.items() if k in vars(value) or not any(hasattr(each, k) for each in inherited)}
 
 
 def _signature(value):

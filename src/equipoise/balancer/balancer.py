@@ -18,6 +18,7 @@ from equipoise.balancer.label_fractions import label_fractions as fractions_of
 from equipoise.balancer.losses import parse
 from equipoise.balancer.progress import Progress
 from equipoise.balancer.step import Log, Step
+from equipoise.balancer.step_after import skip_missed_step
 from equipoise.balancer.total_loss import noted_total
 from equipoise.engine import GradientSource
 from equipoise.engine.modes import in_transform
@@ -94,6 +95,7 @@ class Balancer(Controls, ABC):
         self._token = object()
         self._processes = Processes()
         self._first, self._now, self._plan, self._frozen = FirstStep(), Progress(), Plan(False, False, False), False
+        self._hooked: list[torch.optim.Optimizer] = []
         parameter = next(iter(source.shared_parameters.values()), None) if source is not None and every else None
         precision = torch.get_default_dtype() if parameter is None else parameter.dtype.to_real()
         self._make_state(torch.promote_types(precision, torch.float32), None if parameter is None else parameter.device)
@@ -123,6 +125,8 @@ class Balancer(Controls, ABC):
                 the weights or at first is not finite, or a label fraction is out of its range.
             RuntimeError: Another balancer measures at the fork.
         """
+        if self._hooked and self._now.passes:
+            skip_missed_step(self)
         given = parse(losses, self.tasks, self.weights)
         values, source = given.values, self._source
         fractions = self._ones if given.present is None else self._mask(given.present)[1]

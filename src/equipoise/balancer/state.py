@@ -140,7 +140,7 @@ class SavedState(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """The log and what a backward pass has left belong to the step at hand, and do not travel."""
         log = {name: value() if callable(value) else value for name, value in self._log.items()}
-        return {**self.__dict__, "_probe": None, "_log": log}
+        return {**self.__dict__, "_probe": None, "_log": log, "_hooked": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the balancer, with a probe of its own."""

@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 class Handle:
     """The hooks of one optimiser."""
 
-    def __init__(self, handles: list[Any]) -> None:
-        self._handles = handles
+    def __init__(self, balancer: Balancer, optimizer: torch.optim.Optimizer, handles: list[Any]) -> None:
+        self._balancer, self._optimizer, self._handles = balancer, optimizer, handles
+        balancer._hooked.append(optimizer)
 
     def remove(self) -> None:
         """Take them off again."""
-        for handle in self._handles:
-            handle.remove()
+        if self._handles:
+            self._balancer._hooked.remove(self._optimizer)
+        while self._handles:
+            self._handles.pop().remove()
 
 
 def step_after(balancer: Balancer, optimizer: Any) -> Handle:
@@ -40,7 +43,20 @@ def step_after(balancer: Balancer, optimizer: Any) -> Handle:
         if balancer._now.passes or balancer._now.weighed:
             balancer.step()
 
-    return Handle([inner.register_step_pre_hook(before), inner.register_step_post_hook(after)])
+    return Handle(balancer, inner, [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)])
+
+
+def skip_missed_step(balancer: Balancer) -> None:
+    """Before losses are weighed: end a step whose hook was not called, as a loss scaler has skipped the optimiser's.
+
+    Gradients have been set to zero then, unlike between two micro-batches.
+    """
+    if torch.compiler.is_compiling() or balancer._in_closure or not balancer._plan.measure:
+        return
+    groups = [group for optimizer in balancer._hooked for group in optimizer.param_groups]
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    if not (gradients if balancer._accumulate else any(bool(g.any()) for g in gradients)):
+        balancer.step(skip=True)
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer | None:
