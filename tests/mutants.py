@@ -17,11 +17,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FILES = ["methods/gradnorm.py", "engine/rules.py", "engine/probe.py", "balancer/balancer.py", "balancer/advance.py"]
 TESTS = [
-    "methods/test_gradnorm.py",
-    "methods/test_gradnorm_properties.py",
+    "methods/test_gradnorm_reference.py",
+    "methods/test_gradnorm_settings.py",
     "engine/test_fork.py",
-    "balancer/test_balancer.py",
+    "balancer/test_start.py",
+    "methods/test_gradnorm_start_freeze_averaged.py",
+    "methods/test_gradnorm_properties.py",
+    "engine/test_forms.py",
 ]
+SLOW = "not undone and not unit_of_the_losses and not gradgradcheck"
 SECONDS = 120
 
 SWAPS = {
