@@ -23,6 +23,10 @@ test-clients: $(VENV)/installed
 quick: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
+# the quick tests, and which lines and branches of the core they reach
+coverage: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=92
+
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
