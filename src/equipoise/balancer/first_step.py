@@ -71,8 +71,11 @@ class FirstStep:
         """Whether the measured step of this number is audited again."""
         return self._changed or number & (number - 1) == 0
 
-    def compare_graphs(self, nodes: int) -> None:
-        """Told after a measured step that was not audited how many nodes were made for it."""
+    def compare_graphs(self, source: GradientSource | None) -> None:
+        """After a measured step that was not audited: how many nodes were made since its last call of the fork?"""
+        if source is None or not source.last_node:
+            return
+        nodes = torch.autograd._get_sequence_nr() - source.last_node.pop()  # type: ignore[attr-defined]
         self._changed = nodes not in self._graphs and len(self._graphs) < MOST_GRAPHS
         if self._changed:
             self._graphs.add(nodes)

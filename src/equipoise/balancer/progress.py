@@ -11,7 +11,6 @@ class Progress:
 
     Attributes:
         steps: The steps so far.
-        nodes: The number of the last node of a graph that was made when the last step ended.
         passes: The backward passes of this step that have gone through the total loss.
         weighed: Whether losses have been weighed in this step that is no more than a weighted sum.
         present: Which tasks had a loss in the last forward pass; None: all.
@@ -19,7 +18,6 @@ class Progress:
     """
 
     steps: int = 0
-    nodes: int = 0
     passes: int = 0
     weighed: bool = False
     present: tuple[bool, ...] | None = None

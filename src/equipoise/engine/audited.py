@@ -39,6 +39,7 @@ class Audited:
         auditing: Whether the aliases of a forward pass are kept for the audit.
         copying: Whether these aliases are copies then; see `examine`.
         paused: Whether backward passes are let through unmeasured.
+        last_node: The number of autograd's last node before the last call of the fork; empty in compiled code.
         alias_squares: While auditing, the squared norm of all that has arrived at the aliases of a task, by its number.
     """
 
@@ -54,6 +55,7 @@ class Audited:
     auditing: bool
     copying: bool
     paused: bool
+    last_node: list[int]
     alias_squares: dict[int, Tensor]
     _nodes: list[int]
     _arrived: dict[int, int]
@@ -63,7 +65,7 @@ class Audited:
 
     @staticmethod
     def _nothing_seen() -> dict[str, Any]:
-        seen: dict[str, Any] = {"_nodes": [], "_arrived": {}, "_audited": [], "alias_squares": {}}
+        seen: dict[str, Any] = {"last_node": [], "_nodes": [], "_arrived": {}, "_audited": [], "alias_squares": {}}
         return seen | {"auditing": False, "copying": False, "paused": False}
 
     def forget_aliases(self) -> None:

@@ -159,6 +159,8 @@ class GradientSource(Audited, ABC):
         rule, kept = rule.prepare(inputs, features, tasks, not gradients)
         if not compiling and self.joins != ddp_joins():
             self.joins = not self.joins
+        if not compiling:
+            self.last_node[:] = [torch.autograd._get_sequence_nr()]  # type: ignore[attr-defined]
         source = None if compiling else self
         call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), source)
         aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[probe].leaf, *kept, *features)
