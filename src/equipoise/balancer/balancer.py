@@ -171,10 +171,8 @@ class Balancer(Controls, ABC):
             ValueError: The audit of a task's first step failed; the message names the task and the likely cause.
         """
         now, skip, number = self._now, flag("skip", skip), self._processes.number
-        nodes = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         if self._plan.measure and not self._first.again and number == 1:  # else the processes would audit apart
-            self._first.compare_graphs(nodes - now.nodes)
-        now.nodes = nodes
+            self._first.compare_graphs(self._source)
         with torch.no_grad():
             if self._plan.note:
                 self._noted_step(skip, number)
