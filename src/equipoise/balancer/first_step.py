@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 MOST_GRAPHS = 16
 """So many numbers of nodes are told apart; a network whose graph is always another is not audited in each step."""
 
-MOST_TASKS = 32
-"""So many tasks are audited again at a time."""
+MOST_TASKS, FEW_TASKS = 32, 4
+"""So many tasks are audited again at a time, where the graph has changed, and otherwise."""
 
 
 class FirstStep:
@@ -105,9 +105,9 @@ class FirstStep:
             return
         losses = {task: loss for task, loss in each.items() if self.balances or task not in self.audited}
         if not losses:
-            self._changed = False
+            most, self._changed = MOST_TASKS if self._changed else FEW_TASKS, False
             if self.again and not self.left_out and torch.float16 not in precisions(source, given.values):
-                self._begin_again(source, each, tolerance(source, given.values) ** 0.5)
+                self._begin_again(source, each, most, tolerance(source, given.values) ** 0.5)
             source.forget_aliases()
             return
         self._expected = reference(source, losses)
@@ -163,18 +163,19 @@ class FirstStep:
             largest = worst if self.deviation is None else max(worst, self.deviation.item())
             self.deviation = found.new_tensor(largest)
 
-    def _begin_again(self, source: GradientSource, each: Mapping[str, Tensor], limit: float) -> None:
+    def _begin_again(self, source: GradientSource, each: Mapping[str, Tensor], most: int, limit: float) -> None:
         """Take references at the aliases, for some of the tasks where there are many.
 
         Args:
             source: What measures.
             each: The loss of every task that is present.
+            most: How many tasks, at most; the next ones next time.
             limit: The tolerance; larger than in the first step, as gradients may be small against their terms by now.
         """
         aliases = source.aliases
         known = [task for task in each if source.tasks.index(task) in aliases]
         begin = self._next_task % max(len(known), 1)
-        some = {task: each[task] for task in (known[begin:] + known[:begin])[:MOST_TASKS]}
+        some = {task: each[task] for task in (known[begin:] + known[:begin])[:most]}
         self._next_task += len(some)
         try:
             for task, loss in some.items():
