@@ -10,6 +10,8 @@ from helpers.networks import MLP, mse
 from helpers.reference import close
 from helpers.training import batches, network_and, train
 from torch import distributed
+from torch.distributed.algorithms.join import Join
+from torch.nn.parallel import DistributedDataParallel
 
 import equipoise as eq
 from equipoise.engine.processes import Processes
@@ -167,3 +169,27 @@ def copied(rank, world):
 def test_a_balancer_can_be_pickled_while_processes_train():
     for weights, again in processes.run(copied, 2):
         assert torch.equal(weights, again)
+
+
+def numbers_of_batches(rank, world):
+    """The first process has three batches, the second five."""
+    processes.connect()
+    network, balancer = at_layer()
+    model = DistributedDataParallel(network)
+    with Join([model, balancer]):
+        for x, y in list(batches(5, TASKS, units=[1.0, 5.0]))[: 3 + 2 * rank]:
+            balancer(mse(model(x[rank::2]), {t: v[rank::2] for t, v in y.items()})).backward()
+            balancer.step()
+    return balancer.weights, balancer.adam_count
+
+
+def test_processes_with_different_numbers_of_batches_join():
+    found = processes.run(numbers_of_batches, 2)
+    network, balancer = at_layer()
+    for step, (x, y) in enumerate(batches(5, TASKS, units=[1.0, 5.0])):
+        rows = slice(None) if step < 3 else slice(1, None, 2)
+        balancer(mse(network(x[rows]), {t: v[rows] for t, v in y.items()})).backward()
+        balancer.step()
+    for weights, count in found:
+        close(weights, balancer.weights)
+        assert count.tolist() == [5, 5]

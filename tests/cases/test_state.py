@@ -240,3 +240,19 @@ def test_a_step_that_is_not_finite_leaves_all_as_it_was(name):
             else:
                 close(buffer, before[name], equal_nan=True)
     assert set(TASKS) == net.balancer.averaged().keys()
+
+
+def test_a_device_without_double_precision_gets_single_precision():
+    """As MPS refuses it; the sums of the weights are kept in double precision elsewhere."""
+
+    def to_mps(tensor):
+        if tensor.dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        return tensor.clone()
+
+    balancer = eq.Uncertainty(("a", "b"), "regression")
+    assert balancer.weight_sums.dtype == torch.float64
+    balancer._apply(to_mps)
+    assert {b.dtype for b in balancer.buffers()} <= {torch.float32, torch.int64}

@@ -113,7 +113,10 @@ class SavedState(nn.Module):
         """Follow the network to another device, and to another precision as long as it is not below float32."""
 
         def at_least_single(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
+            try:
+                moved = fn(tensor)
+            except TypeError:  # MPS has no double precision
+                moved = fn(tensor.to(torch.float32))
             coarse = moved.is_floating_point() and torch.finfo(moved.dtype).bits < 32
             return tensor.to(moved.device) if coarse else moved
 
