@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import distributed
 
+_WARM_STEPS, _WARM_SECONDS = 33, 2.0
+"""Where steps are fast so many do not count, beyond most of the first steps that GradNorm audits: 1, 2, 4, 8, 16, 32, 64 ..."""
 _ROUND_SECONDS = 0.05
 """A stretch of steps that is timed takes at least this long, so that the clock's own error does not count."""
 
 
 def warm_up(step: Callable[[], Any], period: int) -> None:
     """Steps that do not count: the first checks and allocates, and compiled code is compiled in the first of each kind."""
-    for _ in range(period + 2):
+    end, done = time.perf_counter() + _WARM_SECONDS, 0
+    while done < period + 2 or (done < _WARM_STEPS and (distributed.is_initialized() or time.perf_counter() < end)):
         step()
+        done += 1
 
 
 def steps_at_a_stretch(seconds: float, period: int) -> int:
