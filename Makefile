@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-clients quick check docs bench dist clean
+.PHONY: demo test test-clients quick coverage check docs bench dist clean
 
 # yeast lies inside a package that needs Python 3.11
 demo: $(VENV)/installed

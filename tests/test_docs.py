@@ -47,6 +47,14 @@ def test_its_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(path), target
 
 
+def test_the_lines_to_write_are_numbered_in_the_guides():
+    table = re.findall(r"^\| .* \| (\d+).* \| \[guide\]\((\w+\.md)\) \|$", TEXTS["docs/guides/index.md"], re.MULTILINE)
+    assert len(table) == 5
+    for number, guide in table:
+        numbers = re.findall(r"  # (\d+)(?:,.*)?$", TEXTS[f"docs/guides/{guide}"], re.MULTILINE)
+        assert numbers == [str(i + 1) for i in range(int(number))], guide
+
+
 def described():
     """The names that the reference has a directive for, with the module that they are looked up in."""
     module, found = "equipoise", set()
