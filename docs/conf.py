@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import plotly
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
@@ -37,7 +39,7 @@ napoleon_custom_sections = ["When to use", "Differs from the paper", "Log", "Sha
 html_theme = "furo"
 html_title = "equipoise"
 pygments_dark_style = "github-dark"
-html_static_path = ["_static"]
+html_static_path = ["_static", str(Path(plotly.__file__).parent / "package_data" / "plotly.min.js")]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False

@@ -8,7 +8,20 @@ from pathlib import Path
 import equipoise
 
 PACKAGE = Path(equipoise.__file__).parent
-LAYERS = ["arguments", "engine", "balancer", "methods", "combine", "hierarchy", "check", "lab", "bench", "cli"]
+LAYERS = [
+    "arguments",
+    "engine",
+    "balancer",
+    "methods",
+    "combine",
+    "hierarchy",
+    "check",
+    "plotting",
+    "integrations",
+    "lab",
+    "bench",
+    "cli",
+]
 CORE = ["arguments.py", "hierarchy.py", "engine", "balancer", "methods", "combine"]
 
 

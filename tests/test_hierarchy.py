@@ -341,3 +341,52 @@ def balanced(network):
 
 def measured(network):
     return gradnorms(network, eq.Equal, every=1)
+
+
+# In a trainer
+
+
+def test_it_steps_after_an_optimizer():
+    network, tree = built()
+    other, twin = built()
+    optimizers = [torch.optim.SGD(net.parameters(), 0.05) for net in (network, other)]
+    handle = twin.step_after(optimizers[1])
+    for number, (x, y) in enumerate(data(5)):
+        absent = STRESS if number == 3 else ()
+        for net, balancer, optimizer in zip((network, other), (tree, twin), optimizers, strict=True):
+            optimizer.zero_grad()
+            balancer(losses_of(net, x, y, absent)).backward()
+            optimizer.step()
+        tree.step()
+    assert all(map(same, buffers_of(tree).values(), buffers_of(twin).values()))
+    assert same(network.state_dict(), other.state_dict())
+    assert (twin.weights - 1).abs().min() > 1e-3
+    before = buffers_of(twin)
+    handle.remove()
+    twin(losses_of(other, *data(1)[0])).backward()
+    optimizers[1].step()
+    assert all(map(same, before.values(), buffers_of(twin).values()))
+    with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer.*; found None"):
+        twin.step_after(None)
+
+
+def test_its_log_as_numbers():
+    network, tree = built()
+    (log,) = train(network, tree, data(1))
+    found = tree.scalars()
+    for quantity, name in {"weights": "weight", "losses": "loss"}.items():
+        assert [found[f"{name}/{leaf}"] for leaf in LEAVES] == log[quantity].tolist()
+    assert [found[f"stress/weight/{leaf}"] for leaf in STRESS] == log["stress/weights"].tolist()
+    for path, balancer in tree.balancers.items():
+        assert {f"{path}/{name}" for name in balancer.scalars()} <= found.keys()
+        norms = [found[f"{path}/gradient_norm/{task}"] for task in balancer.tasks]
+        assert norms == log[f"{path}/gradient_norms"].tolist()
+        assert found[f"{path}/skipped_steps"] == 0
+    numbers = sum(value.numel() for value in log.values())
+    assert len(found) == numbers
+    tree(losses_of(network, *data(1)[0], absent=STRESS)).backward()
+    tree.step()
+    found = tree.scalars()
+    assert "loss/axial" not in found
+    assert "root/loss/stress" not in found
+    assert "loss/energy" in found

@@ -35,5 +35,6 @@ from equipoise.methods import Scalarized as Scalarized
 from equipoise.methods import SoftAdapt as SoftAdapt
 from equipoise.methods import Static as Static
 from equipoise.methods import Uncertainty as Uncertainty
+from equipoise.plotting import plot as plot
 
 __version__ = _version("equipoise")

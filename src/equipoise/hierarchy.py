@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from equipoise.arguments import described, known_tasks, task_names
 from equipoise.balancer import Balancer
+from equipoise.balancer.history import numbers
 
 
 @final
@@ -177,6 +178,20 @@ class Hierarchy(nn.Module):
         for balancer in self.balancers.values():
             balancer.step(skip=skip)
 
+    def step_after(self, optimizer: Any) -> Any:
+        """Step after every step of ``optimizer``, so that the loop has no line for it; see `Balancer.step_after`.
+
+        Args:
+            optimizer: A ``torch.optim.Optimizer``, or a trainer's wrapper of one, which holds it as ``.optimizer``.
+
+        Returns:
+            A handle; ``handle.remove()`` ends it.
+
+        Raises:
+            TypeError: ``optimizer`` is neither.
+        """
+        return _Handles([balancer.step_after(optimizer) for balancer in self.balancers.values()])
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step."""
         for balancer in self.balancers.values():
@@ -211,6 +226,17 @@ class Hierarchy(nn.Module):
             found |= {f"{name}/{quantity}": value for quantity, value in log.items()}
         return found
 
+    def scalars(self) -> dict[str, float]:
+        """The log as numbers by name, for any logger: ``{"weight/energy": 1.2, "fuel/gradient_norm/heat": 0.3, ...}``.
+
+        Those of the leaves first, then those of every balancer under its path; see `Balancer.scalars`.
+        """
+        own = {name: value for name, value in self.log().items() if name in ("weights", "losses")}
+        found = numbers(own, self.tasks)
+        for name, below in {"root": self.root, **self.groups}.items():
+            found |= {f"{name}/{scalar}": value for scalar, value in below.scalars().items()}
+        return found
+
     def _leaves(self, root: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
         """What is known of every leaf ``(T,)``: in its group, or at the root."""
         return torch.cat([groups[t] if t in groups else root[i : i + 1] for i, t in enumerate(self.root.tasks)])
@@ -218,6 +244,18 @@ class Hierarchy(nn.Module):
     def _products(self, root: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
         own = dict(zip(self.root.tasks, root, strict=True))
         return self._leaves(root, {name: own[name] * weights for name, weights in groups.items()})
+
+
+class _Handles:
+    """The hooks of all balancers of a tree."""
+
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Take them off again."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def _names(group: Balancer | Hierarchy) -> Any:

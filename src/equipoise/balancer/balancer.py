@@ -182,6 +182,7 @@ class Balancer(Controls, ABC):
         now.begin()
         now.steps += 1
         self._plan_next_step()
+        self._keep_step()
 
     @abstractmethod
     def init_state(self, weights: Tensor) -> tuple[Tensor, NamedTuple]:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.balancer.join import Joins
+from equipoise.balancer.history import Kept, numbers
+from equipoise.balancer.notebook import table
 
 
-class Inspection(Joins):
+class Inspection(Kept):
     """The part of a balancer that is read and that moves nothing."""
 
     def averaged(self) -> dict[str, float]:
@@ -50,16 +51,7 @@ class Inspection(Joins):
         Names are those of `log`, in the singular with the task behind them; quantities of an absent task are left out. Reading
         them synchronises.
         """
-        found: dict[str, float] = {}
-        for name, value in self.log().items():
-            if value.dim() == 0:
-                found[name] = value.item()
-                continue
-            singular = "loss" if name == "losses" else name.removesuffix("s")
-            for task, number in zip(self.tasks, value.tolist(), strict=True):
-                if number == number:  # not NaN
-                    found[f"{singular}/{task}"] = float(number)
-        return found
+        return numbers(self.log(), self.tasks)
 
     def extra_repr(self) -> str:
         """The settings and the weights."""
@@ -73,6 +65,10 @@ class Inspection(Joins):
         settings = [f"{name}={value!r}" for name, value in self._settings().items()]
         audit = [f"audit left out: {self._first.left_out}"] if self._first.left_out else []
         return "\n".join([f"weights: {weights}", ", ".join(settings), *audit])
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows of it."""
+        return table(self)
 
     def _settings(self) -> Mapping[str, Any]:
         """The settings of the method, for the repr: the attributes that the constructor's arguments are kept in."""

@@ -91,10 +91,10 @@ class CombiningBalancer(Balancer, ABC):
         seen, *columns = record.detach().unbind(1)
         here = seen != 0
         self._means = tuple(torch.where(here, column / torch.where(here, seen, 1.0), 0.0) for column in columns)
-        super().step(skip=skip)
-        self._combination.clear()
         names = zip(self._columns, self._means, strict=True)
         self._log |= {name: partial(nan_where_absent, mean, here) for name, mean in names}
+        super().step(skip=skip)
+        self._combination.clear()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step. See `Balancer.zero_grad`."""
