@@ -15,12 +15,13 @@ def test_its_tables_are_generated(name):
 
 
 def test_it_was_measured_as_it_says():
-    """From a clean commit, and at least 15 rounds."""
+    """From a clean commit, and at least nine rounds."""
     for record in cost.records():
         assert "dirty" not in record.environment["commit"]
-        assert all(len(found.seconds) >= 15 for found in record.costs.values())
+        assert all(len(found.seconds) >= 9 for found in record.costs.values())
     phases = cost.load(cost.MEASURED)
-    assert {one.workload for one in phases} & set(cost.TIMED)
+    assert [one.workload for one in phases] == list(cost.TIMED)
+    assert all(one.first is not None for one in phases)
     assert all("dirty" not in one.environment["commit"] for one in phases)
 
 
@@ -30,9 +31,9 @@ def test_its_figure_is_generated():
 
 
 def test_every_method_is_spoken_of_on_every_workload():
-    """Nothing is left out in silence: a method that was not run has its reason, or is newer than the records."""
+    """Nothing is left out in silence: a method that was not run has its reason."""
     for record in cost.records():
-        assert set(METHODS) - {"gradnorm_every_100"} <= {*record.costs, *record.not_run}, record.workload
+        assert set(METHODS) <= {*record.costs, *record.not_run}, record.workload
         assert record.workload in workloads(record.device)
 
 

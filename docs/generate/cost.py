@@ -97,6 +97,20 @@ def _ratio(record: Record, method: str) -> str:
     return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
 
 
+def on_gpu() -> str:
+    """The same for the workloads that were measured on a GPU, with the time of the plain step."""
+    columns = {**dict(list(SUMMARY.items())[:2]), "per_loss": "PerLoss", "paper": SUMMARY["paper"]}
+    head = ["workload", "T", "GPU", "plain, ms", *columns.values()]
+    lines = [f"| {' | '.join(head)} |", f"| :-- | --: | :-- |{' --: |' * (len(head) - 3)}"]
+    for record in records():
+        if record.device == "cuda":
+            plain = f"{1e3 * median(record.costs[FLOOR].seconds):.3g}"
+            cells = [str(record.num_tasks), record.environment["processor"], plain]
+            cells += [_ratio(record, method) for method in columns]
+            lines.append(f"| `{record.workload}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def figure() -> str:
     """The cost against the number of tasks."""
     return to_svg([record for record in records() if record.device == "cpu"])
@@ -223,6 +237,7 @@ def turns() -> str:
 
 TABLES = {
     "results/cost, summary": summary,
+    "results/cost, gpu": on_gpu,
     "results/cost": table,
     "results/cost, aims": aims,
     "results/cost_phases.json": where,
