@@ -122,6 +122,7 @@ def test_names_of_tasks_are_text():
         ([scalars(loss__a="x")], TypeError, r"history\[0\]\['loss/a'\] must be a number; found 'x'"),
         ([scalars(loss__a=torch.ones(2))], TypeError, r"must be a number; found a tensor of shape \(2,\)"),
         ([scalars(loss__a=True)], TypeError, "must be a number; found True"),
+        ([{"loss/": 1.0}], ValueError, "history must hold names such as 'weight/task'.*; found 'loss/'"),
         ([{}], ValueError, "history must hold names such as 'weight/task'.*; found none"),
         ([{"losses": torch.ones(2)}], ValueError, "history must hold names such as 'weight/task'.*; found 'losses'"),
     ],

@@ -34,8 +34,11 @@ def test_the_history_is_what_scalars_gave_after_each_step(name):
     assert len({tuple(scalars.items()) for scalars in seen}) > 1
 
 
-def test_nothing_is_kept_by_itself():
+@pytest.mark.parametrize("asked", [[], [10, 0]])
+def test_nothing_is_kept_unless_asked_to(asked):
     network, balancer = build("GradNorm")
+    for steps in asked:
+        balancer.keep_history(steps)
     reads = []
     balancer.log = lambda: reads.append(1)
     for x, y in batches(3, TASKS):
@@ -137,6 +140,16 @@ def test_it_stays_through_moves_and_out_of_the_state():
     assert other.history == []
 
 
+def test_with_a_move_it_comes_to_the_host(monkeypatch):
+    _, balancer, seen = trained("Equal", steps=2)
+    moved = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: moved.append(tensor) or original(tensor))
+    balancer.to(torch.float32)
+    assert len(moved) == sum(len(log) for log in [balancer.log()] * 2)
+    assert balancer.history == seen
+
+
 def test_it_begins_anew_with_the_balancer():
     network, balancer, _ = trained(steps=3)
     balancer.reset_parameters()
@@ -225,13 +238,35 @@ def test_a_long_history_is_thinned_out_and_one_step_is_no_curve():
     assert Rows(trained(steps=1)[1]._repr_html_()).rows[1][-1]["curve"] == [(0.0, 10.0)]
 
 
+@pytest.mark.parametrize(
+    ("weights", "bars"),
+    [([-1.0, 1.0, 2.0], [0, 50, 100]), ([1.0, float("inf"), 4.0], [25, 0, 100]), ([-1.0, -2.0, 0.0], [0, 0, 0])],
+)
+def test_a_weight_that_has_no_length_has_no_bar(weights, bars):
+    balancer = eq.Equal(TASKS)
+    balancer.weights.copy_(torch.tensor(weights))
+    rows = Rows(balancer._repr_html_()).rows[1:]
+    assert [row[2]["bar"] for row in rows] == bars
+    assert [float(row[1]["text"]) for row in rows] == weights
+
+
+def test_a_weight_that_hardly_moves_looks_like_it():
+    network, balancer, _ = trained("Equal", steps=1)
+    balancer.weights.mul_(1.001)
+    train(network, balancer, batches(1, TASKS))
+    (_, first), (_, second) = Rows(balancer._repr_html_()).rows[1][-1]["curve"]
+    assert 0 < first - second < 1  # of 20 pixels
+
+
 def test_the_table_of_a_balancer_that_knows_little():
     head, *rows = Rows(eq.Equal(TASKS)._repr_html_()).rows
     assert [cell["text"] for cell in head] == ["task", "weight", ""]
     assert [cell["text"] for cell in rows[0]] == ["a", "1", ""]
     with torch.device("meta"):
         balancer = eq.GradNorm(MLP().fork)
-    assert [cell["text"] for cell in Rows(balancer._repr_html_()).rows[1]] == ["a", "", ""]
+    row = Rows(balancer._repr_html_()).rows[1]
+    assert [cell["text"] for cell in row] == ["a", "", ""]
+    assert row[2]["bar"] == 0
     network, balancer = build("GradNorm")
     ((x, y),) = batches(1, TASKS)
     balancer({**mse(network(x), y), "b": None}).backward()
