@@ -19,13 +19,13 @@ test-clients: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,clients]"
 	$(BIN)/python -m pytest -n 2 tests/clients tests/integrations tests/test_docs.py src/equipoise/integrations
 
-# the tests that need no other process and no compiler, in under a minute
+# the tests that need no other process, no compiler and no trainer
 quick: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 # the quick tests, and which lines and branches of the core they reach
 coverage: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=92
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
