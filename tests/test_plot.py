@@ -61,6 +61,8 @@ def test_a_task_has_one_colour_and_one_entry_in_the_legend():
 def test_forty_tasks_can_be_told_apart():
     figure = eq.plot([{f"weight/{i}": 1.0 for i in range(40)}])
     assert len({(line.line.color, line.line.dash) for line in figure.data}) == 40
+    assert figure.layout.showlegend
+    assert not eq.plot([{f"weight/{i}": 1.0 for i in range(41)}]).layout.showlegend
 
 
 def test_what_no_step_has_gets_no_panel():

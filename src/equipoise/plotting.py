@@ -29,8 +29,8 @@ def plot(history: Sequence[Mapping[str, float]], steps: Sequence[float] | None =
     """Weights, gradient norms and losses over the steps: a panel for each, in which a task has the same colour.
 
     A quantity that no step has is left out. An axis is logarithmic where its values are positive and span more than
-    100-fold. Where a task was absent, its line joins the steps before and after. In a notebook the figure shows itself;
-    ``figure.write_html("weights.html")`` saves it.
+    100-fold. Where a task was absent, its line joins the steps before and after. With more than 40 tasks there is no legend,
+    and the mouse tells their names. In a notebook the figure shows itself; ``figure.write_html("weights.html")`` saves it.
 
     Args:
         history: What ``balancer.scalars()`` gave after each step, oldest first, such as ``balancer.history``. Entries
@@ -90,6 +90,7 @@ def plot(history: Sequence[Mapping[str, float]], steps: Sequence[float] | None =
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": _TEXT},
         hovermode="closest",
+        showlegend=len(tasks) <= len(_COLORS) * len(_DASHES),
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
     )
 
