@@ -79,7 +79,7 @@ def connect():
 def _work(rank, world, place, arguments):
     folder, path, name = place
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "RENDEZVOUS": f"{folder}/rendezvous"}
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     warnings.simplefilter("error")

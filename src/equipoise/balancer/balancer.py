@@ -170,7 +170,7 @@ class Balancer(Controls, ABC):
                 arrived at the fork, or other backward passes than those of the total loss.
             ValueError: The audit of a task's first step failed; the message names the task and the likely cause.
         """
-        now, skip, number = self._now, flag("skip", skip), self._processes.number
+        skip, number = flag("skip", skip), self._processes.number
         if self._plan.measure and not self._first.again and number == 1:  # else the processes would audit apart
             self._first.compare_graphs(self._source)
         with torch.no_grad():
@@ -179,8 +179,7 @@ class Balancer(Controls, ABC):
             elif skip:
                 self.skipped_steps.add_(1)
         self._probe.clear()
-        now.begin()
-        now.steps += 1
+        self._now.end()
         self._plan_next_step()
         self._keep_step()
 

@@ -26,3 +26,8 @@ class Progress:
     def begin(self) -> None:
         """Begin a step."""
         self.passes, self.weighed, self.present, self.everyone = 0, False, None, None
+
+    def end(self) -> None:
+        """End a step, and begin the next."""
+        self.steps += 1
+        self.begin()

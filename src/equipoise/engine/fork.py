@@ -134,8 +134,7 @@ class Fork(nn.Module, GradientSource):
 
     def extra_repr(self) -> str:
         """Name the tasks."""
-        others = f", others={self.others}" if self.others else ""
-        return f"tasks={self.tasks}{others}"
+        return f"tasks={self.tasks}" + (f", others={self.others}" if self.others else "")
 
     def _combines(self) -> bool:
         combination = self._combination

@@ -9,7 +9,7 @@ def in_transform() -> bool:
     """Whether a transform of ``torch.func`` or forward-mode differentiation runs, whose passes are no backward passes."""
     if torch._C._are_functorch_transforms_active():
         return True
-    return torch.autograd.forward_ad._current_level >= 0 and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
 
 
 def exporting() -> bool:

@@ -164,7 +164,7 @@ class GradientSource(Audited, ABC):
         source = None if compiling else self
         call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), source)
         aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[probe].leaf, *kept, *features)
-        return self._kept_for_audit(call, aliases, features) if self.auditing and not compiling else aliases
+        return aliases if compiling or not self.auditing else self._kept_for_audit(call, aliases, features)
 
     def _rows(self) -> list[int]:
         """The number of tasks that each probe holds."""
