@@ -174,6 +174,27 @@ def where() -> str:
     )
 
 
+def columns() -> str:
+    """The cost of a measured step on the columns of one matrix."""
+    one = next(one for one in load(MEASURED) if one.workload == "columns_617")
+    more = one.extra / sum(one.plain.values())
+    return f"At {one.num_tasks} columns it takes {more:.0f} more plain steps; `every=100` adds {more / 100:.2f} to each step.\n"
+
+
+def few_tasks() -> str:
+    """The parts of the additional time at three tasks."""
+    one = next(one for one in load(MEASURED) if one.workload == "mlp_3")
+    plain, more = sum(one.plain.values()), {phase: one.balanced[phase] - one.plain[phase] for phase in PHASES}
+    names = {"forward": "the forward pass of the fork", "total": "the total loss", "backward": "the backward pass"}
+    rest = ", ".join(f"{more[phase]:.2f} ms in {name}" for phase, name in names.items())
+    return (
+        f"At three tasks (`mlp_3`) a balanced step took {one.extra:.2f} ms more than a plain one of {plain:.1f} ms, a ratio of "
+        f"{1 + one.extra / plain:.2f}: {more['balancer']:.2f} ms in `balancer.step()`, {rest}. The counted work needs "
+        f"{(one.floor - 1) * plain:.2f} ms of it. With a `balancer.step()` that took no time, the ratio would be "
+        f"{1 + (one.extra - more['balancer']) / plain:.2f}.\n"
+    )
+
+
 def first_steps() -> str:
     """The first step of a balancer, which audits every task once, beside a later one."""
     head = ["workload", "T", "a later step, ms", "the first step, ms", "the audit, in plain steps"]
@@ -241,6 +262,8 @@ TABLES = {
     "results/cost": table,
     "results/cost, aims": aims,
     "results/cost_phases.json": where,
+    "results/cost_phases.json, columns": columns,
+    "results/cost_phases.json, few tasks": few_tasks,
     "results/cost_phases.json, first steps": first_steps,
     "results/cost_turns.json": turns,
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from equipoise.arguments import described, known_tasks, task_names
 from equipoise.balancer import Balancer
 from equipoise.balancer.history import numbers
+from equipoise.balancer.step_after import Handle
 
 
 @final
@@ -190,7 +191,7 @@ class Hierarchy(nn.Module):
         Raises:
             TypeError: ``optimizer`` is neither.
         """
-        return _Handles([balancer.step_after(optimizer) for balancer in self.balancers.values()])
+        return Handle([balancer.step_after(optimizer) for balancer in self.balancers.values()])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step."""
@@ -244,18 +245,6 @@ class Hierarchy(nn.Module):
     def _products(self, root: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
         own = dict(zip(self.root.tasks, root, strict=True))
         return self._leaves(root, {name: own[name] * weights for name, weights in groups.items()})
-
-
-class _Handles:
-    """The hooks of all balancers of a tree."""
-
-    def __init__(self, handles: list[Any]) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        """Take them off again."""
-        for handle in self._handles:
-            handle.remove()
 
 
 def _names(group: Balancer | Hierarchy) -> Any:

@@ -8,9 +8,10 @@ import sys
 import traceback
 import warnings
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
+
+from helpers.processes import CONTEXT
 
 BLOCK = re.compile(r"(?P<mark><!-- not run: .* -->\n)?^```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 NEEDS = re.compile(r"<!-- needs: (.*?) -->")
@@ -35,9 +36,7 @@ def missing(text):
 
 def run(path, folder):
     """The traceback of the page's program, run in ``folder``; empty if it ran through, without a warning."""
-    context = get_context("forkserver")  # imports PyTorch once for all pages
-    context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "equipoise"])
-    worker = context.Process(target=_work, args=(Path(path).resolve(), Path(folder)))
+    worker = CONTEXT.Process(target=_work, args=(Path(path).resolve(), Path(folder)))
     worker.start()
     worker.join()
     error = Path(folder, "traceback.txt")

@@ -15,6 +15,10 @@ from pathlib import Path
 import torch
 from torch import distributed, multiprocessing
 
+CONTEXT = multiprocessing.get_context("forkserver")
+"""Processes forked from a server that imports PyTorch once for all tests of this process."""
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "equipoise"])
+
 
 def run(function, world, *arguments, seconds=600):
     """The value of ``function(rank, world, *arguments)`` in each of ``world`` processes.
@@ -31,9 +35,7 @@ def outcomes(function, world, *arguments, seconds=600):
     """(its value, the text of its error) of every process; those that do not end in time are ended."""
     with tempfile.TemporaryDirectory() as folder:
         place = (folder, function.__code__.co_filename, function.__name__)
-        context = multiprocessing.get_context("forkserver")  # imports PyTorch once for all tests of this process
-        context.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
-        workers = [context.Process(target=_work, args=(rank, world, place, arguments)) for rank in range(world)]
+        workers = [CONTEXT.Process(target=_work, args=(rank, world, place, arguments)) for rank in range(world)]
         for worker in workers:
             worker.start()
         deadline = time.monotonic() + seconds

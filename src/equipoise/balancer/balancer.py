@@ -95,7 +95,6 @@ class Balancer(Controls, ABC):
         self._token = object()
         self._processes = Processes()
         self._first, self._now, self._plan, self._frozen = FirstStep(), Progress(), Plan(False, False, False), False
-        self._hooked: list[torch.optim.Optimizer] = []
         parameter = next(iter(source.shared_parameters.values()), None) if source is not None and every else None
         precision = torch.get_default_dtype() if parameter is None else parameter.dtype.to_real()
         self._make_state(torch.promote_types(precision, torch.float32), None if parameter is None else parameter.device)

@@ -106,13 +106,15 @@ class FirstStep:
         losses = {task: loss for task, loss in each.items() if self.balances or task not in self.audited}
         if not losses:
             most, self._changed = MOST_TASKS if self._changed else FEW_TASKS, False
-            if self.again and not self.left_out and torch.float16 not in precisions(source, given.values):
-                self._begin_again(source, each, most, tolerance(source, given.values) ** 0.5)
+            if self.again and not self.left_out:
+                dtypes = precisions(source, given.values)
+                if torch.float16 not in dtypes:
+                    self._begin_again(source, each, most, tolerance(dtypes) ** 0.5)
             source.forget_aliases()
             return
         self._expected = reference(source, losses)
-        self._limit = tolerance(source, given.values)
-        self._half = torch.float16 in precisions(source, given.values)
+        dtypes = precisions(source, given.values)
+        self._limit, self._half = tolerance(dtypes), torch.float16 in dtypes
         source.forget_aliases()
         if self._expected.left_out:
             self._leave_out(source, losses.keys())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,7 @@ class SavedState(nn.Module):
     def _make_state(self, precision: torch.dtype, device: torch.device | None) -> None:
         """Decide precision and device; ``reset_parameters`` makes the rest."""
         self._precision = precision
+        self._hooked: OrderedDict[int, torch.optim.Optimizer] = OrderedDict()  # those that step it, by hook
         self.register_buffer("weights", torch.ones(len(self.tasks), dtype=precision, device=device))
 
     def _set_state(self, weights: Tensor, state: Any) -> None:
@@ -143,7 +145,7 @@ class SavedState(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """The log and what a backward pass has left belong to the step at hand, and do not travel."""
         log = {name: value() if callable(value) else value for name, value in self._log.items()}
-        return {**self.__dict__, "_probe": None, "_log": log, "_hooked": []}
+        return {**self.__dict__, "_probe": None, "_log": log, "_hooked": OrderedDict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the balancer, with a probe of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from equipoise.arguments import described
 
@@ -13,18 +14,15 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """The hooks of one optimiser."""
+    """Several hooks, of one optimiser or of all balancers of a tree."""
 
-    def __init__(self, balancer: Balancer, optimizer: torch.optim.Optimizer, handles: list[Any]) -> None:
-        self._balancer, self._optimizer, self._handles = balancer, optimizer, handles
-        balancer._hooked.append(optimizer)
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
 
     def remove(self) -> None:
         """Take them off again."""
-        if self._handles:
-            self._balancer._hooked.remove(self._optimizer)
-        while self._handles:
-            self._handles.pop().remove()
+        for handle in self._handles:
+            handle.remove()
 
 
 def step_after(balancer: Balancer, optimizer: Any) -> Handle:
@@ -43,7 +41,9 @@ def step_after(balancer: Balancer, optimizer: Any) -> Handle:
         if balancer._now.passes or balancer._now.weighed:
             balancer.step()
 
-    return Handle(balancer, inner, [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)])
+    hooked = RemovableHandle(balancer._hooked)
+    balancer._hooked[hooked.id] = inner
+    return Handle([hooked, inner.register_step_pre_hook(before), inner.register_step_post_hook(after)])
 
 
 def skip_missed_step(balancer: Balancer) -> None:
@@ -53,7 +53,7 @@ def skip_missed_step(balancer: Balancer) -> None:
     """
     if torch.compiler.is_compiling() or balancer._in_closure or not balancer._plan.measure:
         return
-    groups = [group for optimizer in balancer._hooked for group in optimizer.param_groups]
+    groups = [group for optimizer in balancer._hooked.values() for group in optimizer.param_groups]
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     if not (gradients if balancer._accumulate else any(bool(g.any()) for g in gradients)):
         balancer.step(skip=True)

@@ -16,7 +16,7 @@ from equipoise.check.report import CheckReport
 from equipoise.check.report import found as finding
 from equipoise.check.undisturbed import undisturbed
 from equipoise.engine import GradientSource
-from equipoise.engine.audit import Reference, deviations, measure, reference, tolerance
+from equipoise.engine.audit import Reference, deviations, measure, precisions, reference, tolerance
 
 Batch = TypeVar("Batch")
 
@@ -90,7 +90,7 @@ def check(
         if expected.left_out:
             found += findings.of_reference(source, expected.left_out)
         elif expected.rows is not None:
-            limit = tolerance(source, given.values)
+            limit = tolerance(precisions(source, given.values))
             try:
                 values = source.tap(given.each, given.values) if source.taps else given.values
                 norms = measure(source, values.sum())

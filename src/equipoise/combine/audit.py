@@ -12,7 +12,7 @@ from torch import Tensor
 from equipoise.balancer.first_step import FirstStep
 from equipoise.combine.combination import Call
 from equipoise.engine import Fork
-from equipoise.engine.audit import wrapper_of
+from equipoise.engine.audit import tolerance, wrapper_of
 from equipoise.engine.autograd_rule import flat
 
 
@@ -32,7 +32,7 @@ def audit(fork: Fork, calls: Sequence[Call], first: FirstStep, losses: Mapping[s
             deviation = nan if first.left_out else _deviation(fork, calls, below, task, loss)
         except RuntimeError as error:  # a part of the graph that can be used once only
             first.left_out, deviation = str(error).splitlines()[0], nan
-        if deviation > max(torch.finfo(tensor.dtype).eps for tensor in (loss, *below)) ** (1 / 3):
+        if deviation > tolerance(tensor.dtype for tensor in (loss, *below)):
             raise ValueError(
                 f"task {task!r}: its loss must reach the trunk through {fork.reads.format(task)} alone; found that it also "
                 "reaches it past the fork, where its gradient is not combined"

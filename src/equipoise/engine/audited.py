@@ -62,11 +62,24 @@ class Audited:
     _audited: list[AuditedCall]
     _probes: list[Probe]
     _passes: list[int]
+    _last_parameters: dict[str, Tensor]
 
     @staticmethod
     def _nothing_seen() -> dict[str, Any]:
-        seen: dict[str, Any] = {"last_node": [], "_nodes": [], "_arrived": {}, "_audited": [], "alias_squares": {}}
+        """The attributes of a source that has no probes and has measured nothing."""
+        names = ("_probes", "_passes", "_nodes", "last_node", "_audited")
+        seen: dict[str, Any] = {name: [] for name in names} | {
+            "_last_parameters": {},
+            "_arrived": {},
+            "alias_squares": {},
+        }
         return seen | {"auditing": False, "copying": False, "paused": False}
+
+    def count_arrivals(self, probe: int, tasks: Sequence[int]) -> None:
+        """A node of this probe has let the gradients of these tasks through."""
+        self._nodes[probe] += 1
+        for i in tasks:
+            self._arrived[i] = self._arrived.get(i, 0) + 1
 
     def forget_aliases(self) -> None:
         """Let go of what was kept for an audit."""
@@ -131,9 +144,7 @@ class Audited:
         """
         before = dict(vars(self))
         try:
-            vars(self).update(
-                self._nothing_seen(), _probes=[], _passes=[], owner=None, auditing=measure, copying=measure
-            )
+            vars(self).update(self._nothing_seen(), owner=None, auditing=measure, copying=measure)
             self.plan(measure, gradients=self.keep_gradients)
             yield
         finally:

@@ -123,12 +123,6 @@ class PerLoss(GradientSource):
             "that needs use_reentrant=False"
         )
 
-    def record(self, tasks: Sequence[int]) -> None:
-        """Told by a node: the gradients of these tasks have arrived."""
-        self._nodes[0] += 1
-        for i in tasks:
-            self._arrived[i] = self._arrived.get(i, 0) + 1
-
 
 class LossCall(NamedTuple):
     """One measurement at the losses.
@@ -167,7 +161,7 @@ class _LossNode(torch.autograd.Function):
             scaled = gradient.detach().unbind()
             scales = [scaled[i] for i in call.here]  # a list as an index would be copied to the device, which waits
             found = _gradients(call, values, each, scales)
-            call.source.record([i for i, row in zip(call.here, found, strict=True) if row is not None])
+            call.source.count_arrivals(0, [i for i, row in zip(call.here, found, strict=True) if row is not None])
             tasks = len(values)
             if call.gradients:
                 rows = gradient.new_zeros(tasks, ctx.columns, dtype=ctx.dtype)

@@ -44,9 +44,6 @@ class GradientSource(Audited, ABC):
         self.owner: object = None
         self.measuring = self.keep_gradients = self.joins = False
         self._processes: Processes | None = None
-        self._probes: list[Probe] = []
-        self._passes: list[int] = []
-        self._last_parameters: dict[str, Tensor] = {}
         vars(self).update(self._nothing_seen())
 
     @property
@@ -125,9 +122,7 @@ class GradientSource(Audited, ABC):
 
     def arrived(self, call: ForkCall, tasks: Iterable[int], gradients: Sequence[Tensor | None]) -> None:
         """Told by a node: the gradients of these of its tasks have arrived, among those of all its aliases."""
-        self._nodes[call.probe] += 1
-        for i in tasks:
-            self._arrived[call.first + i] = self._arrived.get(call.first + i, 0) + 1
+        self.count_arrivals(call.probe, [call.first + i for i in tasks])
         if self.auditing:
             self._audit_arrival(call, tasks, gradients)
 
@@ -157,12 +152,11 @@ class GradientSource(Audited, ABC):
         """Aliases of the features, task after task, measured by ``rule``."""
         compiling, gradients = torch.compiler.is_compiling(), self.has_gradients
         rule, kept = rule.prepare(inputs, features, tasks, not gradients)
-        if not compiling and self.joins != ddp_joins():
-            self.joins = not self.joins
         if not compiling:
             self.last_node[:] = [torch.autograd._get_sequence_nr()]  # type: ignore[attr-defined]
-        source = None if compiling else self
-        call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), source)
+            if self.joins != ddp_joins():
+                self.joins = not self.joins
+        call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), None if compiling else self)
         aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[probe].leaf, *kept, *features)
         return aliases if compiling or not self.auditing else self._kept_for_audit(call, aliases, features)
 
@@ -201,5 +195,4 @@ class GradientSource(Audited, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """The measurement belongs to the step at hand and does not travel; the balancer of a copy plans its next step."""
-        fresh: dict[str, Any] = {"_probes": [], "_passes": [], "_last_parameters": {}, **self._nothing_seen()}
-        return {**self.__dict__, **fresh, "measuring": False, "_processes": None}
+        return {**self.__dict__, **self._nothing_seen(), "measuring": False, "_processes": None}
