@@ -9,7 +9,7 @@ from helpers.training import train
 from helpers.trees import FUEL, HOOP, LEAVES, STRESS, buffers_of, built, data, gradnorms, losses_of
 
 import equipoise as eq
-from equipoise.lab._groups import tasks_by_group
+from equipoise.lab.groups import tasks_by_group
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import inspect
 
-from equipoise.lab._methods import METHODS
-from equipoise.lab._statistics import group
-from equipoise.lab._store import Store
-from equipoise.lab._table import to_markdown
+from equipoise.lab.results.statistics import group
+from equipoise.lab.results.table import to_markdown
+from equipoise.lab.runs.methods import METHODS
+from equipoise.lab.store.store import Store
 
 from .methods import methods as all_methods
 from .pages import ROOT, summary, write

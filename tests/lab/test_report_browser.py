@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from equipoise.lab._report import write_report
+from equipoise.lab.results.report import write_report
 
 playwright = pytest.importorskip("playwright.sync_api")
 

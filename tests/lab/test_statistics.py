@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from equipoise.lab._methods import parse_methods
-from equipoise.lab._statistics import (
+from equipoise.lab import MetricInfo
+from equipoise.lab.results.statistics import (
     diverged_at,
     estimate,
     group,
@@ -17,6 +18,7 @@ from equipoise.lab._statistics import (
     selected,
     summarise,
 )
+from equipoise.lab.runs.methods import parse_methods
 
 finite = st.floats(-1e6, 1e6)
 
@@ -191,7 +193,7 @@ def test_no_mean_over_different_metrics(make_record):
     record = make_record()
     assert "mean of the tasks" in rows_by_label(group([record])[0])
     first, second = record.tasks
-    mixed = type(record)(**{**record.__dict__, "tasks": (first, type(second)("beta", "regression", "R2Score", True))})
+    mixed = type(record)(**{**record.__dict__, "tasks": (first, replace(second, metric=MetricInfo("R2Score", True)))})
     assert "mean of the tasks" not in rows_by_label(group([mixed])[0])
 
 

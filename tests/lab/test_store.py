@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from equipoise.lab import Curves, Evaluation, Record, RunSpec, Store, TaskInfo
+from equipoise.lab import Curves, Evaluation, MetricInfo, Record, RunSpec, Store, TaskInfo
 
 SPEC = RunSpec(
     problem="tiny",
@@ -31,7 +31,7 @@ def record_of(spec=SPEC, value=0.1):
     evaluation = Evaluation(losses=series, metrics=series)
     return Record(
         spec=spec,
-        tasks=(TaskInfo("a", "regression", "MeanSquaredError", False),),
+        tasks=(TaskInfo("a", "regression", MetricInfo("MeanSquaredError", False)),),
         curves=Curves((0, 1), series, series, series, {}, series),
         evaluated_at=(0, 20),
         train=evaluation,
@@ -146,7 +146,7 @@ def make_nan(path):
 
 
 def change_schema(path):
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
 
 
 DAMAGE = {
@@ -155,8 +155,8 @@ DAMAGE = {
     make_binary: "it is not text",
     make_a_list: "it is not a record",
     flip_a_digit: "its content does not match its digest",
-    make_nan: "it is not a record of schema 1",
-    change_schema: "it is a record of schema 99; this version reads schema 1",
+    make_nan: "it is not a record of schema 2",
+    change_schema: "it is a record of schema 99; this version reads schema 2",
 }
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_record_is_named_left_alone_and_done_again_beside_it(damage, s
 
 def test_a_record_with_parts_missing_is_damaged(store, monkeypatch):
     path = store.save(record_of())
-    monkeypatch.setattr("equipoise.lab._store._digest", lambda body: json.loads(path.read_text())["digest"])
+    monkeypatch.setattr("equipoise.lab.store.store._digest", lambda body: json.loads(path.read_text())["digest"])
     for part in ("spec", "curves", "environment"):
         whole = path.read_text()
         body = json.loads(whole)

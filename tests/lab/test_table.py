@@ -4,8 +4,8 @@ import shlex
 import pytest
 from rich.console import Console
 
-from equipoise.lab._statistics import Cell, Estimate, group
-from equipoise.lab._table import command, format_cell, format_estimate, provenance, to_markdown, to_rich
+from equipoise.lab.results.statistics import Cell, Estimate, group
+from equipoise.lab.results.table import command, format_cell, format_estimate, provenance, to_markdown, to_rich
 
 
 @pytest.mark.parametrize(

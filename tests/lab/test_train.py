@@ -8,8 +8,9 @@ import pytest
 import torch
 from torchmetrics import MeanMetric
 
-from equipoise.lab import Method, Split, _train, load_problem, run, specify
-from equipoise.lab._evaluation import _evaluate, thinned
+from equipoise.lab import Method, Split, load_problem, run, specify
+from equipoise.lab.runs import train
+from equipoise.lab.runs.evaluation import _evaluate, thinned
 
 TINY = Path(__file__).with_name("tiny.py")
 METHODS = [
@@ -74,7 +75,7 @@ def test_batches_depend_on_the_seed_alone_and_no_sample_comes_twice_in_an_epoch(
     split = Split(torch.arange(10).reshape(10, 1), {"a": torch.arange(10)})
 
     def epochs(seed):
-        batches = _train._batches(split, 3, seed)
+        batches = train._batches(split, 3, seed)
         return [torch.cat([next(batches).inputs for _ in range(3)]).flatten().tolist() for _ in range(4)]
 
     first = epochs(5)
@@ -122,7 +123,7 @@ def test_the_record_says_what_was_run():
     assert spec.method_settings == {"alpha": 2.0}
     assert spec.problem_settings.keys() == {field.name for field in fields(problem)}
     assert spec.problem_settings["dropout"] == 0.25
-    assert [(task.name, task.kind, task.metric, task.higher_is_better) for task in record.tasks] == [
+    assert [(task.name, task.kind, task.metric.name, task.metric.higher_is_better) for task in record.tasks] == [
         ("scale_1", "regression", "MeanSquaredError", False),
         ("scale_10", "regression", "MeanSquaredError", False),
     ]
@@ -150,7 +151,7 @@ def test_evaluation_is_over_whole_splits_and_without_dropout():
     problem = load_problem(TINY, {"dropout": 0.5})
     record = run(problem, specify(problem, Method("equal"), 0, steps=1))
     torch.manual_seed(0)
-    network = _train.Network(problem).eval()
+    network = problem.network().eval()
     splits = problem.splits()
     for name, split in {"train": thinned(splits.train, 20), "test": splits.test}.items():
         for task in problem.tasks:
@@ -168,7 +169,7 @@ def test_the_training_split_is_evaluated_on_as_many_samples_as_the_test_split_ha
 
 def test_evaluation_does_not_count_as_training_time(monkeypatch):
     clock = [0.0]
-    take = _train.Evaluations.take
+    take = train.Evaluations.take
 
     def slow_take(self, step):
         clock[0] += 1000
@@ -177,8 +178,8 @@ def test_evaluation_does_not_count_as_training_time(monkeypatch):
     def tick(step):
         clock[0] += 1
 
-    monkeypatch.setattr(_train.Evaluations, "take", slow_take)
-    monkeypatch.setattr(_train, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(train.Evaluations, "take", slow_take)
+    monkeypatch.setattr(train, "perf_counter", lambda: clock[0])
     problem = load_problem(TINY)
     assert run(problem, specify(problem, Method("equal"), 0, steps=50), on_step=tick).train_seconds == 50
 
@@ -214,8 +215,8 @@ def deterministic():
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_the_optimiser_is_the_problems_and_holds_the_networks_parameters_only(optimizer):
     problem = load_problem(TINY, {"optimizer": optimizer, "learning_rate": 0.5})
-    network = _train.Network(problem)
-    found = _train._optimizer(problem, network)
+    network = problem.network()
+    found = train.optimizer_of(problem, network)
     assert type(found).__name__.lower() == optimizer
     (group,) = found.param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in network.parameters()]
@@ -250,9 +251,9 @@ def test_outputs_that_are_not_finite_are_worth_nothing(name):
         "toy": ((4, 100), torch.zeros(4, 100)),
     }[name]
     outputs = torch.zeros(shape)
-    assert math.isfinite(_evaluate(task, outputs, targets)[1])
+    assert math.isfinite(_evaluate(task, outputs, targets).metric)
     outputs[0] = math.inf
-    assert math.isnan(_evaluate(task, outputs, targets)[1])
+    assert math.isnan(_evaluate(task, outputs, targets).metric)
 
 
 def test_floor_hits_are_counted_by_task():

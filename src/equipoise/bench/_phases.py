@@ -23,7 +23,7 @@ from equipoise.bench._clock import what_is_there_not_collected
 from equipoise.bench._methods import balanced
 from equipoise.bench._processes import in_processes
 from equipoise.bench.workloads import Workload
-from equipoise.lab._fingerprint import environment
+from equipoise.lab.runs.environment import environment
 from equipoise.methods import GradNorm
 
 PHASES = ("forward", "total", "backward", "optimiser", "balancer")

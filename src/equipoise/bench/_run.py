@@ -17,7 +17,7 @@ from equipoise.bench._processes import LostError, in_processes
 from equipoise.bench._record import Cost, Record
 from equipoise.bench._trial import attempt, take_times
 from equipoise.bench.workloads import Workload
-from equipoise.lab._fingerprint import environment
+from equipoise.lab.runs.environment import environment
 
 _PEERS = ("torchjd", "gradnorm-pytorch")
 _STEPS_AT_MOST, _START = 20, 60.0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanSquaredError
 
-from equipoise.lab._problem import Problem, Split, Splits, Task
+from equipoise.lab.problem import Problem, Split, Splits, Task
 
 _INPUTS, _OUTPUTS, _WIDTH = 250, 100, 100
 _SIGMAS = {2: (1.0, 100.0), 10: (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)}

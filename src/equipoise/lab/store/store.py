@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from equipoise.lab._record import Curves, Evaluation, Record, RunSpec, TaskInfo
+from equipoise.lab.record import Curves, Evaluation, MetricInfo, Record, RunSpec, TaskInfo
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 class Store:
@@ -167,10 +167,15 @@ def _read(text: str) -> Record:
         body = _decode(file["record"])
         parts = {
             "spec": RunSpec(**body["spec"]),
-            "tasks": tuple(TaskInfo(**task) for task in body["tasks"]),
+            "tasks": tuple(map(_task, body["tasks"])),
             "curves": Curves(**body["curves"]),
             **{split: Evaluation(**body[split]) for split in ("train", "validation", "test")},
         }
         return Record(**(body | parts))
     except (KeyError, TypeError, ValueError) as error:
         raise _CorruptRecordError(f"it is not a record of schema {_SCHEMA}: {error}") from None
+
+
+def _task(body: dict[str, Any]) -> TaskInfo:
+    more = {name: MetricInfo(**metric) for name, metric in body["more_metrics"].items()}
+    return TaskInfo(**(body | {"metric": MetricInfo(**body["metric"]), "more_metrics": more}))

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from equipoise.lab._methods import written
-from equipoise.lab._record import Evaluation, Record, RunSpec, TaskInfo
+from equipoise.lab.record import Evaluation, MetricInfo, Record, RunSpec, TaskInfo
+from equipoise.lab.runs.methods import written
 
 CONFIDENCE = 0.95
 """Coverage of every interval."""
@@ -233,11 +233,11 @@ def summarise(comparison: Comparison) -> list[Row]:
         Navon et al. 2022, "Multi-Task Learning as a Bargaining Game", the definition of ``delta_m``.
     """
     tasks = comparison.tasks
-    rows = [_measured_row(comparison, task.name, task, _metric_of(task), is_task=True) for task in tasks]
-    if len(tasks) > 1 and len({(task.metric, task.higher_is_better) for task in tasks}) == 1:
-        rows.append(_measured_row(comparison, "mean of the tasks", tasks[0], _mean_metric, is_task=False))
-    loss = TaskInfo("task-normalised test loss", "", "mean L/L(0)", False)
-    rows.append(_measured_row(comparison, loss.name, loss, lambda record: _at(record, normalised_loss), is_task=False))
+    rows = [_measured_row(comparison, task.name, task.metric, _metric_of(task), is_task=True) for task in tasks]
+    if len(tasks) > 1 and len({task.metric for task in tasks}) == 1:
+        rows.append(_measured_row(comparison, "mean of the tasks", tasks[0].metric, _mean_metric, is_task=False))
+    loss, ratio = "task-normalised test loss", MetricInfo("mean L/L(0)", higher_is_better=False)
+    rows.append(_measured_row(comparison, loss, ratio, lambda record: _at(record, normalised_loss), is_task=False))
     worsts, means, *by_group = zip(*(_change_cells(comparison, method) for method in comparison.runs), strict=True)
     unit = f"% against {comparison.reference}"
     rows.append(Row("delta_m, mean change of the tasks", unit, False, False, means))
@@ -279,7 +279,7 @@ def _verdict(difference: Estimate, higher_is_better: bool) -> Verdict | None:
 
 
 def _measured_row(
-    comparison: Comparison, label: str, info: TaskInfo, quantity: Callable[[Record], float], *, is_task: bool
+    comparison: Comparison, label: str, info: MetricInfo, quantity: Callable[[Record], float], *, is_task: bool
 ) -> Row:
     reference = _read(comparison.runs[comparison.reference], quantity)
     cells = []
@@ -288,7 +288,7 @@ def _measured_row(
         difference = None if method == comparison.reference else paired_difference(values, reference)
         verdict = _verdict(difference, info.higher_is_better) if difference else None
         cells.append(Cell(estimate(list(values.values())), difference, verdict, _diverged(runs)))
-    return Row(label, info.metric, info.higher_is_better, is_task, tuple(cells))
+    return Row(label, info.name, info.higher_is_better, is_task, tuple(cells))
 
 
 def _relative_changes(comparison: Comparison, method: str) -> dict[str, list[float]]:
@@ -298,7 +298,7 @@ def _relative_changes(comparison: Comparison, method: str) -> dict[str, list[flo
     changes = {}
     for task in comparison.tasks:
         ours, theirs = (_read(runs, _metric_of(task)) for runs in (comparison.runs[method], reference))
-        sign = -1 if task.higher_is_better else 1
+        sign = -1 if task.metric.higher_is_better else 1
         # A base that is zero or negative (a coefficient of determination can be) turns the change's sign around.
         changes[task.name] = [
             100 * sign * (ours[seed] - theirs[seed]) / theirs[seed] if theirs[seed] > 0 else math.nan for seed in seeds

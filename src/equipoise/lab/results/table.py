@@ -11,9 +11,9 @@ from dataclasses import fields
 from rich.table import Table
 from rich.text import Text
 
-from equipoise.lab._record import RunSpec
-from equipoise.lab._statistics import Cell, Comparison, Estimate, Row, summarise
 from equipoise.lab.problems import PROBLEMS
+from equipoise.lab.record import RunSpec
+from equipoise.lab.results.statistics import Cell, Comparison, Estimate, Row, summarise
 
 MARKS = {"better": "✓", "worse": "✗"}
 """Sign of a verdict behind a value."""

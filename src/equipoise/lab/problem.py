@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from equipoise.lab._groups import Groups
+from equipoise.lab.groups import Groups
+from equipoise.lab.networks.network import Network
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 @dataclass(frozen=True)
@@ -23,24 +26,37 @@ class Task:
         metric: Builds a fresh torchmetrics metric that is updated with ``(outputs, targets)``. Whether higher is better
             is read off the metric.
         kind: The likelihood behind the loss; uncertainty weighting has one formula for each.
+        scale: The size of the targets, for a problem whose heads start and step in proportion to it.
+        more_metrics: Builders of further metrics of the task by name, for a field that reports several. Tables have a row
+            for each; the curves and the mean over tasks show ``metric``.
     """
 
     name: str
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Callable[[], Metric]
     kind: Literal["regression", "classification"]
+    scale: float = 1.0
+    more_metrics: Mapping[str, Callable[[], Metric]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Split:
     """Samples of one split.
 
+    Attributes:
+        inputs: What the network reads.
+        targets: What each task's loss and metric compare with, by task name. Where a label is missing, any number of the
+            right type.
+        labelled: Which samples have a label, by task name; a task that is not named has all its labels. Loss and metric
+            see the labelled samples only, and a task without any in a batch is absent in that step.
+
     Shape:
-        ``inputs`` is ``(N, *)``; each of ``targets`` is ``(N, *)``, by task name.
+        ``inputs`` is ``(N, *)``; each of ``targets`` is ``(N, *)``; each of ``labelled`` is ``(N,)``, of Booleans.
     """
 
     inputs: Tensor
     targets: Mapping[str, Tensor]
+    labelled: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of samples N."""
@@ -67,13 +83,27 @@ class Problem(ABC):
         steps: Optimiser steps of a run unless the command line says otherwise.
         batch_size: Samples in a training batch.
         optimizer: The network's optimiser.
-        learning_rate: The network's learning rate.
+        learning_rate: The network's learning rate, at its largest.
+        momentum: Momentum of SGD.
+        betas: Adam's and AdamW's decay rates of the first and second moment.
+        weight_decay: The optimiser's weight decay: decoupled for AdamW, else added to the gradient.
+        schedule: How the learning rate goes on after the warm-up: it stays, or falls to 0 at the last step, along a cosine
+            or a line.
+        warmup: Steps over which the learning rate rises linearly from 0.
+        scaled_heads: Whether the parameters of each head start as ``task.scale`` times what they are, and step at
+            ``task.scale`` times the learning rate.
     """
 
     steps: int = 1000
     batch_size: int = 128
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 1e-3
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = 0
+    scaled_heads: bool = False
 
     @property
     @abstractmethod
@@ -92,6 +122,14 @@ class Problem(ABC):
     @abstractmethod
     def splits(self) -> Splits:
         """The data, split once and for all."""
+
+    def network(self) -> Network:
+        """The network, from PyTorch's global random state: `trunk`, `shared_layer` and the `head` of every task.
+
+        A problem whose network has another form overrides this alone.
+        """
+        trunk, layer = self.trunk(), self.shared_layer()
+        return Network(trunk, layer, {task.name: self.head(task) for task in self.tasks})
 
     @abstractmethod
     def trunk(self) -> nn.Module:

@@ -13,10 +13,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from equipoise.lab._problem import Problem
-from equipoise.lab._record import Record, RunSpec
-from equipoise.lab._source import problem_class, source_of
-from equipoise.lab._train import run
+from equipoise.lab.problem import Problem
+from equipoise.lab.record import Record, RunSpec
+from equipoise.lab.runs.source import problem_class, source_of
+from equipoise.lab.runs.train import run
 
 _SPAWN = multiprocessing.get_context("spawn")
 _ATTEMPTS = 2

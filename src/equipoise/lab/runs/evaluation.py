@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.lab._problem import Problem, Split, Splits, Task
-from equipoise.lab._record import Evaluation
+from equipoise.lab.problem import Problem, Split, Splits, Task
+from equipoise.lab.record import Evaluation
 
 _BATCH = 500
 
@@ -30,7 +31,7 @@ class Evaluations:
         self._model, self._tasks = model, problem.tasks
         train = thinned(splits.train, len(splits.test))
         self._splits = {"train": train, "validation": splits.validation, "test": splits.test}
-        self._found: dict[tuple[str, str], list[tuple[float, float]]] = {
+        self._found: dict[tuple[str, str], list[_Found]] = {
             (split, task.name): [] for split in self._splits for task in self._tasks
         }
 
@@ -40,15 +41,29 @@ class Evaluations:
         for name, split in self._splits.items():
             outputs = _outputs(self._model, split.inputs)
             for task in self._tasks:
-                self._found[name, task.name].append(_evaluate(task, outputs[task.name], split.targets[task.name]))
+                self._found[name, task.name].append(_evaluate(task, *labelled(split, task.name, outputs[task.name])))
 
     def of(self, split: str) -> Evaluation:
         """The losses and metrics on one split."""
-        columns = {task.name: tuple(zip(*self._found[split, task.name], strict=True)) for task in self._tasks}
+        found = {task.name: self._found[split, task.name] for task in self._tasks}
         return Evaluation(
-            losses={task: losses for task, (losses, _) in columns.items()},
-            metrics={task: metrics for task, (_, metrics) in columns.items()},
+            losses={task: tuple(one.loss for one in some) for task, some in found.items()},
+            metrics={task: tuple(one.metric for one in some) for task, some in found.items()},
+            more_metrics={
+                task.name: {name: tuple(one.more_metrics[name] for one in found[task.name]) for name in task.more_metrics}
+                for task in self._tasks
+                if task.more_metrics
+            },
         )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Loss and metrics of one task on one split at one step."""
+
+    loss: float
+    metric: float
+    more_metrics: dict[str, float]
 
 
 def thinned(split: Split, samples: int) -> Split:
@@ -65,7 +80,20 @@ def taken(split: Split, rows: Tensor) -> Split:
         ``rows`` is ``(B,)``, the samples' numbers.
     """
     rows = rows.to(split.inputs.device)
-    return Split(split.inputs[rows], {task: targets[rows] for task, targets in split.targets.items()})
+    return Split(
+        split.inputs[rows],
+        {task: targets[rows] for task, targets in split.targets.items()},
+        {task: there[rows] for task, there in split.labelled.items()},
+    )
+
+
+def labelled(split: Split, task: str, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and targets of a task for the samples that have a label."""
+    targets = split.targets[task]
+    if task not in split.labelled:
+        return outputs, targets
+    there = split.labelled[task]
+    return outputs[there], targets[there]
 
 
 @torch.no_grad()
@@ -77,11 +105,15 @@ def _outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _evaluate(task: Task, outputs: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Loss and metric over a whole split. Metrics refuse outputs that are not finite: they are worth NaN."""
+def _evaluate(task: Task, outputs: Tensor, targets: Tensor) -> _Found:
+    """Loss and metrics over a whole split. Metrics refuse outputs that are not finite: they are worth NaN."""
     loss = task.loss(outputs, targets).item()
+    builders = {"": task.metric, **task.more_metrics}
     if not outputs.isfinite().all():
-        return loss, math.nan
-    metric = task.metric().to(outputs.device)
-    metric.update(outputs, targets)
-    return loss, float(metric.compute())
+        values = dict.fromkeys(builders, math.nan)
+    else:
+        metrics = {name: build().to(outputs.device) for name, build in builders.items()}
+        for metric in metrics.values():
+            metric.update(outputs, targets)
+        values = {name: float(metric.compute()) for name, metric in metrics.items()}
+    return _Found(loss, values.pop(""), values)

@@ -41,13 +41,33 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
+class MetricInfo:
+    """The facts about a metric that tables and figures show.
+
+    Attributes:
+        name: The metric's name, such as ``"BinaryAUROC"``.
+        higher_is_better: The direction.
+    """
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
 class TaskInfo:
-    """The facts about a task that tables and figures show."""
+    """The facts about a task that tables and figures show.
+
+    Attributes:
+        name: The task's name.
+        kind: The likelihood behind its loss.
+        metric: Its metric.
+        more_metrics: Its further metrics by name.
+    """
 
     name: str
     kind: str
-    metric: str
-    higher_is_better: bool
+    metric: MetricInfo
+    more_metrics: Mapping[str, MetricInfo] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,10 +87,17 @@ class Curves:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Unweighted loss and metric of every task on one split, at the steps in ``Record.evaluated_at``."""
+    """Unweighted loss and metrics of every task on one split, at the steps in ``Record.evaluated_at``.
+
+    Attributes:
+        losses: The loss by task.
+        metrics: The metric by task.
+        more_metrics: The further metrics of every task that has some, by task and by the metric's name.
+    """
 
     losses: Series
     metrics: Series
+    more_metrics: Mapping[str, Series] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import BinaryAUROC
 
-from equipoise.lab._extra import require
-from equipoise.lab._problem import Problem, Split, Splits, Task
+from equipoise.lab.extra import require
+from equipoise.lab.problem import Problem, Split, Splits, Task
 
 _FUNCTIONS = tuple(f"Class{i}" for i in range(1, 15))
 _SIZES = [1500, 417, 500]

@@ -12,13 +12,12 @@ from typing import Literal
 import torch
 from lightning_fabric import Fabric
 
-from equipoise.lab._methods import Method, build
-from equipoise.lab._network import Network
-from equipoise.lab._problem import Problem
-from equipoise.lab._record import Record, RunSpec
-from equipoise.lab._store import Store, run_key
-from equipoise.lab._train import run, specify
-from equipoise.lab._workers import Job, RunError, as_run_error, run_in_workers
+from equipoise.lab.problem import Problem
+from equipoise.lab.record import Record, RunSpec
+from equipoise.lab.runs.methods import Method, build
+from equipoise.lab.runs.train import run, specify
+from equipoise.lab.store.store import Store, run_key
+from equipoise.lab.store.workers import Job, RunError, as_run_error, run_in_workers
 
 
 @dataclass(frozen=True)
@@ -136,9 +135,9 @@ def _grid(
     Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]  # refuses unknown names
     for problem in problems:
         with torch.random.fork_rng(devices=[]):
-            fork = Network(problem).fork
+            source = problem.network().source
         for method in methods:
-            build(method, fork, problem, log_every=1)
+            build(method, source, problem, log_every=1)
     grid = [
         (problem, specify(problem, method, seed, steps=steps, device=device, precision=precision))
         for problem in problems

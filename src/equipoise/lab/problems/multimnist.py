@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
-from equipoise.lab._extra import require
-from equipoise.lab._problem import Problem, Split, Splits, Task
+from equipoise.lab.extra import require
+from equipoise.lab.problem import Problem, Split, Splits, Task
 
 _TASKS = ("top_left", "bottom_right")
 _SIZE = 36

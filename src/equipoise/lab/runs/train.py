@@ -10,16 +10,18 @@ from time import perf_counter
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
+from torchmetrics import Metric
 
-from equipoise.lab._evaluation import Evaluations, taken
-from equipoise.lab._fingerprint import code_digest, environment
-from equipoise.lab._groups import tasks_by_group
-from equipoise.lab._methods import Method, build
-from equipoise.lab._network import Network
-from equipoise.lab._problem import Problem, Split, Splits, Task
-from equipoise.lab._record import Curves, Record, RunSpec, Series, TaskInfo
-from equipoise.lab._source import settings_of, source_of
+from equipoise.lab.runs.evaluation import Evaluations, labelled, taken
+from equipoise.lab.runs.digest import code_digest
+from equipoise.lab.runs.environment import environment
+from equipoise.lab.groups import tasks_by_group
+from equipoise.lab.runs.methods import Method, build
+from equipoise.lab.runs.optimizer import optimizer_of, schedule_of
+from equipoise.lab.problem import Problem, Split, Splits, Task
+from equipoise.lab.record import Curves, MetricInfo, Record, RunSpec, Series, TaskInfo
+from equipoise.lab.runs.source import settings_of, source_of
 
 _LOGS = 200
 _EVALUATIONS = 20
@@ -100,10 +102,11 @@ def run(problem: Problem, spec: RunSpec, *, threads: int = 1, on_step: Callable[
 
 def _run(problem: Problem, method: Method, spec: RunSpec, threads: int, on_step: Callable[[int], None]) -> Record:
     fabric = Fabric(accelerator=spec.device, devices=1, precision=spec.precision)  # type: ignore[arg-type]
-    network = Network(problem)
-    model, optimizer = fabric.setup(network, _optimizer(problem, network))
+    network = problem.network()
+    model, optimizer = fabric.setup(network, optimizer_of(problem, network))
+    schedule = schedule_of(problem, optimizer, spec.steps)
     log_every = math.ceil(spec.steps / _LOGS)
-    balancer = build(method, network.fork, problem, log_every=log_every, seed=spec.seed)
+    balancer = build(method, network.source, problem, log_every=log_every, seed=spec.seed)
 
     tasks = tuple(_info(task) for task in problem.tasks)
     splits = _moved(_checked(problem.splits(), problem), fabric.device)
@@ -117,13 +120,15 @@ def _run(problem: Problem, method: Method, spec: RunSpec, threads: int, on_step:
         for step in range(start, min(start + spec.evaluate_every, spec.steps)):
             batch = next(batches)
             outputs = model(batch.inputs)
-            losses = {task.name: task.loss(outputs[task.name], batch.targets[task.name]) for task in problem.tasks}
+            losses = {task.name: _loss(task, batch, outputs[task.name]) for task in problem.tasks}
             optimizer.zero_grad()
             fabric.backward(balancer(losses))
             optimizer.step()
             balancer.step()
+            if schedule is not None:
+                schedule.step()
             if step % log_every == 0:
-                logs[step] = balancer.log() | {"losses": torch.stack([*losses.values()]).detach()}
+                logs[step] = balancer.log() | {"losses": _stacked(losses)}
             on_step(step + 1)
         seconds += _now(fabric.device) - began
     evaluations.take(spec.steps)
@@ -169,7 +174,11 @@ def _batches(split: Split, size: int, seed: int) -> Iterator[Split]:
 def _moved(splits: Splits, device: torch.device) -> Splits:
     return Splits(
         *(
-            Split(split.inputs.to(device), {task: targets.to(device) for task, targets in split.targets.items()})
+            Split(
+                split.inputs.to(device),
+                {task: targets.to(device) for task, targets in split.targets.items()},
+                {task: there.to(device) for task, there in split.labelled.items()},
+            )
             for split in (splits.train, splits.validation, splits.test)
         )
     )
@@ -196,18 +205,26 @@ def _checked(splits: Splits, problem: Problem) -> Splits:
     return splits
 
 
-def _optimizer(problem: Problem, network: nn.Module) -> torch.optim.Optimizer:
-    """Adam, or plain SGD without momentum; the network's parameters and nothing else."""
-    if problem.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), lr=problem.learning_rate)
-    return torch.optim.SGD(network.parameters(), lr=problem.learning_rate)
+def _loss(task: Task, batch: Split, outputs: Tensor) -> Tensor | None:
+    """The loss of a task on the labelled samples of a batch; None if there are none."""
+    outputs, targets = labelled(batch, task.name, outputs)
+    return task.loss(outputs, targets) if len(targets) else None
+
+
+def _stacked(losses: dict[str, Tensor | None]) -> Tensor:
+    """The losses ``(T,)``, NaN for a task without labels in the batch."""
+    return torch.stack([torch.tensor(math.nan) if loss is None else loss.detach().cpu() for loss in losses.values()])
 
 
 def _info(task: Task) -> TaskInfo:
-    metric = task.metric()
+    more = {name: _metric_info(task.name, metric()) for name, metric in task.more_metrics.items()}
+    return TaskInfo(task.name, task.kind, _metric_info(task.name, task.metric()), more)
+
+
+def _metric_info(task: str, metric: Metric) -> MetricInfo:
     if metric.higher_is_better is None:
-        raise ValueError(f"task {task.name!r}: its metric {type(metric).__name__} does not say if higher is better")
-    return TaskInfo(task.name, task.kind, type(metric).__name__, metric.higher_is_better)
+        raise ValueError(f"task {task!r}: its metric {type(metric).__name__} does not say if higher is better")
+    return MetricInfo(type(metric).__name__, metric.higher_is_better)
 
 
 def _series(logs: dict[int, dict[str, Tensor]], quantity: str, tasks: Sequence[Task]) -> Series:

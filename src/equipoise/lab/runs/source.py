@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
-from equipoise.lab._problem import Problem
-from equipoise.lab._settings import parse, read_settings, unknown
+from equipoise.lab.problem import Problem
+from equipoise.lab.settings import parse, read_settings, unknown
 from equipoise.lab.problems import PROBLEMS
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from equipoise.combine import Aggregated
 from equipoise.engine import Fork
-from equipoise.lab._extra import require
+from equipoise.lab.extra import require
 
 Place = Literal["features", "shared_layer"]
 

@@ -18,11 +18,11 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
-from equipoise.lab._record import Record
-from equipoise.lab._statistics import Comparison, Row, diverged_at, group, normalised_loss, summarise
-from equipoise.lab._table import format_cell, format_spec, format_unit, legend, provenance
+from equipoise.lab.record import Record
+from equipoise.lab.results.statistics import Comparison, Row, diverged_at, group, normalised_loss, summarise
+from equipoise.lab.results.table import format_cell, format_spec, format_unit, legend, provenance
 
-_ASSETS = Path(__file__).parent / "_assets"
+_ASSETS = Path(__file__).parent / "assets"
 _TEXT, _QUIET, _GRID = "#1f2328", "#8a9099", "#e8eaed"
 _TASK_COLORS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"),
@@ -230,8 +230,8 @@ def _losses(comparison: Comparison, task: str) -> tuple[str, list[_Line]]:
 
 
 def _metrics(comparison: Comparison, task: str) -> tuple[str, list[_Line]]:
-    info = next(info for info in comparison.tasks if info.name == task)
-    axis = f"{_literal(info.metric)} {'↑' if info.higher_is_better else '↓'}"
+    info = next(info for info in comparison.tasks if info.name == task).metric
+    axis = f"{_literal(info.name)} {'↑' if info.higher_is_better else '↓'}"
     return axis, _method_lines(comparison, lambda record: record.test.metrics[task], "solid")
 
 

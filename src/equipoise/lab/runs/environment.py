@@ -1,8 +1,7 @@
-"""The origin of a run: the source that computed it, and the machine and versions that it ran on."""
+"""The origin of a run: the machine and the versions that it ran on."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -14,38 +13,8 @@ from typing import Any
 import torch
 
 import equipoise
-from equipoise.lab.problems import PROBLEMS
 
 _PACKAGE = Path(equipoise.__file__).parent
-_READ_RECORDS_ONLY = {"cli.py", "lab/_report.py", "lab/_table.py", "lab/_statistics.py"}
-_NO_PART_OF_RUNS = "bench/"
-
-
-def code_digest(source: str) -> str:
-    """The digest of all source that computes a run: the library's, and the file of a user's problem.
-
-    Source that only reads records, or measures the cost of a step, does not count.
-
-    Args:
-        source: A key of ``PROBLEMS`` or the path of a file.
-    """
-    digest = hashlib.sha256(_library_digest())
-    if source not in PROBLEMS:
-        digest.update(Path(source).read_bytes())
-    return digest.hexdigest()
-
-
-@cache
-def _library_digest() -> bytes:
-    """Taken once in a process: modules that were imported stay, also where the files change."""
-    digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        name = path.relative_to(_PACKAGE).as_posix()
-        if name not in _READ_RECORDS_ONLY and not name.startswith(_NO_PART_OF_RUNS):
-            content = path.read_bytes()
-            digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.digest()
-
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
     """Versions, machine class, thread count, commit and date of a run; nothing that names a machine or a person.

@@ -10,10 +10,10 @@ from typing import Any, get_type_hints
 
 from equipoise.balancer import Balancer
 from equipoise.combine import EnCodec, GradDrop
-from equipoise.engine import Fork
-from equipoise.lab._aggregators import aligned_mtl, cagrad, imtl_g, mgda, nash_mtl, pcgrad, upgrad
-from equipoise.lab._problem import Problem
-from equipoise.lab._settings import read_settings, unknown
+from equipoise.engine import Fork, PerLoss
+from equipoise.lab.runs.aggregators import aligned_mtl, cagrad, imtl_g, mgda, nash_mtl, pcgrad, upgrad
+from equipoise.lab.problem import Problem
+from equipoise.lab.settings import read_settings, unknown
 from equipoise.methods import (
     DWA,
     FAMO,
@@ -157,12 +157,12 @@ def parse_methods(text: str) -> list[Method]:
     return methods
 
 
-def build(method: Method, fork: Fork, problem: Problem, *, log_every: int, seed: int = 0) -> Balancer:
+def build(method: Method, source: Fork | PerLoss, problem: Problem, *, log_every: int, seed: int = 0) -> Balancer:
     """Build the method's balancer.
 
     Args:
         method: The method.
-        fork: The fork of the problem's network.
+        source: Where the problem's network measures gradient norms: `Network.source`.
         problem: Tells the kinds of the tasks to a method that asks for them.
         log_every: A method that needs no gradient norms measures them at each ``log_every``-th step, for the log.
         seed: That of the run, for a method that draws random numbers.
@@ -180,7 +180,7 @@ def build(method: Method, fork: Fork, problem: Problem, *, log_every: int, seed:
     if "every" in parameters and parameters["every"].default is None:
         given["every"] = log_every
     try:
-        return factory(fork, **given, **method.settings)
+        return factory(source, **given, **method.settings)
     except ValueError as error:
         raise ValueError(f"method {str(method)!r}: {error}") from error
 

@@ -1,0 +1,1 @@
+"""Results: statistics over records, tables and the report."""

@@ -1,0 +1,1 @@
+"""Records on disk, and the comparison that fills them."""
