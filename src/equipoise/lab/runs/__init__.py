@@ -1,0 +1,1 @@
+"""One run: a problem trained by a method under a seed."""
