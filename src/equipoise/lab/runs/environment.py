@@ -16,6 +16,7 @@ import equipoise
 
 _PACKAGE = Path(equipoise.__file__).parent
 
+
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
     """Versions, machine class, thread count, commit and date of a run; nothing that names a machine or a person.
 

@@ -50,7 +50,9 @@ class Evaluations:
             losses={task: tuple(one.loss for one in some) for task, some in found.items()},
             metrics={task: tuple(one.metric for one in some) for task, some in found.items()},
             more_metrics={
-                task.name: {name: tuple(one.more_metrics[name] for one in found[task.name]) for name in task.more_metrics}
+                task.name: {
+                    name: tuple(one.more_metrics[name] for one in found[task.name]) for name in task.more_metrics
+                }
                 for task in self._tasks
                 if task.more_metrics
             },

@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 from equipoise.balancer import Balancer
 from equipoise.combine import EnCodec, GradDrop
 from equipoise.engine import Fork, PerLoss
-from equipoise.lab.runs.aggregators import aligned_mtl, cagrad, imtl_g, mgda, nash_mtl, pcgrad, upgrad
 from equipoise.lab.problem import Problem
+from equipoise.lab.runs.aggregators import aligned_mtl, cagrad, imtl_g, mgda, nash_mtl, pcgrad, upgrad
 from equipoise.lab.settings import read_settings, unknown
 from equipoise.methods import (
     DWA,

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from equipoise.lab.problem import Problem
-from equipoise.lab.settings import parse, read_settings, unknown
 from equipoise.lab.problems import PROBLEMS
+from equipoise.lab.settings import parse, read_settings, unknown
 
 
 def load_problem(source: str | Path, settings: Mapping[str, Any] | None = None) -> Problem:

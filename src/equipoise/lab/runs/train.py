@@ -13,14 +13,14 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torchmetrics import Metric
 
-from equipoise.lab.runs.evaluation import Evaluations, labelled, taken
-from equipoise.lab.runs.digest import code_digest
-from equipoise.lab.runs.environment import environment
 from equipoise.lab.groups import tasks_by_group
-from equipoise.lab.runs.methods import Method, build
-from equipoise.lab.runs.optimizer import optimizer_of, schedule_of
 from equipoise.lab.problem import Problem, Split, Splits, Task
 from equipoise.lab.record import Curves, MetricInfo, Record, RunSpec, Series, TaskInfo
+from equipoise.lab.runs.digest import code_digest
+from equipoise.lab.runs.environment import environment
+from equipoise.lab.runs.evaluation import Evaluations, labelled, taken
+from equipoise.lab.runs.methods import Method, build
+from equipoise.lab.runs.optimizer import optimizer_of, schedule_of
 from equipoise.lab.runs.source import settings_of, source_of
 
 _LOGS = 200
