@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from equipoise.bench.workloads._workload import Workload
+from equipoise.bench.workloads._workload import Heads, Parts, Workload
+from equipoise.lab.networks.backbone import Backbone
 
 CHANNELS = {"segmentation": 13, "depth": 1, "normals": 3}
 """The number of outputs of each task for every pixel: the scores of 13 classes, a depth, a direction."""
@@ -33,6 +34,11 @@ class Dense(Workload, ABC):
     def tasks(self) -> tuple[str, ...]:
         """The three tasks."""
         return tuple(CHANNELS)
+
+    def parts_of(self, network: Backbone) -> Parts:
+        """The network's trunk and last shared layer, and a head for each task."""
+        heads = {task: network.head(channels) for task, channels in CHANNELS.items()}
+        return Parts(network.trunk(), network.shared_layer(), Heads(heads))
 
     def batch(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Random images, classes, depths and unit normals."""

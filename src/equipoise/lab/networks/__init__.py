@@ -1,1 +1,1 @@
-"""The networks of the lab: trunk, last shared layer and heads put together, and the dense networks of the paper."""
+"""The networks of the lab: trunk, last shared layer and heads put together, and networks for dense tasks."""
