@@ -67,7 +67,11 @@ WORDS = ["", "nonsense", 3, Strange()]
 
 
 def classes():
-    return [c for c in vars(eq).values() if inspect.isclass(c) and issubclass(c, eq.Balancer) and c is not eq.Balancer]
+    return [
+        c
+        for c in (getattr(eq, name) for name in eq.__all__)
+        if inspect.isclass(c) and issubclass(c, eq.Balancer) and c is not eq.Balancer
+    ]
 
 
 def wrong_values(parameter):

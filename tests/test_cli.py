@@ -1,12 +1,15 @@
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import equipoise
 from equipoise import cli
+from equipoise.cli.progress import Progress
 from equipoise.lab import METHODS, PROBLEMS, Store
 
 TINY = str(Path(__file__).parent / "lab" / "tiny.py")
@@ -88,7 +91,7 @@ def test_an_unknown_problem_is_one_line_and_exit_code_2(compare, problem):
 
 
 def test_an_interrupt_keeps_what_is_finished(compare, monkeypatch):
-    show = cli._Progress.show
+    show = Progress.show
 
     def interrupt(progress, event):
         if event.kind == "progressed" and event.spec.seed == 1:
@@ -96,7 +99,7 @@ def test_an_interrupt_keeps_what_is_finished(compare, monkeypatch):
         show(progress, event)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli._Progress, "show", interrupt)
+        patch.setattr(Progress, "show", interrupt)
         stopped = compare()
     assert stopped.exit_code == 130
     assert stopped.stdout == ""
@@ -159,7 +162,7 @@ def test_a_terminal_shows_bars(compare):
     result = compare("--methods", "equal", FORCE_COLOR="1", COLUMNS="120", TERM="xterm")
     assert result.exit_code == 0
     assert "\x1b[" in result.stderr
-    assert "runs" in result.stderr
+    assert "all runs" in result.stderr
     assert "finished" not in result.stderr
 
 
@@ -169,3 +172,52 @@ def test_without_the_lab_it_says_what_to_install(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=re.escape('pip install "equipoise[lab]"')):
         importlib.import_module("equipoise.cli")
+
+
+def test_help_waits_for_nothing():
+    """No time is asserted: what takes the time is not imported."""
+    script = (
+        "import sys\nfrom equipoise.cli import main\ntry:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'plotly', 'lightning_fabric', 'torchmetrics'} & {*sys.modules}\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    for words in (["--help"], ["--version"], ["compare", "--help"]):
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+        assert done.stderr.strip() == "[]"
+        assert done.stdout.strip() == f"equipoise {equipoise.__version__}" or "Usage: equipoise" in done.stdout
+
+
+def test_an_error_in_a_problem_file_names_its_line_and_the_traceback_is_there_on_request(invoke):
+    Path("broken.py").write_text("import math\n\ndef half(x):\n    return x / 0\n\nhalf(1)\n")
+    short = invoke("compare", "broken.py")
+    assert short.exit_code == 2
+    (line,) = short.stderr.splitlines()
+    assert line.endswith("ZeroDivisionError: division by zero (broken.py, line 4)")
+    long = invoke("compare", "broken.py", "--traceback")
+    assert "in half" in long.stderr
+    assert long.stderr.splitlines()[-1] == line
+
+
+def test_an_error_in_a_run_names_the_line_too(compare):
+    text = Path(TINY).read_text().replace("exec(self.on_splits, {})", "raise KeyError('no such column')")
+    Path("mine.py").write_text(text)
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "no such column" in line)
+    result = compare(problem="mine.py")
+    assert result.exit_code == 1
+    assert f"KeyError: 'no such column' (mine.py, line {line})" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "in splits" in compare("--traceback", problem="mine.py").stderr
+
+
+def test_several_folders_are_one_report(compare, invoke):
+    assert compare("--methods", "equal", "--runs", "one").exit_code == 0
+    assert compare("--methods", "gradnorm", "--runs", "two").exit_code == 0
+    found = invoke("report", "one", "two", "--markdown", "--reference", "gradnorm")
+    assert found.stdout.startswith("### tiny\n\n| task | metric | gradnorm (n = 2) | equal (n = 2) |")
+    assert invoke("report", "one", "two").stdout == "report: one/report.html\n"
+
+
+def test_an_unknown_reference_is_refused(compare):
+    result = compare("--reference", "nothing")
+    assert result.exit_code == 2
+    assert result.stderr == "equipoise: --reference: wanted one of equal, gradnorm; found 'nothing'\n"

@@ -39,7 +39,7 @@ W is the last shared layer, or other parameters that are measured; T is the numb
 
 def methods() -> dict[str, type[eq.Balancer]]:
     """Every public balancer, by name."""
-    found = {name: value for name, value in vars(eq).items() if isinstance(value, type)}
+    found = {name: getattr(eq, name) for name in eq.__all__ if isinstance(getattr(eq, name), type)}
     return {name: cls for name, cls in sorted(found.items()) if issubclass(cls, eq.Balancer) and cls is not eq.Balancer}
 
 

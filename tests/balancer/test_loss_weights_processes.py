@@ -82,4 +82,4 @@ def test_two_processes_are_identical():
     for name in first_observed:
         assert torch.equal(first_observed[name], second_observed[name]), name
         close(first_observed[name], observed(name, 0, 1), msg=lambda text, name=name: f"{name}: {text}")
-    assert set(first_observed) <= {type(build(name)[1]).__name__ for name in BALANCERS} <= set(vars(eq))
+    assert set(first_observed) <= {type(build(name)[1]).__name__ for name in BALANCERS} <= set(eq.__all__)

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from equipoise import cli
-from equipoise.bench import _methods
+from equipoise.bench import _methods, _run
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def invoke(tmp_path, monkeypatch, make_record):
         how["say"](f"{name}: busy")
         return make_record(name)
 
-    monkeypatch.setattr(cli, "measure", measure)
+    monkeypatch.setattr(_run, "measure", measure)
 
     def run(*words):
         return CliRunner(env={"TERM": "dumb", "FORCE_COLOR": None}).invoke(cli.app, ["bench", *map(str, words)])

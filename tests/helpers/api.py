@@ -11,9 +11,7 @@ PAGE = Path(__file__).parents[1] / "api.txt"
 def signatures():
     """A line for every public name, and for the methods that each class has from a class that is not public."""
     lines = []
-    for name in sorted(
-        name for name in vars(eq) if not name.startswith("_") and not inspect.ismodule(getattr(eq, name))
-    ):
+    for name in sorted(eq.__all__):
         value = getattr(eq, name)
         lines.append(f"{name}{_signature(value)}")
         if inspect.isclass(value):

@@ -110,7 +110,7 @@ def test_the_digest_covers_all_source_that_computes_a_run(tmp_path, monkeypatch)
         "lab/results/statistics.py",
         "lab/problems/yeast.py",
         "bench/_run.py",
-        "cli.py",
+        "cli/compare.py",
     ):
         assert after(name, "\nchanged = 1\n") == before
     for name in ("engine/fork.py", "methods/gradnorm.py", "lab/runs/train.py", "lab/problems/toy.py", "arguments.py"):

@@ -53,7 +53,7 @@ def _is_plain(layer: nn.Module, inputs: Any, output: Tensor) -> bool:
     return inputs.layout == output.layout == torch.strided and not (inputs.is_nested or output.is_nested)
 
 
-_LOOKS_ON = ("torch.distributed", "equipoise.check")
+_LOOKS_ON = ("torch.distributed", "equipoise.checking")
 """Where hooks come from that change nothing."""
 
 

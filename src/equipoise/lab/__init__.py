@@ -1,6 +1,15 @@
-"""The lab: problems, runs and comparisons of balancers. It needs the extra: ``pip install "equipoise[lab]"``."""
+"""The lab: problems, runs and comparisons of balancers. It needs the extra: ``pip install "equipoise[lab]"``.
 
-try:
+A name is imported when it is first asked for, as in `equipoise`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from equipoise.lab.extra import require
+
+if TYPE_CHECKING:
     from equipoise.lab.networks.network import Network as Network
     from equipoise.lab.problem import Problem as Problem
     from equipoise.lab.problem import Split as Split
@@ -24,5 +33,33 @@ try:
     from equipoise.lab.store.compare import Event as Event
     from equipoise.lab.store.compare import compare as compare
     from equipoise.lab.store.store import Store as Store
-except ModuleNotFoundError as error:
-    raise ImportError(f'the package {error.name!r} is missing: pip install "equipoise[lab]"') from error
+
+_NAMES = {
+    "networks.network": "Network",
+    "problem": "Problem Split Splits Task",
+    "problems": "PROBLEMS",
+    "record": "Curves Evaluation MetricInfo Record RunSpec TaskInfo",
+    "runs.methods": "METHODS Method build parse_methods",
+    "runs.source": "load_problem",
+    "runs.train": "run specify",
+    "store.compare": "ComparisonError Event compare",
+    "store.store": "Store",
+}
+"""The public names of every module."""
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name (PEP 562). It is then an ordinary attribute."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(require(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *_MODULES})

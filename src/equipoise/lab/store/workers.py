@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
+from equipoise.lab.errors import user_line
 from equipoise.lab.problem import Problem
 from equipoise.lab.record import Record, RunSpec
 from equipoise.lab.runs.source import problem_class, source_of
@@ -135,7 +136,7 @@ def as_run_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RunError(f"{type(error).__name__}: {error}") from error
+        raise RunError(f"{type(error).__name__}: {error}{user_line(error)}") from error
 
 
 def _work(source: str, spec: RunSpec) -> Record:

@@ -1,0 +1,82 @@
+"""``equipoise compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from equipoise.cli.errors import Traceback, plain_errors
+from equipoise.cli.progress import Progress, console
+from equipoise.cli.words import read_settings
+
+if TYPE_CHECKING:
+    from equipoise.lab.record import Record
+
+Reference = Annotated[str, typer.Option(metavar="METHOD", help="The method that the others are compared with.")]
+
+
+def compare(
+    problems: Annotated[list[str], typer.Argument(metavar="PROBLEM...", help="Problems by name, or Python files.")],
+    methods: Annotated[str, typer.Option(help="Methods, for instance 'equal,gradnorm(alpha=0.5)'.")] = "equal,gradnorm",
+    reference: Reference = "equal",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, counted from 0, the same for every method.")] = 5,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; the problem's own number if omitted.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the problems; repeatable.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the records; runs that have one are not run again.")] = Path(
+        "runs"
+    ),
+    report: Annotated[Path | None, typer.Option(help="The HTML report; RUNS/report.html if omitted.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; as many as there are cores if omitted.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Accelerator, for instance cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Precision, for instance 32-true or bf16-mixed.")] = "32-true",
+    trace: Traceback = False,
+) -> None:
+    """Run every method on every problem with every seed, print a table per problem and write the report.
+
+    The exit status is 1 if a run failed or diverged.
+    """
+    from equipoise.lab.runs.methods import parse_methods
+    from equipoise.lab.runs.source import load_problem
+    from equipoise.lab.store.compare import compare as run_comparison
+    from equipoise.lab.store.store import Store
+
+    with plain_errors(runs, trace=trace):
+        chosen = [load_problem(problem, read_settings(settings or [])) for problem in problems]
+        parsed = parse_methods(methods)
+        if reference not in [name for method in parsed for name in (method.name, str(method))] and reference != "equal":
+            raise ValueError(f"--reference: wanted one of {', '.join(map(str, parsed))}; found {reference!r}")
+        total = sum(problem.steps if steps is None else steps for problem in chosen) * len(parsed) * seeds
+        with Progress(len(chosen) * len(parsed) * seeds, total) as progress:
+            records = run_comparison(
+                chosen,
+                parsed,
+                range(seeds),
+                steps,
+                store=Store(runs),
+                jobs=jobs,
+                on_event=progress.show,
+                device=device,
+                precision=precision,
+            )
+        _show(records, reference, report or runs / "report.html")
+
+
+def _show(records: Sequence[Record], reference: str, report: Path) -> None:
+    from equipoise.lab.results.report import write_report
+    from equipoise.lab.results.statistics import group
+    from equipoise.lab.results.table import to_rich
+
+    out = console()
+    for comparison in group(records, reference):
+        out.print(to_rich(comparison))
+    write_report(records, report)
+    typer.echo(f"report: {report}")

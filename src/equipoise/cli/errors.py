@@ -1,0 +1,43 @@
+"""Errors that a user can mend, in a line or two."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show the whole traceback of an error.")]
+
+
+@contextmanager
+def plain_errors(
+    runs: Path, *, again: str = "the same command goes on from there", trace: bool = False
+) -> Iterator[None]:
+    """Say in one line an error that the user can mend, and which records an interrupt leaves.
+
+    Args:
+        runs: Folder of the records.
+        again: What can be done after an interrupt.
+        trace: Whether to show the traceback before the line.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"equipoise: stopped. Finished runs are kept in {runs}; {again}.", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        from equipoise.lab.errors import user_line
+        from equipoise.lab.store.compare import ComparisonError
+
+        if trace:
+            typer.echo("".join(traceback.format_exception(error)), err=True)
+        if not isinstance(error, ComparisonError):
+            typer.echo(f"equipoise: {error}{user_line(error)}", err=True)
+            raise typer.Exit(2) from None
+        typer.echo(f"equipoise: {error}", err=True)
+        typer.echo(f"Finished runs are kept in {runs}; the same command runs only what is missing.", err=True)
+        raise typer.Exit(1) from None

@@ -1,0 +1,68 @@
+"""``equipoise report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from equipoise.cli.compare import Reference
+from equipoise.cli.errors import Traceback, plain_errors
+
+if TYPE_CHECKING:
+    from equipoise.lab.record import Record
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of the records.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
+    reference: Reference = "equal",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Write the tables as Markdown instead, without -o to standard output.")
+    ] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Leave the single tasks out of the Markdown.")] = False,
+    trace: Traceback = False,
+) -> None:
+    """Write the report on all records of some folders (report.html in the first of them if -o is omitted)."""
+    from equipoise.lab.results.report import write_report
+    from equipoise.lab.results.statistics import group
+    from equipoise.lab.results.table import to_markdown
+
+    with plain_errors(runs[0], trace=trace):
+        records = _records(runs)
+        if not markdown:
+            path = output or runs[0] / "report.html"
+            write_report(records, path)
+            typer.echo(f"report: {path}")
+            return
+        comparisons = group(records, reference)
+        tables = "\n".join(f"### {c.spec.problem}\n\n{to_markdown(c, tasks=not summary)}" for c in comparisons)
+        if output is None:
+            typer.echo(tables, nl=False)
+        else:
+            output.write_text(tables, encoding="utf-8")
+            typer.echo(f"tables: {output}")
+
+
+def _records(folders: Sequence[Path]) -> list[Record]:
+    """Every sound record of the folders, one of each run.
+
+    Raises:
+        ValueError: A folder is not there, or none holds a record.
+    """
+    from equipoise.lab.store.store import Store, run_key
+
+    records: dict[str, Record] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {str(folder)!r}")
+        store = Store(folder)
+        for record in store.load_all():
+            records.setdefault(run_key(record.spec), record)
+        for path, reason in store.corrupt.items():
+            typer.echo(f"equipoise: left out a corrupt record: {path}: {reason}", err=True)
+    if not records:
+        raise ValueError(f"there is no record in {', '.join(repr(str(folder)) for folder in folders)}")
+    return list(records.values())
