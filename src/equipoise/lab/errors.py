@@ -9,14 +9,9 @@ from traceback import walk_tb
 
 import equipoise
 
+_FOLDERS = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
 _LIBRARIES = tuple(
-    str(Path(folder).resolve())
-    for folder in {
-        *(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
-        *site.getsitepackages(),
-        site.getusersitepackages(),
-        Path(equipoise.__file__).parent,
-    }
+    str(Path(folder).resolve()) for folder in {*_FOLDERS, *site.getsitepackages(), equipoise.__path__[0]}
 )
 
 
