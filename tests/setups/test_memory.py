@@ -39,10 +39,10 @@ def living():
 def test_hundreds_of_steps_leave_no_growth(parts):
     train(parts, 150)  # the memory that Python keeps for reuse has grown to its size by then
     tensors, blocks, most = living()
-    train(parts, 300)
+    train(parts, 500)
     tensors_after, blocks_after, most_after = living()
     assert tensors_after <= tensors
-    assert blocks_after - blocks < 300
+    assert blocks_after - blocks < 500  # not one a step; other code may fill a cache of its own meanwhile
     assert most_after - most < 8
 
 
