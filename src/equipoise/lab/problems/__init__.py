@@ -11,6 +11,7 @@ _CLASSES = {
     "toy": "Toy",
     "yeast": "Yeast",
     "multimnist": "MultiMNIST",
+    "rooms": "Rooms",
 }
 """The class of each problem. It is in the module of the problem's name, which is imported when it is asked for."""
 
