@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from equipoise.lab.groups import Groups
+from equipoise.lab.groups import Groups, tasks_by_group
 from equipoise.lab.networks.network import Network
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Problem(ABC):
         warmup: Steps over which the learning rate rises linearly from 0.
         scaled_heads: Whether the parameters of each head start as ``task.scale`` times what they are, and step at
             ``task.scale`` times the learning rate.
+        perturbation: Changes to the tasks that a method should stand, such as ``"loss_times(f1, 1000)"``; see `perturbed`.
     """
 
     steps: int = 1000
@@ -104,6 +105,7 @@ class Problem(ABC):
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = 0
     scaled_heads: bool = False
+    perturbation: str | tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -114,8 +116,8 @@ class Problem(ABC):
     def groups(self) -> Groups:
         """Which tasks belong together: their names by the name of a group, or the groups that it is made of.
 
-        Tables and the report then say how each group fares, beside its tasks. The network has one fork all the same, and
-        methods see the tasks, not the groups. None by default.
+        Tables and the report then say how each group fares, beside its tasks. Methods see the tasks, not the groups, but for
+        the method ``nested``; see `branch`. None by default.
         """
         return {}
 
@@ -124,21 +126,38 @@ class Problem(ABC):
         """The data, split once and for all."""
 
     def network(self) -> Network:
-        """The network, from PyTorch's global random state: `trunk`, `shared_layer` and the `head` of every task.
+        """The network, from PyTorch's global random state: `trunk`, `shared_layer`, `branch` and the `head` of every task.
 
         A problem whose network has another form overrides this alone.
         """
         trunk, layer = self.trunk(), self.shared_layer()
-        return Network(trunk, layer, {task.name: self.head(task) for task in self.tasks})
+        tree = {} if type(self).branch is Problem.branch else self.groups
+        branches = {path: self.branch(path) for path in tasks_by_group(tree, [task.name for task in self.tasks])}
+        heads = {task.name: self.head(task) for task in self.tasks}
+        return Network(trunk, layer, heads, tree, branches)
 
-    @abstractmethod
     def trunk(self) -> nn.Module:
         """The shared layers below the last shared layer."""
+        raise self._lacks("trunk")
 
-    @abstractmethod
     def shared_layer(self) -> nn.Module:
         """The last shared layer, W: where gradient norms are taken."""
+        raise self._lacks("shared_layer")
 
-    @abstractmethod
+    def branch(self, group: str) -> nn.Module:
+        """The layers of a group, by its path such as ``"stress/hoop"``: one layer, behind whose output its tasks part.
+
+        They read the output of the last shared layer, or of the group above. A problem that has `groups` and writes this can
+        be trained by a nested method, which has a balancer for each group beside one for the groups: a flat method and a
+        nested one train the same network. Without it the heads read the last shared layer.
+        """
+        raise self._lacks("branch")
+
     def head(self, task: Task) -> nn.Module:
-        """The task's own layers. They read the output of the last shared layer."""
+        """The task's own layers. They read the output of the last shared layer, or of the task's group."""
+        raise self._lacks("head")
+
+    def _lacks(self, part: str) -> NotImplementedError:
+        return NotImplementedError(
+            f"problem {type(self).__name__!r} has no {part}(): write trunk, shared_layer and head, or network"
+        )

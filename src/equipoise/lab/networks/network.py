@@ -1,21 +1,40 @@
-"""The network of a problem: trunk, last shared layer, one head per task."""
+"""The network of a problem: trunk, last shared layer, a layer for each group if there are any, one head per task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from equipoise.engine import Fork, PerLoss
+from equipoise.lab.groups import Groups, tasks_by_group
+
+
+@dataclass(frozen=True)
+class ForkTree:
+    """The forks of a nested balancer.
+
+    Attributes:
+        fork: Where the network splits into groups, and into the tasks that are in none.
+        before: The layers between the fork above and the layer of this one.
+        groups: The forks below it, by the name of the group.
+    """
+
+    fork: Fork
+    before: nn.Module
+    groups: Mapping[str, ForkTree]
 
 
 class Network(nn.Module):
-    """A trunk, a last shared layer and one head per task.
+    """A trunk, a last shared layer, a branch for each group if there are any, and one head per task.
 
     Args:
         trunk: The shared layers below the last shared layer.
         shared_layer: The last shared layer, W.
-        heads: The layers of each task by its name; they read the output of ``shared_layer``.
+        heads: The layers of each task by its name; they read the output of ``shared_layer``, or of the task's branch.
+        groups: The tasks of each group, or the groups that it is made of.
+        branches: The layers of each group by its path, such as ``"stress/hoop"``.
 
     Attributes:
         source: Where gradient norms are taken: what a balancer is built with.
@@ -24,15 +43,88 @@ class Network(nn.Module):
         ``forward(inputs)`` takes a batch ``(B, *)`` of the problem's inputs and returns each head's output by task name.
     """
 
-    source: Fork | PerLoss
+    source: Fork | PerLoss | ForkTree
+    groups: Groups = {}
 
-    def __init__(self, trunk: nn.Module, shared_layer: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        shared_layer: nn.Module,
+        heads: Mapping[str, nn.Module],
+        groups: Groups | None = None,
+        branches: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.fork = self.source = Fork(shared_layer, list(heads))
         self.heads = nn.ModuleList(heads.values())  # by number: a task's name may hold a dot
+        self.tasks = list(heads)
+        self.groups = groups or {}
+        self.branches = nn.ModuleList((branches or {}).values())
+        self._branch = {path: i for i, path in enumerate(branches or {})}
+        self._paths = {task: [] for task in heads} | _paths(self.groups, self.tasks)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Compute the outputs of every task."""
-        features = self.fork(self.trunk(inputs))
-        return {task: head(features[task]) for task, head in zip(self.fork.tasks, self.heads, strict=True)}
+        shared = self.trunk(inputs)
+        if isinstance(self.source, ForkTree):
+            features = _descend(self.source, shared)
+        else:
+            features = self.fork(shared)
+            for task, paths in self._paths.items():
+                for path in paths:
+                    features[task] = self.branches[self._branch[path]](features[task])
+        return {task: head(features[task]) for task, head in zip(self.tasks, self.heads, strict=True)}
+
+    def nest(self) -> ForkTree:
+        """Split from now on into groups, and within each group into its tasks, for a balancer at each of these forks.
+
+        The network computes the same. The fork of a group is at the last module of its branch.
+
+        Returns:
+            The forks; `source` is these, too.
+
+        Raises:
+            ValueError: The network has no groups with branches of their own.
+        """
+        if not self.groups:
+            raise ValueError("wanted a problem with groups whose network has a branch for each; see Problem.branch")
+        tree = self._tree(nn.Identity(), self.fork.shared_layer, self.groups, self.tasks, "")
+        self.fork, self.source = tree.fork, tree
+        self.forks = nn.ModuleList(_forks(tree))  # so that they follow train() and eval()
+        return tree
+
+    def _tree(
+        self, before: nn.Module, layer: nn.Module | None, groups: Groups, tasks: Sequence[str], prefix: str
+    ) -> ForkTree:
+        group_of, below = {}, {}
+        for name, group in groups.items():
+            leaves = tasks_by_group({name: group}, tasks)[name]
+            group_of |= dict.fromkeys(leaves, name)
+            branch = self.branches[self._branch[prefix + name]]
+            parts = (branch[:-1], branch[-1]) if isinstance(branch, nn.Sequential) else (nn.Identity(), branch)
+            inner = group if isinstance(group, Mapping) else {}
+            below[name] = self._tree(*parts, inner, leaves, f"{prefix}{name}/")
+        names = list(dict.fromkeys(group_of.get(task, task) for task in tasks))
+        return ForkTree(Fork(layer, names), before, below)
+
+
+def _descend(tree: ForkTree, inputs: Tensor) -> dict[str, Tensor]:
+    """The features of every task."""
+    features: dict[str, Tensor] = tree.fork(tree.before(inputs))
+    for name, below in tree.groups.items():
+        features |= _descend(below, features.pop(name))
+    return features
+
+
+def _paths(groups: Groups, tasks: Sequence[str]) -> dict[str, list[str]]:
+    """The groups of every task that is in one, from the root on, by path."""
+    found: dict[str, list[str]] = {}
+    for path, some in tasks_by_group(groups, tasks).items():
+        for task in some:
+            found.setdefault(task, []).append(path)
+    return found
+
+
+def _forks(tree: ForkTree) -> list[Fork]:
+    return [tree.fork, *(fork for below in tree.groups.values() for fork in _forks(below))]
