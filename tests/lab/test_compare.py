@@ -161,7 +161,7 @@ def test_the_same_problem_twice_is_refused(store):
 
 
 def breaks(what):
-    return load_problem(TINY, {"on_splits": what})
+    return load_problem(TINY, {"on_training": what})
 
 
 def test_a_run_that_fails_is_reported_and_the_others_are_done(store):
@@ -220,7 +220,7 @@ def apart(tmp_path_factory):
 def test_workers_that_are_killed_cost_their_own_runs_only(apart):
     _, store, log, error = apart
     assert str(error).startswith("2 of 5 runs failed\ntiny, gradnorm, seed 1: its worker process was lost 2 times")
-    assert [spec.problem_settings["on_splits"] for spec, _ in error.failures] == [KILLED_ALWAYS, "1 / 0"]
+    assert [spec.problem_settings["on_training"] for spec, _ in error.failures] == [KILLED_ALWAYS, "1 / 0"]
     assert sorted(event[0] for event in log) == ["failed"] * 2 + ["finished"] * 3 + ["started"] * 7
     assert len(store.load_all()) == 3
 
@@ -228,7 +228,7 @@ def test_workers_that_are_killed_cost_their_own_runs_only(apart):
 def test_a_run_that_fails_in_a_worker_says_how(apart):
     _, failed = apart[3].failures[1]
     assert str(failed) == "ZeroDivisionError: division by zero"
-    assert "in splits" in str(failed.__cause__)
+    assert "in forward" in str(failed.__cause__)
 
 
 def test_workers_give_the_same_records_as_this_process(apart, tmp_path):

@@ -23,7 +23,7 @@ from equipoise.lab import Store, compare, load_problem, parse_methods
 
 if __name__ == "__main__":
     tiny, folder, code, methods, seeds, steps, jobs = sys.argv[1:]
-    problem = load_problem(tiny, {"on_splits": code})
+    problem = load_problem(tiny, {"on_training": code})
     compare([problem], parse_methods(methods), range(int(seeds)), int(steps), store=Store(folder), jobs=int(jobs))
 """
 
@@ -79,7 +79,7 @@ def test_a_killed_comparison_goes_on_where_it_was(jobs, tmp_path):
 
     hold.unlink()
     kinds = []
-    problem, methods = load_problem(TINY, {"on_splits": code}), parse_methods(METHODS)
+    problem, methods = load_problem(TINY, {"on_training": code}), parse_methods(METHODS)
     records = compare(
         [problem], methods, range(SEEDS), STEPS, store=store, jobs=1, on_event=lambda event: kinds.append(event.kind)
     )

@@ -161,6 +161,7 @@ def test_every_known_method_is_tested():
         "graddrop",
         "encodec",
         "inverse_gradient_norm",
+        "nested",
     ]
     for factory, description in METHODS.values():
         assert callable(factory)

@@ -10,6 +10,19 @@ from torchmetrics import MeanSquaredError
 from equipoise.lab import Problem, Split, Splits, Task
 
 
+class OnTraining(nn.Module):
+    """Hands on its input, and runs code before it does so in training."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.code = code
+
+    def forward(self, inputs):
+        if self.training:
+            exec(self.code, {})
+        return inputs
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tiny(Problem):
     """Two linear regressions.
@@ -17,7 +30,7 @@ class Tiny(Problem):
     Attributes:
         scales: Scales of the targets.
         dropout: Share of the trunk's outputs that are dropped.
-        on_splits: Python code that runs when the data are asked for.
+        on_training: Python code that runs at the beginning of every training step.
     """
 
     steps: int = 20
@@ -25,7 +38,7 @@ class Tiny(Problem):
     learning_rate: float = 1e-2
     scales: tuple[float, ...] = (1.0, 10.0)
     dropout: float = 0.0
-    on_splits: str = ""
+    on_training: str = ""
 
     @property
     def tasks(self):
@@ -34,7 +47,6 @@ class Tiny(Problem):
         )
 
     def splits(self):
-        exec(self.on_splits, {})
         generator = torch.Generator().manual_seed(0)
         inputs = torch.randn(80, 4, generator=generator)
         matrices = torch.randn(len(self.scales), 4, 2, generator=generator)
@@ -45,7 +57,7 @@ class Tiny(Problem):
         return Splits(*(Split(inputs[part], {name: y[part] for name, y in targets.items()}) for part in parts))
 
     def trunk(self):
-        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(self.dropout))
+        return nn.Sequential(OnTraining(self.on_training), nn.Linear(4, 6), nn.ReLU(), nn.Dropout(self.dropout))
 
     def shared_layer(self):
         return nn.Linear(6, 5)

@@ -101,6 +101,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """Where and why a run diverged.
+
+    Attributes:
+        step: The first step of those that were unsound, counted from 0.
+        cause: The reason, such as ``"the loss of 'f1' was not finite"``.
+    """
+
+    step: int
+    cause: str
+
+
+@dataclass(frozen=True)
 class Record:
     """One finished run.
 
@@ -109,13 +122,15 @@ class Record:
         tasks: The tasks, in order.
         curves: The balancer's log over the steps.
         evaluated_at: The steps at which the splits were evaluated; the first is 0 (before training), the last is
-            ``spec.steps``.
+            ``spec.steps``, or the step at which a run that diverged was stopped.
         train, validation, test: The evaluations. ``train`` is taken on at most as many samples as ``test`` has.
         train_seconds: Wall-clock seconds in training steps, without evaluation.
         skipped_steps: Steps that the balancer left out because something was not finite.
         floor_hits, cap_hits: Steps at which a weight was held at the floor or the cap, by task.
         environment: Versions, machine class, thread count, commit and date.
         groups: The tasks of every group by its path, as `tasks_by_group` gives them; empty for a problem without groups.
+        title: The problem with those of its settings that differ from its defaults, such as ``"toy(size='fifth')"``.
+        diverged: Where and why the run diverged; None for a sound run.
     """
 
     spec: RunSpec
@@ -131,3 +146,5 @@ class Record:
     cap_hits: Mapping[str, int]
     environment: Mapping[str, Any]
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    title: str = ""
+    diverged: Divergence | None = None

@@ -17,6 +17,12 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {what} {name!r}: {hint}Known: {', '.join(names) or 'none'}"
 
 
+def written(name: str, settings: Mapping[str, Any]) -> str:
+    """A method or a problem with its settings, as it is written on the command line; also one that is no longer known."""
+    given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    return f"{name}({given})" if given else name
+
+
 def read_settings(owner: str, settings: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
     """Check settings against the annotations of their owner.
 

@@ -44,7 +44,6 @@ class Network(nn.Module):
     """
 
     source: Fork | PerLoss | ForkTree
-    groups: Groups = {}
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class Network(nn.Module):
         self.groups = groups or {}
         self.branches = nn.ModuleList((branches or {}).values())
         self._branch = {path: i for i, path in enumerate(branches or {})}
-        self._paths = {task: [] for task in heads} | _paths(self.groups, self.tasks)
+        self._paths = _paths(self.groups, self.tasks)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Compute the outputs of every task."""
@@ -87,7 +86,7 @@ class Network(nn.Module):
         Raises:
             ValueError: The network has no groups with branches of their own.
         """
-        if not self.groups:
+        if not getattr(self, "groups", None):
             raise ValueError("wanted a problem with groups whose network has a branch for each; see Problem.branch")
         tree = self._tree(nn.Identity(), self.fork.shared_layer, self.groups, self.tasks, "")
         self.fork, self.source = tree.fork, tree
@@ -97,7 +96,8 @@ class Network(nn.Module):
     def _tree(
         self, before: nn.Module, layer: nn.Module | None, groups: Groups, tasks: Sequence[str], prefix: str
     ) -> ForkTree:
-        group_of, below = {}, {}
+        group_of: dict[str, str] = {}
+        below: dict[str, ForkTree] = {}
         for name, group in groups.items():
             leaves = tasks_by_group({name: group}, tasks)[name]
             group_of |= dict.fromkeys(leaves, name)

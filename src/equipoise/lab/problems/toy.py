@@ -14,7 +14,9 @@ from torchmetrics import MeanSquaredError
 
 from equipoise.lab.problem import Problem, Split, Splits, Task
 
-_INPUTS, _OUTPUTS, _WIDTH = 250, 100, 100
+_SIZES = {"full": (250, 100, 100), "fifth": (50, 20, 20)}
+"""Inputs, width of the trunk, and outputs of a task."""
+
 _SIGMAS = {2: (1.0, 100.0), 10: (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)}
 
 
@@ -40,9 +42,10 @@ class Toy(Problem):
 
     Task i is to learn :math:`f_i(x) = \sigma_i \tanh((B + \epsilon_i) x)` from 250 inputs to 100 outputs, with a matrix B
     that all tasks share and a smaller one for each. The trunk has four layers of 100 ReLU neurons, the fourth of which is
-    the last shared layer; a head is affine.
+    the last shared layer; a head is affine. At a fifth of the size, there are 50 inputs, 20 neurons in a layer and 20 outputs.
 
     Attributes:
+        size: The paper's size, or a fifth of it, which is trained several times as fast.
         num_tasks: 2 or 10; any number if ``sigmas`` is given.
         sigmas: The scales, one per task. None: 1 and 100 (the paper's) for two tasks; 48, 3, 54, 16, 9, 30, 52, 26, 47,
             81 for ten.
@@ -71,6 +74,7 @@ class Toy(Problem):
 
     steps: int = 5000
     batch_size: int = 100
+    size: Literal["full", "fifth"] = "full"
     num_tasks: int = 2
     sigmas: tuple[float, ...] | None = None
     spread: Literal["standard_deviation", "variance"] = "standard_deviation"
@@ -96,7 +100,7 @@ class Toy(Problem):
     def tasks(self) -> tuple[Task, ...]:
         """One regression per scale, named after it."""
         return tuple(
-            Task(name, functional.mse_loss, partial(RelativeMeanSquaredError, sigma), "regression")
+            Task(name, functional.mse_loss, partial(RelativeMeanSquaredError, sigma), "regression", scale=sigma)
             for name, sigma in self._scales().items()
         )
 
@@ -104,26 +108,30 @@ class Toy(Problem):
         """Draw B, then each epsilon_i, then the inputs of all three splits."""
         generator = torch.Generator().manual_seed(self.data_seed)
         shared, own = (10.0, 3.5) if self.spread == "standard_deviation" else (10.0**0.5, 3.5**0.5)
-        common = shared * torch.randn(_OUTPUTS, _INPUTS, generator=generator)
-        matrices = {name: common + own * torch.randn(_OUTPUTS, _INPUTS, generator=generator) for name in self._scales()}
+        inputs, _, outputs = _SIZES[self.size]
+        common = shared * torch.randn(outputs, inputs, generator=generator)
+        matrices = {name: common + own * torch.randn(outputs, inputs, generator=generator) for name in self._scales()}
         sizes = [self.train_samples, self.validation_samples, self.test_samples]
-        inputs = self._draw_inputs(sum(sizes), generator)
-        targets = {name: sigma * torch.tanh(inputs @ matrices[name].T) for name, sigma in self._scales().items()}
-        parts = torch.split(torch.arange(len(inputs)), sizes)
-        return Splits(*(Split(inputs[part], {name: y[part] for name, y in targets.items()}) for part in parts))
+        x = self._draw_inputs(sum(sizes), generator)
+        targets = {name: sigma * torch.tanh(x @ matrices[name].T) for name, sigma in self._scales().items()}
+        parts = torch.split(torch.arange(len(x)), sizes)
+        return Splits(*(Split(x[part], {name: y[part] for name, y in targets.items()}) for part in parts))
 
     def trunk(self) -> nn.Module:
         """The first three layers of the paper's trunk."""
-        layers = [nn.Linear(_INPUTS, _WIDTH), nn.Linear(_WIDTH, _WIDTH), nn.Linear(_WIDTH, _WIDTH)]
+        inputs, width, _ = _SIZES[self.size]
+        layers = [nn.Linear(inputs, width), nn.Linear(width, width), nn.Linear(width, width)]
         return nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
 
     def shared_layer(self) -> nn.Module:
         """The fourth layer; its ReLU is the first module of every head."""
-        return nn.Linear(_WIDTH, _WIDTH)
+        _, width, _ = _SIZES[self.size]
+        return nn.Linear(width, width)
 
     def head(self, task: Task) -> nn.Module:
         """ReLU and an affine layer."""
-        return nn.Sequential(nn.ReLU(), nn.Linear(_WIDTH, _OUTPUTS))
+        _, width, outputs = _SIZES[self.size]
+        return nn.Sequential(nn.ReLU(), nn.Linear(width, outputs))
 
     def _scales(self) -> dict[str, float]:
         """The scales by task name; the names count the tasks, as two may have the same scale."""
@@ -132,7 +140,7 @@ class Toy(Problem):
 
     def _draw_inputs(self, samples: int, generator: torch.Generator) -> Tensor:
         draw = torch.rand if self.inputs == "uniform" else torch.randn
-        drawn = draw((samples, _INPUTS), generator=generator)
+        drawn = draw((samples, _SIZES[self.size][0]), generator=generator)
         if self.inputs == "unit_sphere":
             drawn = functional.normalize(drawn, dim=1)
         return self.input_scale * drawn

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from equipoise.lab.record import Evaluation, MetricInfo, Record, RunSpec, TaskInfo
-from equipoise.lab.runs.methods import written
+from equipoise.lab.settings import written
 
 CONFIDENCE = 0.95
 """Coverage of every interval."""
@@ -66,7 +66,9 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
 
 
 def diverged_at(record: Record) -> int | None:
-    """The first evaluated step at which a loss was not finite, on any split; None for a sound run."""
+    """The step at which the run diverged: that of its record, or the first evaluated one at which a loss was not finite."""
+    if record.diverged is not None:
+        return record.diverged.step
     losses = [list(split.losses.values()) for split in (record.train, record.validation, record.test)]
     unsound = ~np.isfinite(np.asarray(losses, dtype=float)).all(axis=(0, 1))
     return record.evaluated_at[int(unsound.argmax())] if unsound.any() else None
@@ -155,7 +157,8 @@ def _canonical(value: Any) -> Any:
 
 
 def _comparison(records: Sequence[Record], reference: str) -> Comparison:
-    first = records[0]
+    first = next((record for record in records if record.diverged is None), records[0])
+    expected = tuple(first.evaluated_at)
     runs: dict[str, dict[int, Record]] = {}
     for record in records:
         label, seed = method_label(record.spec), record.spec.seed
@@ -165,7 +168,8 @@ def _comparison(records: Sequence[Record], reference: str) -> Comparison:
             raise ValueError(f"{record.spec.problem}: {label} with seed {seed} has other tasks than the first record.")
         if _groups(record) != _groups(first):
             raise ValueError(f"{record.spec.problem}: {label} with seed {seed} has other groups than the first record.")
-        if tuple(record.evaluated_at) != tuple(first.evaluated_at):
+        # A run that diverged ends early; it is shown as such, and none of its numbers is read.
+        if record.diverged is None and tuple(record.evaluated_at) != expected:
             raise ValueError(f"{record.spec.problem}: {label} with seed {seed} was evaluated at other steps.")
         runs[label][seed] = record
     names = {method_label(record.spec): record.spec.method for record in records}

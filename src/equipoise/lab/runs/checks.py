@@ -36,8 +36,12 @@ def check_problem(problem: Problem, methods: Iterable[Method]) -> None:
     with torch.random.fork_rng(devices=[]):
         network = problem.network()
         for method in methods:
-            source = network.source if method.name != "nested" else problem.network().nest()
-            build(method, source, problem, log_every=1)
+            build(
+                method,
+                source_for(method, network if method.name != "nested" else problem.network()),
+                problem,
+                log_every=1,
+            )
         splits = check_data(problem.splits(), problem)
         _check_batch(network.eval(), taken(splits.train, torch.arange(min(_SAMPLES, len(splits.train)))), problem)
 
@@ -96,17 +100,19 @@ def check_data(splits: Splits, problem: Problem) -> Splits:
         for task, targets in split.targets.items():
             if len(targets) != len(split):
                 raise ValueError(f"split {part!r}, task {task!r}: {len(split)} inputs, but {len(targets)} targets")
-        _check_labelled(part, split, names)
+        _check_labels(part, split, names)
         _check_finite(f"split {part!r}, inputs", split.inputs, None)
         for task, targets in split.targets.items():
             _check_finite(f"split {part!r}, targets of task {task!r}", targets, split.labelled.get(task))
     return splits
 
 
-def _check_labelled(part: str, split: Split, names: list[str]) -> None:
+def _check_labels(part: str, split: Split, names: list[str]) -> None:
     for task, there in split.labelled.items():
         if task not in names:
-            raise ValueError(f"split {part!r}: labelled has the unknown task {task!r}; the tasks are {', '.join(names)}")
+            raise ValueError(
+                f"split {part!r}: labelled has the unknown task {task!r}; the tasks are {', '.join(names)}"
+            )
         if there.dtype != torch.bool or there.shape != (len(split),):
             raise ValueError(
                 f"split {part!r}, task {task!r}: labelled must be {len(split)} Booleans, one for each sample; found "

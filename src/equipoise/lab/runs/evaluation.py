@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from equipoise.lab.problem import Problem, Split, Splits, Task
 from equipoise.lab.record import Evaluation
@@ -20,7 +21,8 @@ class Evaluations:
     Args:
         model: The model; it is in training mode outside `take`.
         problem: Its tasks have the losses and metrics.
-        splits: The splits. The training split is evaluated on no more samples than the test split has.
+        splits: The splits. The training split is evaluated on no more samples than the test split has, unless a task has no
+            label among these.
 
     Attributes:
         steps: The steps at which the model was evaluated.
@@ -30,9 +32,14 @@ class Evaluations:
         self.steps: list[int] = []
         self._model, self._tasks = model, problem.tasks
         train = thinned(splits.train, len(splits.test))
+        if not all(there.any() for there in train.labelled.values()):
+            train = splits.train
         self._splits = {"train": train, "validation": splits.validation, "test": splits.test}
-        self._found: dict[tuple[str, str], list[_Found]] = {
-            (split, task.name): [] for split in self._splits for task in self._tasks
+        device = splits.test.inputs.device
+        # Built once, as that takes longer than an update does.
+        self._metrics = {task.name: _metrics(task, device) for task in self._tasks}
+        self._found: dict[str, dict[str, list[list[float]]]] = {
+            split: {task.name: [] for task in self._tasks} for split in self._splits
         }
 
     def take(self, step: int) -> None:
@@ -41,31 +48,26 @@ class Evaluations:
         for name, split in self._splits.items():
             outputs = _outputs(self._model, split.inputs)
             for task in self._tasks:
-                self._found[name, task.name].append(_evaluate(task, *labelled(split, task.name, outputs[task.name])))
+                found = evaluate(task, *labelled(split, task.name, outputs[task.name]), self._metrics[task.name])
+                self._found[name][task.name].append(found)
 
     def of(self, split: str) -> Evaluation:
         """The losses and metrics on one split."""
-        found = {task.name: self._found[split, task.name] for task in self._tasks}
+        columns = {task: [tuple(c) for c in zip(*rows, strict=True)] for task, rows in self._found[split].items()}
+        more = {task.name: dict(zip(task.more_metrics, columns[task.name][2:], strict=True)) for task in self._tasks}
         return Evaluation(
-            losses={task: tuple(one.loss for one in some) for task, some in found.items()},
-            metrics={task: tuple(one.metric for one in some) for task, some in found.items()},
-            more_metrics={
-                task.name: {
-                    name: tuple(one.more_metrics[name] for one in found[task.name]) for name in task.more_metrics
-                }
-                for task in self._tasks
-                if task.more_metrics
-            },
+            losses={task: column[0] for task, column in columns.items()},
+            metrics={task: column[1] for task, column in columns.items()},
+            more_metrics={task: found for task, found in more.items() if found},
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that was found."""
+        return {"steps": self.steps, "found": self._found}
 
-@dataclass(frozen=True)
-class _Found:
-    """Loss and metrics of one task on one split at one step."""
-
-    loss: float
-    metric: float
-    more_metrics: dict[str, float]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.steps, self._found = state["steps"], state["found"]
 
 
 def thinned(split: Split, samples: int) -> Split:
@@ -99,23 +101,34 @@ def labelled(split: Split, task: str, outputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def evaluate(task: Task, outputs: Tensor, targets: Tensor, metrics: list[Metric]) -> list[float]:
+    """Loss and metrics over a whole split. Metrics refuse outputs that are not finite: they are worth NaN.
+
+    Args:
+        task: The task.
+        outputs: Those of the samples with a label.
+        targets: Their targets.
+        metrics: The task's metric and its further ones.
+
+    Returns:
+        The loss, then each metric.
+    """
+    loss = task.loss(outputs, targets).item()
+    if not outputs.isfinite().all():
+        return [loss] + [math.nan] * len(metrics)
+    for metric in metrics:
+        metric.reset()
+        metric.update(outputs, targets)
+    return [loss, *(float(metric.compute()) for metric in metrics)]
+
+
+def _metrics(task: Task, device: torch.device) -> list[Metric]:
+    return [build().to(device) for build in (task.metric, *task.more_metrics.values())]
+
+
+@torch.no_grad()
 def _outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     model.eval()
     parts = [model(part) for part in torch.split(inputs, _BATCH)]
     model.train()
     return {task: torch.cat([part[task] for part in parts]) for task in parts[0]}
-
-
-@torch.no_grad()
-def _evaluate(task: Task, outputs: Tensor, targets: Tensor) -> _Found:
-    """Loss and metrics over a whole split. Metrics refuse outputs that are not finite: they are worth NaN."""
-    loss = task.loss(outputs, targets).item()
-    builders = {"": task.metric, **task.more_metrics}
-    if not outputs.isfinite().all():
-        values = dict.fromkeys(builders, math.nan)
-    else:
-        metrics = {name: build().to(outputs.device) for name, build in builders.items()}
-        for metric in metrics.values():
-            metric.update(outputs, targets)
-        values = {name: float(metric.compute()) for name, metric in metrics.items()}
-    return _Found(loss, values.pop(""), values)

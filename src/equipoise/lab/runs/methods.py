@@ -11,9 +11,12 @@ from typing import Any, get_type_hints
 from equipoise.balancer import Balancer
 from equipoise.combine import EnCodec, GradDrop
 from equipoise.engine import Fork, PerLoss
+from equipoise.hierarchy import Hierarchy
+from equipoise.lab.networks.network import ForkTree, Network
 from equipoise.lab.problem import Problem
 from equipoise.lab.runs.aggregators import aligned_mtl, cagrad, imtl_g, mgda, nash_mtl, pcgrad, upgrad
-from equipoise.lab.settings import read_settings, unknown
+from equipoise.lab.runs.nested import leaves, nested
+from equipoise.lab.settings import read_settings, unknown, written
 from equipoise.methods import (
     DWA,
     FAMO,
@@ -51,7 +54,7 @@ def static(tasks: Fork, weights: Mapping[str, float] | tuple[float, ...], *, eve
     return Static(tasks, weights, every=every)
 
 
-METHODS: dict[str, tuple[Callable[..., Balancer], str]] = {
+METHODS: dict[str, tuple[Callable[..., Balancer | Hierarchy], str]] = {
     "equal": (Equal, "every weight is 1"),
     "static": (static, "given weights, for instance static(weights=(1, 2))"),
     "inverse_initial_loss": (InverseInitialLoss, "constant weights proportional to 1 / L(0)"),
@@ -83,6 +86,10 @@ METHODS: dict[str, tuple[Callable[..., Balancer], str]] = {
     "inverse_gradient_norm": (
         InverseGradientNorm,
         'the "grad norm" of physics-informed networks (Wang et al. 2023)',
+    ),
+    "nested": (
+        nested,
+        "a balancer per group of tasks below one for the groups, nested(root='gradnorm', groups='equal')",
     ),
 }
 """The builder of each method's balancer, and a line about it."""
@@ -118,17 +125,13 @@ class Method:
         for name, parameter in known.items():
             if parameter.default is parameter.empty and name not in read:
                 raise ValueError(f"{owner} needs the setting {name!r}")
+        if self.name == "nested":
+            read = {name: _balancer_of_a_fork(name, text) for name, text in read.items()}
         differing = {name: read[name] for name in sorted(read) if read[name] != known[name].default}
         object.__setattr__(self, "settings", differing)
 
     def __str__(self) -> str:
         return written(self.name, self.settings)
-
-
-def written(name: str, settings: Mapping[str, Any]) -> str:
-    """A method as it is written on the command line; also one that this version no longer knows."""
-    given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
-    return f"{name}({given})" if given else name
 
 
 def parse_methods(text: str) -> list[Method]:
@@ -157,12 +160,28 @@ def parse_methods(text: str) -> list[Method]:
     return methods
 
 
-def build(method: Method, source: Fork | PerLoss, problem: Problem, *, log_every: int, seed: int = 0) -> Balancer:
+def source_for(method: Method, network: Network) -> Fork | PerLoss | ForkTree:
+    """Where the method measures gradient norms in the network.
+
+    Raises:
+        ValueError: The method is nested, and the network has no groups.
+    """
+    if method.name != "nested":
+        return network.source
+    try:
+        return network.nest()
+    except ValueError as error:
+        raise ValueError(f"method {str(method)!r}: {error}") from error
+
+
+def build(
+    method: Method, source: Fork | PerLoss | ForkTree, problem: Problem, *, log_every: int, seed: int = 0
+) -> Balancer | Hierarchy:
     """Build the method's balancer.
 
     Args:
         method: The method.
-        source: Where the problem's network measures gradient norms: `Network.source`.
+        source: Where it measures gradient norms, as `source_for` tells.
         problem: Tells the kinds of the tasks to a method that asks for them.
         log_every: A method that needs no gradient norms measures them at each ``log_every``-th step, for the log.
         seed: That of the run, for a method that draws random numbers.
@@ -170,19 +189,40 @@ def build(method: Method, source: Fork | PerLoss, problem: Problem, *, log_every
     Raises:
         ValueError: The balancer refuses a setting; the message names the method.
     """
+    kinds = {task.name: task.kind for task in problem.tasks}
+    try:
+        return _build(method, source, kinds, log_every, seed)
+    except ValueError as error:
+        raise ValueError(f"method {str(method)!r}: {error}") from error
+
+
+def _build(
+    method: Method, source: Fork | PerLoss | ForkTree, kinds: Mapping[str, str], log_every: int, seed: int
+) -> Balancer | Hierarchy:
     factory, _ = METHODS[method.name]
     parameters = inspect.signature(factory).parameters
     given: dict[str, Any] = {}
     if "kinds" in parameters:
-        given["kinds"] = {task.name: task.kind for task in problem.tasks}
+        given["kinds"] = kinds
     if "seed" in parameters:
         given["seed"] = seed
     if "every" in parameters and parameters["every"].default is None:
         given["every"] = log_every
-    try:
-        return factory(source, **given, **method.settings)
-    except ValueError as error:
-        raise ValueError(f"method {str(method)!r}: {error}") from error
+    if "build_at" in parameters:
+
+        def build_at(text: str, tree: ForkTree) -> Any:
+            (one,) = parse_methods(text)
+            return _build(one, tree.fork, _kinds_at(tree, kinds), log_every, seed)
+
+        given["build_at"] = build_at
+    return factory(source, **given, **method.settings)
+
+
+def _kinds_at(tree: ForkTree, kinds: Mapping[str, str]) -> dict[str, str]:
+    """The kind of every task of a fork; that of a group is the kind of all its tasks, or one that methods refuse."""
+    found = {task: {kinds[leaf] for leaf in leaves(tree.groups[task])} for task in tree.groups}
+    found |= {task: {kinds[task]} for task in tree.fork.tasks if task not in tree.groups}
+    return {task: found[task].pop() if len(found[task]) == 1 else "mixed" for task in tree.fork.tasks}
 
 
 def parameters_of(name: str) -> dict[str, inspect.Parameter]:
@@ -192,8 +232,16 @@ def parameters_of(name: str) -> dict[str, inspect.Parameter]:
     """
     factory, _ = METHODS[name]
     _, *rest = inspect.signature(factory).parameters.values()
-    supplied = ("kinds", "seed", "accumulate")
+    supplied = ("kinds", "seed", "accumulate", "build_at")
     return {p.name: p for p in rest if p.name not in supplied and (p.name != "every" or p.default is not None)}
+
+
+def _balancer_of_a_fork(setting: str, text: str) -> str:
+    """The method that a nested one has at a fork, as `Method` writes it."""
+    methods = parse_methods(text)
+    if len(methods) != 1 or methods[0].name == "nested":
+        raise ValueError(f"setting {setting!r} of method 'nested': wanted one method for each fork, found {text!r}")
+    return str(methods[0])
 
 
 def _hints(name: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def perturbed(problem: Problem) -> Problem:
             return splits
 
     Perturbed.__name__ = type(problem).__name__
-    return Perturbed(**{field.name: getattr(problem, field.name) for field in fields(problem)})  # type: ignore[no-any-return]
+    return Perturbed(**{field.name: getattr(problem, field.name) for field in fields(problem)})
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,9 @@ def _read(text: str, tasks: Sequence[Task]) -> list[_Change]:
     chosen: Iterable[Task] = known.values() if where == "*" else [known[where]]
     for task in chosen:
         if name == "noise" and task.kind == "classification" and number is not None and number > 1:
-            raise ValueError(f"perturbation {text!r}: task {task.name!r} is a classification: wanted a share from 0 to 1")
+            raise ValueError(
+                f"perturbation {text!r}: task {task.name!r} is a classification: wanted a share from 0 to 1"
+            )
         if kind.regression_only and task.kind != "regression":
             raise ValueError(f"perturbation {text!r}: task {task.name!r} is no regression")
         if name == "duplicate" and _copy(task.name) in known:

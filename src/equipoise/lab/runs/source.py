@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from equipoise.lab.problem import Problem
 from equipoise.lab.problems import PROBLEMS
-from equipoise.lab.settings import parse, read_settings, unknown
+from equipoise.lab.settings import parse, read_settings, unknown, written
 
 
 def load_problem(source: str | Path, settings: Mapping[str, Any] | None = None) -> Problem:
@@ -86,6 +86,13 @@ def settings_of(problem: Problem) -> dict[str, Any]:
     """
     values = {field.name: getattr(problem, field.name) for field in fields(problem)}
     return read_settings(f"problem {type(problem).__name__!r}", values, _hints(type(problem)))
+
+
+def title_of(problem: Problem) -> str:
+    """The problem's name with those of its settings that differ from its defaults, such as ``toy(size='fifth')``."""
+    defaults = {field.name: field.default for field in fields(problem)}
+    differing = {name: value for name, value in settings_of(problem).items() if value != defaults[name]}
+    return written(Path(source_of(problem)).stem, differing)
 
 
 def _hints(cls: type[Problem]) -> dict[str, Any]:

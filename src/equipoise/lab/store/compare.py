@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
 from lightning_fabric import Fabric
 
 from equipoise.lab.problem import Problem
 from equipoise.lab.record import Record, RunSpec
-from equipoise.lab.runs.methods import Method, build
+from equipoise.lab.runs.checks import check_problem
+from equipoise.lab.runs.methods import Method
 from equipoise.lab.runs.train import run, specify
 from equipoise.lab.store.store import Store, run_key
 from equipoise.lab.store.workers import Job, RunError, as_run_error, run_in_workers
@@ -134,10 +134,7 @@ def _grid(
             raise ValueError(f"{name}: wanted at least one, found none")
     Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]  # refuses unknown names
     for problem in problems:
-        with torch.random.fork_rng(devices=[]):
-            source = problem.network().source
-        for method in methods:
-            build(method, source, problem, log_every=1)
+        check_problem(problem, methods)
     grid = [
         (problem, specify(problem, method, seed, steps=steps, device=device, precision=precision))
         for problem in problems

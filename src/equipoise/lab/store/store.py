@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from equipoise.lab.record import Curves, Evaluation, MetricInfo, Record, RunSpec, TaskInfo
+from equipoise.lab.record import Curves, Divergence, Evaluation, MetricInfo, Record, RunSpec, TaskInfo
 
 _SCHEMA = 2
 
@@ -170,6 +170,7 @@ def _read(text: str) -> Record:
             "tasks": tuple(map(_task, body["tasks"])),
             "curves": Curves(**body["curves"]),
             **{split: Evaluation(**body[split]) for split in ("train", "validation", "test")},
+            "diverged": body.get("diverged") and Divergence(**body["diverged"]),
         }
         return Record(**(body | parts))
     except (KeyError, TypeError, ValueError) as error:
