@@ -112,7 +112,7 @@ def test_an_interrupt_keeps_what_is_finished(compare, monkeypatch):
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(compare):
-    result = compare("--set", "on_splits=raise ValueError('no data here')")
+    result = compare("--set", "on_training=raise ValueError('no data here')")
     assert result.exit_code == 1
     assert "tiny, equal, seed 0: ValueError: no data here" in result.stderr
     assert "Traceback" not in result.output
@@ -199,14 +199,14 @@ def test_an_error_in_a_problem_file_names_its_line_and_the_traceback_is_there_on
 
 
 def test_an_error_in_a_run_names_the_line_too(compare):
-    text = Path(TINY).read_text().replace("exec(self.on_splits, {})", "raise KeyError('no such column')")
+    text = Path(TINY).read_text().replace("exec(self.code, {})", "raise KeyError('no such column')")
     Path("mine.py").write_text(text)
     line = next(number for number, line in enumerate(text.splitlines(), 1) if "no such column" in line)
     result = compare(problem="mine.py")
     assert result.exit_code == 1
     assert f"KeyError: 'no such column' (mine.py, line {line})" in result.stderr
     assert "Traceback" not in result.stderr
-    assert "in splits" in compare("--traceback", problem="mine.py").stderr
+    assert "in forward" in compare("--traceback", problem="mine.py").stderr
 
 
 def test_several_folders_are_one_report(compare, invoke):

@@ -235,6 +235,28 @@ def test_losses_and_metrics_that_do_not_fit_are_refused_before_the_first_run(par
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("part", ["splits", "network"])
+def test_an_error_in_a_part_of_a_problem_names_the_part(part, monkeypatch):
+    def broken(self):
+        raise KeyError("no such column")
+
+    problem = load_problem(TINY)
+    monkeypatch.setattr(type(problem), part, broken)
+    with pytest.raises(ValueError, match=rf"problem 'Tiny', {part}\(\): KeyError: 'no such column'") as caught:
+        check_problem(problem, [Method("equal")])
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_network_that_lacks_a_task_is_refused(monkeypatch):
+    problem = load_problem(TINY)
+    forward = type(problem.network()).forward
+    monkeypatch.setattr(
+        type(problem.network()), "forward", lambda self, inputs: {"scale_1": forward(self, inputs)["scale_1"]}
+    )
+    with pytest.raises(ValueError, match="network: wanted outputs of scale_1, scale_10; found scale_1"):
+        check_problem(problem, [Method("equal")])
+
+
 def test_the_pass_before_a_comparison_leaves_no_trace():
     problem = load_problem(TINY, {"dropout": 0.5})
     torch.manual_seed(3)

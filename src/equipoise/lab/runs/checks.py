@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ def check_problem(problem: Problem, methods: Iterable[Method]) -> None:
     """
     problem = perturbed(problem)
     with torch.random.fork_rng(devices=[]):
-        network = problem.network()
+        with _named("network", problem):
+            network = problem.network()
         for method in methods:
             build(
                 method,
@@ -42,7 +44,9 @@ def check_problem(problem: Problem, methods: Iterable[Method]) -> None:
                 problem,
                 log_every=1,
             )
-        splits = check_data(problem.splits(), problem)
+        with _named("splits", problem):
+            splits = problem.splits()
+        check_data(splits, problem)
         _check_batch(network.eval(), taken(splits.train, torch.arange(min(_SAMPLES, len(splits.train)))), problem)
 
 
@@ -107,6 +111,22 @@ def check_data(splits: Splits, problem: Problem) -> Splits:
     return splits
 
 
+@contextmanager
+def _named(method: str, problem: Problem) -> Iterator[None]:
+    """Name the part of a problem in which an error arises.
+
+    Raises:
+        ValueError: Whatever the error was, if its type is not one that tells what to do.
+    """
+    try:
+        yield
+    except (ValueError, ImportError, OSError):
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise ValueError(f"problem {type(problem).__name__!r}, {method}(): {kind}: {error}") from error
+
+
 def _check_labels(part: str, split: Split, names: list[str]) -> None:
     for task, there in split.labelled.items():
         if task not in names:
@@ -133,7 +153,8 @@ def _check_finite(where: str, values: Tensor, there: Tensor | None) -> None:
 
 
 def _check_batch(network: nn.Module, batch: Split, problem: Problem) -> None:
-    outputs: Mapping[str, Tensor] = network(batch.inputs)
+    with _named("network", problem):
+        outputs: Mapping[str, Tensor] = network(batch.inputs)
     names = [task.name for task in problem.tasks]
     if set(outputs) != set(names):
         raise ValueError(f"network: wanted outputs of {', '.join(names)}; found {', '.join(outputs)}")
