@@ -17,7 +17,8 @@ from torch import distributed, multiprocessing
 
 CONTEXT = multiprocessing.get_context("forkserver")
 """Processes forked from a server that imports PyTorch once for all tests of this process."""
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "equipoise"])
+PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "equipoise"]
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def run(function, world, *arguments, seconds=600):

@@ -5,8 +5,11 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from helpers.processes import CONTEXT, PRELOADED
 
 from equipoise.lab.record import Curves, Evaluation, MetricInfo, Record, RunSpec, TaskInfo
+
+CONTEXT.set_forkserver_preload([*PRELOADED, "equipoise.lab.store.workers"])
 
 
 def pytest_collection_modifyitems(items):

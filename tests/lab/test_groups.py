@@ -11,7 +11,7 @@ from equipoise.lab.groups import tasks_by_group
 from equipoise.lab.results.report import write_report
 from equipoise.lab.results.statistics import group, summarise
 from equipoise.lab.results.table import to_markdown
-from equipoise.lab.store.store import _digest
+from equipoise.lab.store.codec import _digest
 
 Tiny = type(load_problem(Path(__file__).with_name("tiny.py")))
 TASKS = ("a", "b", "c", "d")

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.processes import CONTEXT
 
 from equipoise.lab import Store, compare, load_problem, parse_methods
 
@@ -17,15 +16,11 @@ METHODS = "equal,gradnorm"
 SEEDS = 3
 STEPS = 10
 
-SCRIPT = """
-import sys
-from equipoise.lab import Store, compare, load_problem, parse_methods
 
-if __name__ == "__main__":
-    tiny, folder, code, methods, seeds, steps, jobs = sys.argv[1:]
-    problem = load_problem(tiny, {"on_training": code})
-    compare([problem], parse_methods(methods), range(int(seeds)), int(steps), store=Store(folder), jobs=int(jobs))
-"""
+def work(folder, code, jobs):
+    problem = load_problem(TINY, {"on_training": code})
+    compare([problem], parse_methods(METHODS), range(SEEDS), STEPS, store=Store(folder), jobs=jobs)
+
 
 # Leaves the process id, and waits inside the run once two records are there, for as long as the file "hold" is.
 ON_SPLITS = """
@@ -56,18 +51,17 @@ def is_alive(pid):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_killed_comparison_goes_on_where_it_was(jobs, tmp_path):
-    folder, hold, script = tmp_path / "runs", tmp_path / "hold", tmp_path / "script.py"
+    folder, hold = tmp_path / "runs", tmp_path / "hold"
     code = ON_SPLITS.format(folder=str(folder))
     hold.touch()
-    script.write_text(SCRIPT)
-    arguments = [str(TINY), str(folder), code, METHODS, str(SEEDS), str(STEPS), str(jobs)]
-    process = subprocess.Popen([sys.executable, str(script), *arguments])
+    process = CONTEXT.Process(target=work, args=(folder, code, jobs))
+    process.start()
     try:
         until(lambda: len(list(folder.glob("*.json"))) >= 2, "two records")
         until(lambda: len(list(tmp_path.glob("*.pid"))) == jobs, "the last worker's first run")
     finally:
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
     pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
     until(lambda: not any(map(is_alive, pids)), "the end of the workers")
 

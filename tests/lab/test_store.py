@@ -3,14 +3,21 @@
 import json
 import math
 import os
+import subprocess
+import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from equipoise.cli import app
 from equipoise.lab import Curves, Evaluation, MetricInfo, Record, RunSpec, Store, TaskInfo
+from equipoise.lab.store.host import this_process
+from helpers.bad_records import make_bad_records
 
 SPEC = RunSpec(
     problem="tiny",
@@ -155,7 +162,7 @@ DAMAGE = {
     make_binary: "it is not text",
     make_a_list: "it is not a record",
     flip_a_digit: "its content does not match its digest",
-    make_nan: "it is not a record of schema 2",
+    make_nan: "it is not JSON, which has no NaN",
     change_schema: "it is a record of schema 99; this version reads schema 2",
 }
 
@@ -183,7 +190,7 @@ def test_a_damaged_record_is_named_left_alone_and_done_again_beside_it(damage, s
 
 def test_a_record_with_parts_missing_is_damaged(store, monkeypatch):
     path = store.save(record_of())
-    monkeypatch.setattr("equipoise.lab.store.store._digest", lambda body: json.loads(path.read_text())["digest"])
+    monkeypatch.setattr("equipoise.lab.store.codec._digest", lambda body: json.loads(path.read_text())["digest"])
     for part in ("spec", "curves", "environment"):
         whole = path.read_text()
         body = json.loads(whole)
@@ -202,7 +209,7 @@ def test_nothing_is_ever_replaced(store):
     assert store.load_all() == [record_of(value=0.1)]
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("call", ["fsync", "link"])
 def test_a_record_that_is_not_whole_is_not_there(call, store, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt
@@ -221,11 +228,87 @@ def test_a_record_that_is_not_whole_is_not_there(call, store, monkeypatch):
 
 def test_the_file_is_on_disk_before_it_gets_its_name(store, monkeypatch):
     calls = []
-    for name in ("fsync", "replace"):
+    for name in ("fsync", "link"):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *args, real=real, name=name: (calls.append(name), real(*args)))
     store.save(record_of())
-    assert calls == ["fsync", "replace"]
+    assert calls == ["fsync", "link"]
+
+
+def test_a_file_system_without_links_does_too(store, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    paths = [store.save(record_of(value=value)) for value in (0.1, 0.2)]
+    assert files(store) == sorted(path.name for path in paths)
+    assert store.load_all() == [record_of(value=0.1)]
+
+
+@pytest.fixture
+def beside_bad_ones(store, make_record):
+    """Two sound records, whose texts bad ones are made of that stand in front of them in the folder."""
+    records = [make_record(), make_record("gradnorm")]
+    (first, _) = [store.save(record) for record in records]
+    return records, make_bad_records(store.folder, first.read_text(), "bad")
+
+
+def test_97_bad_records_are_named_with_the_reason_and_left_out(store, beside_bad_ones):
+    records, reasons = beside_bad_ones
+    assert len(reasons) == 97
+    assert sorted(map(run_key_of, store.load_all())) == sorted(map(run_key_of, records))
+    assert store.corrupt.keys() == reasons.keys()
+    assert [path.name for path, reason in reasons.items() if reason not in store.corrupt[path]] == []
+
+
+def run_key_of(record):
+    return record.spec.method, record.spec.seed
+
+
+def test_a_run_is_found_among_97_bad_records_of_its_own_name(store, make_record):
+    record = make_record()
+    path = store.save(record)
+    reasons = make_bad_records(store.folder, path.read_text(), path.stem)
+    path.rename(path.with_name(f"{path.stem}-99.json"))  # behind all of them
+    assert run_key_of(store.find(record.spec)) == run_key_of(record)
+    assert store.corrupt.keys() == reasons.keys()
+
+
+def test_the_report_names_97_bad_records_and_is_written(store, beside_bad_ones):
+    result = CliRunner().invoke(app, ["report", str(store.folder), "--markdown"])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("left out a corrupt record") == 97
+    assert all(path.name in result.stderr for path in beside_bad_ones[1])
+    assert "gradnorm" in result.stdout
+
+
+def test_a_record_with_other_tasks_than_its_fellows_is_named(store, make_record):
+    first, second = (store.save(make_record(method, tasks=tasks)) for method, tasks in (("a", "xy"), ("b", "xz")))
+    assert [record.spec.method for record in store.load_all()] == ["a"]
+    assert store.corrupt == {second: f"its tasks are not those of {first.name}, which has the same settings"}
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        Store(tmp_path / "file" / "runs").prepare()
+
+
+def test_what_a_kill_left_is_removed_once_its_process_is_gone(store):
+    store.save(record_of())
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    machine = this_process().split("-")[0]
+    names = {
+        "ours": f".run.{this_process()}.0.tmp",
+        "gone": f".run.{machine}-{ended.stdout.strip()}.0.tmp",
+        "elsewhere": f".run.0123-{ended.stdout.strip()}.0.tmp",
+        "old": ".run.0123-1.0.tmp",
+        "foreign": ".tmp",
+    }
+    for name in names.values():
+        (store.folder / name).write_text("{")
+    os.utime(store.folder / names["old"], (0, time.time() - 7200))
+    store.prepare()
+    kept = {kind for kind, name in names.items() if (store.folder / name).exists()}
+    assert kept == {"ours", "elsewhere", "foreign"}
+    assert len(store.load_all()) == 1
 
 
 @pytest.mark.parametrize("value", [{1, 2}, Path("x"), {1: 2}], ids=["set", "path", "number as key"])

@@ -52,7 +52,8 @@ def _records(folders: Sequence[Path]) -> list[Record]:
     Raises:
         ValueError: A folder is not there, or none holds a record.
     """
-    from equipoise.lab.store.store import Store, run_key
+    from equipoise.lab.store.codec import run_key
+    from equipoise.lab.store.store import Store
 
     records: dict[str, Record] = {}
     for folder in folders:

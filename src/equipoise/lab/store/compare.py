@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,9 +16,16 @@ from equipoise.lab.problem import Problem
 from equipoise.lab.record import Record, RunSpec
 from equipoise.lab.runs.checks import check_problem
 from equipoise.lab.runs.methods import Method
-from equipoise.lab.runs.train import run, specify
-from equipoise.lab.store.store import Store, run_key
-from equipoise.lab.store.workers import Job, RunError, as_run_error, run_in_workers
+from equipoise.lab.runs.source import source_of
+from equipoise.lab.runs.train import specify
+from equipoise.lab.store.cluster import perform_on_cluster
+from equipoise.lab.store.codec import run_key
+from equipoise.lab.store.job import Job, Outcome, RunError, perform
+from equipoise.lab.store.store import Store
+from equipoise.lab.store.workers import Workers
+
+_WAIT_SECONDS = 0.5
+"""Time between two looks at runs that another process is doing."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Event:
         message: For ``"corrupt"`` and ``"failed"``, the reason.
     """
 
-    kind: Literal["reused", "corrupt", "started", "progressed", "finished", "failed"]
+    kind: Literal["reused", "corrupt", "started", "progressed", "waiting", "finished", "failed"]
     spec: RunSpec
     step: int = 0
     message: str = ""
@@ -60,6 +68,7 @@ def compare(
     *,
     store: Store,
     jobs: int | None = None,
+    cluster: str | None = None,
     on_event: Callable[[Event], None] | None = None,
     device: str = "cpu",
     precision: str = "32-true",
@@ -67,7 +76,8 @@ def compare(
     """Run those runs that are not yet in the store, and return all of them.
 
     Everything is checked before the first run. Seed by seed, all methods are run; so a comparison that was interrupted has
-    whole pairs. It continues when it is called again.
+    whole pairs. It continues when it is called again. Several processes, also on several machines with one folder, can
+    make the same comparison: each run is done by one of them, and all get all records.
 
     Args:
         problems: The problems.
@@ -78,6 +88,8 @@ def compare(
         jobs: Number of worker processes with one PyTorch thread each; None: the number of cores. With 1 the runs are done
             in this process. With more, a script must call this below ``if __name__ == "__main__":``, as each worker imports
             the script.
+        cluster: The address of a Dask scheduler, such as ``tcp://host:8786``, whose workers do the runs instead; or the
+            name of another backend that joblib knows. The workers must see the store's folder under the same path.
         on_event: Called with every `Event`.
         device: Fabric's accelerator.
         precision: Fabric's precision.
@@ -87,6 +99,7 @@ def compare(
 
     Raises:
         ValueError: The grid is empty or has a run twice, or a method cannot be built for a problem.
+        OSError: The folder of the store cannot be written to.
         ComparisonError: A run failed. The others were done first.
     """
     report = on_event if on_event is not None else _ignore
@@ -97,27 +110,25 @@ def compare(
 
     records: dict[str, Record] = {}
     missing: list[Job] = []
-    for problem, spec in grid:
-        known = set(store.corrupt)
-        record = store.find(spec)
-        for path in sorted(store.corrupt.keys() - known):
-            report(Event("corrupt", spec, message=f"{path}: {store.corrupt[path]}"))
+    for source, spec in grid:
+        record = _found(store, spec, report)
         if record is None:
-            missing.append((problem, spec))
+            missing.append(Job(source, spec, store.folder.resolve()))
         else:
             records[run_key(spec)] = record
             report(Event("reused", spec))
+    if missing:
+        store.prepare()
 
     failures: list[tuple[RunSpec, RunError]] = []
-    with closing(_outcomes(missing, jobs, report)) as outcomes:
-        for spec, outcome in outcomes:
+    with _performer(min(jobs, len(missing)), cluster, report) as perform_once:
+        for job, outcome in _until_done(missing, perform_once, report):
             if isinstance(outcome, RunError):
-                failures.append((spec, outcome))
-                report(Event("failed", spec, message=str(outcome)))
+                failures.append((job.spec, outcome))
+                report(Event("failed", job.spec, message=str(outcome)))
             else:
-                store.save(outcome)
-                records[run_key(spec)] = outcome
-                report(Event("finished", spec))
+                records[run_key(job.spec)] = outcome
+                report(Event("finished", job.spec))
     if failures:
         order = [run_key(spec) for _, spec in grid]
         failures.sort(key=lambda failure: order.index(run_key(failure[0])))
@@ -125,10 +136,72 @@ def compare(
     return [records[run_key(spec)] for _, spec in grid]
 
 
+def _found(store: Store, spec: RunSpec, report: Callable[[Event], None]) -> Record | None:
+    """The record of a run, if there is one; damaged files are reported."""
+    known = set(store.corrupt)
+    record = store.find(spec)
+    for path in sorted(store.corrupt.keys() - known):
+        report(Event("corrupt", spec, message=f"{path}: {store.corrupt[path]}"))
+    return record
+
+
+_Performer = Callable[[Sequence[Job]], Iterator[tuple[Job, Outcome]]]
+
+
+def _until_done(
+    jobs: list[Job], perform_once: _Performer, report: Callable[[Event], None]
+) -> Iterator[tuple[Job, Record | RunError]]:
+    """Try the runs again and again while another process is doing some of them."""
+    while jobs:
+        theirs = []
+        for job, outcome in perform_once(jobs):
+            record = Store(job.folder).find(job.spec) if outcome is True else outcome
+            if isinstance(record, (Record, RunError)):
+                yield job, record
+            elif outcome is True:
+                yield job, RunError("its record was damaged as soon as it was written")
+            else:
+                theirs.append(job)
+                report(Event("waiting", job.spec))
+        jobs = theirs
+        if jobs:
+            time.sleep(_WAIT_SECONDS)
+
+
+@contextmanager
+def _performer(jobs: int, cluster: str | None, report: Callable[[Event], None]) -> Iterator[_Performer]:
+    """What tries runs once each: the cluster, worker processes, or this process."""
+
+    def on_started(spec: RunSpec) -> None:
+        report(Event("started", spec))
+
+    def on_step(spec: RunSpec, step: int) -> None:
+        report(Event("progressed", spec, step))
+
+    if cluster is not None:
+        yield partial(perform_on_cluster, cluster=cluster, on_started=on_started)
+    elif jobs > 1:
+        with closing(Workers(jobs)) as workers:
+            yield partial(workers.perform, on_started=on_started, on_step=on_step)
+    else:
+        yield partial(_perform_here, on_started=on_started, on_step=on_step)
+
+
+def _perform_here(
+    jobs: Sequence[Job], on_started: Callable[[RunSpec], None], on_step: Callable[[RunSpec, int], None]
+) -> Iterator[tuple[Job, Outcome]]:
+    for job in jobs:
+        on_started(job.spec)
+        try:
+            yield job, perform(job, partial(on_step, job.spec))
+        except RunError as error:
+            yield job, error
+
+
 def _grid(
     problems: list[Problem], methods: list[Method], seeds: list[int], steps: int | None, device: str, precision: str
-) -> list[Job]:
-    """All runs, checked."""
+) -> list[tuple[str, RunSpec]]:
+    """All runs with the sources of their problems, checked."""
     for name, values in {"problems": problems, "methods": methods, "seeds": seeds}.items():
         if not values:
             raise ValueError(f"{name}: wanted at least one, found none")
@@ -136,7 +209,7 @@ def _grid(
     for problem in problems:
         check_problem(problem, methods)
     grid = [
-        (problem, specify(problem, method, seed, steps=steps, device=device, precision=precision))
+        (source_of(problem), specify(problem, method, seed, steps=steps, device=device, precision=precision))
         for problem in problems
         for seed in seeds
         for method in methods
@@ -147,28 +220,6 @@ def _grid(
             raise ValueError(f"{_named(spec)}: the comparison has this run twice")
         seen.add(run_key(spec))
     return grid
-
-
-def _outcomes(
-    missing: list[Job], jobs: int, report: Callable[[Event], None]
-) -> Generator[tuple[RunSpec, Record | RunError], None, None]:
-    def on_started(spec: RunSpec) -> None:
-        report(Event("started", spec))
-
-    def on_step(spec: RunSpec, step: int) -> None:
-        report(Event("progressed", spec, step))
-
-    if jobs > 1:
-        yield from run_in_workers(missing, jobs, on_started, on_step)
-        return
-    for problem, spec in missing:
-        on_started(spec)
-        try:
-            with as_run_error():
-                outcome: Record | RunError = run(problem, spec, on_step=partial(on_step, spec))
-        except RunError as error:
-            outcome = error
-        yield spec, outcome
 
 
 def _ignore(event: Event) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
+import stat
+import time
+import uuid
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from equipoise.lab.record import Curves, Divergence, Evaluation, MetricInfo, Record, RunSpec, TaskInfo
+from equipoise.lab.record import Record, RunSpec
+from equipoise.lab.store.codec import UnsoundRecordError, read, run_key, write
+from equipoise.lab.store.host import is_gone, this_process
 
-_SCHEMA = 2
+_LARGEST = 2**28
+"""Bytes: a larger file is no record."""
+
+_ABANDONED_SECONDS = 3600.0
+"""Age from which on an unfinished file is taken for a leftover, whatever machine wrote it."""
 
 
 class Store:
@@ -28,18 +32,31 @@ class Store:
 
     Attributes:
         folder: The folder.
-        corrupt: The damage of each damaged file that was met so far, by path.
+        corrupt: The damage of each damaged entry of the folder that was met so far, by path.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.corrupt: dict[Path, str] = {}
 
+    def prepare(self) -> None:
+        """Make the folder, try to write to it, and remove what a process that was killed left unfinished.
+
+        Raises:
+            OSError: The folder cannot be made or written to.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trial = self._unfinished("trial")
+        trial.write_bytes(b"1")
+        trial.unlink()
+        for path in self.folder.glob(".*.tmp"):
+            if _is_leftover(path):
+                path.unlink(missing_ok=True)
+
     def find(self, spec: RunSpec) -> Record | None:
         """The record of a run, if there is a sound one."""
-        stem = _stem(spec)
         key = run_key(spec)
-        for path in self._paths(stem):
+        for path in self._paths(stem(spec)):
             record = self._load(path)
             if record is not None and run_key(record.spec) == key:
                 return record
@@ -56,127 +73,110 @@ class Store:
         Raises:
             TypeError: A setting is nothing that JSON can say.
         """
-        body = _encode(asdict(record))
-        text = json.dumps({"schema": _SCHEMA, "digest": _digest(body), "record": body}, allow_nan=False)
+        text = write(record)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._free_path(_stem(record.spec))
         # A name that no reader looks for: the part that a killed process leaves does no harm.
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        unfinished = self._unfinished(stem(record.spec))
         with unfinished.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        path = self._publish(unfinished, stem(record.spec))
+        unfinished.unlink(missing_ok=True)
         return path
 
     def load_all(self) -> list[Record]:
-        """Every sound record, by file name; one of each specification."""
+        """Every sound record, by file name; one of each specification.
+
+        Runs that differ in method and seed alone have the same tasks: a record that contradicts an earlier one counts as
+        damaged.
+        """
         records: dict[str, Record] = {}
+        tasks: dict[str, tuple[Path, object]] = {}
         for path in self._paths(""):
             record = self._load(path)
-            if record is not None:
+            if record is None:
+                continue
+            common = run_key(replace(record.spec, method="", method_settings={}, seed=0))
+            first, agreed = tasks.setdefault(common, (path, _tasks(record)))
+            if _tasks(record) != agreed:
+                self.corrupt[path] = f"its tasks are not those of {first.name}, which has the same settings"
+            else:
                 records.setdefault(run_key(record.spec), record)
         return list(records.values())
 
     def _paths(self, start: str) -> list[Path]:
-        """The files whose names begin with ``start``; of those of one run, the first that was written comes first."""
-        return sorted(self.folder.glob(f"{start}*.json"), key=lambda path: path.stem)
+        """The entries whose names begin with ``start``; of those of one run, the first that was written comes first."""
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        wanted = [name for name in names if name.startswith(start) and name.endswith(".json") and name[0] != "."]
+        return [self.folder / name for name in sorted(wanted, key=lambda name: name.removesuffix(".json"))]
 
-    def _free_path(self, stem: str) -> Path:
-        path, number = self.folder / f"{stem}.json", 1
-        while path.exists():
+    def _unfinished(self, name: str) -> Path:
+        return self.folder / f".{name}.{this_process()}.{uuid.uuid4().hex[:8]}.tmp"
+
+    def _publish(self, unfinished: Path, name: str) -> Path:
+        """Give a file the first free name, in one step: two processes cannot take the same."""
+        path, number = self.folder / f"{name}.json", 1
+        while True:
+            try:
+                if not os.path.lexists(path):
+                    os.link(unfinished, path)
+                    return path
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links: what was free a moment ago is taken
+                os.replace(unfinished, path)
+                return path
             number += 1
-            path = self.folder / f"{stem}-{number}.json"
-        return path
+            path = self.folder / f"{name}-{number}.json"
 
     def _load(self, path: Path) -> Record | None:
         try:
-            return _read(path.read_text(encoding="utf-8"))
-        except _CorruptRecordError as error:
+            return read(_text(path))
+        except UnsoundRecordError as error:
             self.corrupt[path] = str(error)
             return None
-        except UnicodeDecodeError:
-            self.corrupt[path] = "it is not text"
-            return None
 
 
-class _CorruptRecordError(Exception):
-    pass
+def _tasks(record: Record) -> object:
+    return tuple(record.tasks), {path: tuple(members) for path, members in record.groups.items()}
 
 
-def _stem(spec: RunSpec) -> str:
+def stem(spec: RunSpec) -> str:
     """The file name of a run: readable, then the first digits of its key."""
-    readable = re.sub(r"[^\w-]", "_", f"{spec.problem}-{spec.method}-s{spec.seed}")
+    readable = re.sub(r"[^\w-]", "_", f"{spec.problem[:60]}-{spec.method[:60]}-s{spec.seed}")
     return f"{readable}-{run_key(spec)[:16]}"
 
 
-def run_key(spec: RunSpec) -> str:
-    """The digest of a specification: equal for equal content, and for nothing else."""
-    return _digest(_encode(asdict(spec)))
-
-
-def _digest(body: Any) -> str:
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _encode(value: Any, where: str = "record") -> Any:
-    """Bring a value to the types of JSON; a number that is not finite becomes ``{"float": "nan"}`` or the like."""
-    if isinstance(value, Mapping):
-        wrong = [key for key in value if not isinstance(key, str)]
-        if wrong:
-            raise TypeError(f"{where}: wanted names as keys, found {wrong[0]!r}")
-        return {key: _encode(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encode(item, where) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    raise TypeError(f"{where}: cannot be written to a record: {value!r}")
-
-
-def _decode(value: Any) -> Any:
-    """The inverse of `_encode`; sequences are tuples."""
-    if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {"float"} and isinstance(value["float"], str):
-        return float(value["float"])
-    return {key: _decode(item) for key, item in value.items()}
-
-
-def _read(text: str) -> Record:
-    """Read the content of a file.
+def _text(path: Path) -> str:
+    """The text of a file.
 
     Raises:
-        _CorruptRecordError: It is damaged, or not a record of this schema.
+        UnsoundRecordError: It is no file, cannot be read, is too large, or not text.
     """
     try:
-        file = json.loads(text)
-    except ValueError:
-        raise _CorruptRecordError("it is not JSON; it may have been cut off") from None
-    if not isinstance(file, dict) or file.keys() != {"schema", "digest", "record"}:
-        raise _CorruptRecordError("it is not a record")
-    if file["schema"] != _SCHEMA:
-        raise _CorruptRecordError(f"it is a record of schema {file['schema']}; this version reads schema {_SCHEMA}")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UnsoundRecordError("it is a folder" if stat.S_ISDIR(found.st_mode) else "it is not a regular file")
+        if found.st_size > _LARGEST:
+            raise UnsoundRecordError(f"it has {found.st_size} bytes; a record has at most {_LARGEST}")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UnsoundRecordError("it is not text") from None
+    except FileNotFoundError:
+        raise UnsoundRecordError("it is a link to nothing") from None
+    except OSError as error:
+        raise UnsoundRecordError(f"it cannot be read: {error.strerror}") from None
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether an unfinished file belongs to a process of this machine that is gone, or is old."""
+    *_, process, _, _ = path.name.split(".")
     try:
-        if _digest(file["record"]) != file["digest"]:
-            raise _CorruptRecordError("its content does not match its digest")
-        body = _decode(file["record"])
-        parts = {
-            "spec": RunSpec(**body["spec"]),
-            "tasks": tuple(map(_task, body["tasks"])),
-            "curves": Curves(**body["curves"]),
-            **{split: Evaluation(**body[split]) for split in ("train", "validation", "test")},
-            "diverged": body.get("diverged") and Divergence(**body["diverged"]),
-        }
-        return Record(**(body | parts))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _CorruptRecordError(f"it is not a record of schema {_SCHEMA}: {error}") from None
-
-
-def _task(body: dict[str, Any]) -> TaskInfo:
-    more = {name: MetricInfo(**metric) for name, metric in body["more_metrics"].items()}
-    return TaskInfo(**(body | {"metric": MetricInfo(**body["metric"]), "more_metrics": more}))
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return False  # another process was faster
+    return is_gone(process) or age > _ABANDONED_SECONDS

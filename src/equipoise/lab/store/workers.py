@@ -1,4 +1,4 @@
-"""Runs in worker processes, each of which can be lost without the others."""
+"""Worker processes on this machine, each of which can be lost without the others."""
 
 from __future__ import annotations
 
@@ -10,66 +10,70 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from typing import Any
 
-from equipoise.lab.errors import user_line
-from equipoise.lab.problem import Problem
-from equipoise.lab.record import Record, RunSpec
-from equipoise.lab.runs.source import problem_class, source_of
-from equipoise.lab.runs.train import run
+from equipoise.lab.record import RunSpec
+from equipoise.lab.store.job import Job, Outcome, RunError, perform
 
-_SPAWN = multiprocessing.get_context("spawn")
 _ATTEMPTS = 2
 _POLL_SECONDS = 0.1
 
-Job = tuple[Problem, RunSpec]
 
+class Workers:
+    """Processes that do runs. They start when they are first needed, and stay for the runs that follow.
 
-class RunError(RuntimeError):
-    """A run ended with an exception, or its worker process with it."""
-
-
-def run_in_workers(
-    jobs: Sequence[Job], workers: int, on_started: Callable[[RunSpec], None], on_step: Callable[[RunSpec, int], None]
-) -> Iterator[tuple[RunSpec, Record | RunError]]:
-    """Run jobs in processes, and yield each job's record, or the error that it ended with, as they come in.
-
-    A job whose worker dies is tried a second time. Every worker is an executor of its own, because an executor that loses
-    one of its processes ends all of them.
+    A run whose process dies is tried a second time. Every worker is an executor of its own, because an executor that loses
+    one of its processes ends all of them (joblib's too).
 
     Args:
-        jobs: The runs.
-        workers: How many processes.
-        on_started: Called when a job is handed to a worker.
-        on_step: Called now and then with the number of steps that a job has done.
+        number: How many processes.
     """
-    waiting = [(job, 1) for job in reversed(jobs)]
-    idle = [_Worker() for _ in range(min(workers, len(jobs)))]
-    busy: dict[Future[Record], tuple[_Worker, Job, int]] = {}
-    try:
+
+    def __init__(self, number: int) -> None:
+        context = _context()
+        self._idle = [_Worker(context) for _ in range(number)]
+        self._all = list(self._idle)
+
+    def perform(
+        self,
+        jobs: Sequence[Job],
+        on_started: Callable[[RunSpec], None],
+        on_step: Callable[[RunSpec, int], None],
+    ) -> Iterator[tuple[Job, Outcome]]:
+        """Try every run once, and yield each with its outcome as they come in.
+
+        Args:
+            jobs: The runs.
+            on_started: Called when a run is handed to a worker.
+            on_step: Called now and then with the number of steps that a run has done.
+        """
+        waiting = [(job, 1) for job in reversed(jobs)]
+        busy: dict[Future[bool], tuple[_Worker, Job, int]] = {}
         while waiting or busy:
-            while waiting and idle:
-                worker, (job, attempt) = idle.pop(), waiting.pop()
+            while waiting and self._idle:
+                worker, (job, attempt) = self._idle.pop(), waiting.pop()
                 busy[worker.submit(job)] = (worker, job, attempt)
-                on_started(job[1])
+                on_started(job.spec)
             done, _ = wait(busy, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            for worker, (_, spec), _ in busy.values():
-                on_step(spec, worker.step)
+            for worker, job, _ in busy.values():
+                on_step(job.spec, worker.step)
             for future in done:
                 worker, job, attempt = busy.pop(future)
-                idle.append(worker)
+                self._idle.append(worker)
                 error = future.exception()
                 if isinstance(error, RunError):
-                    yield job[1], error
+                    yield job, error
                 elif not isinstance(error, BrokenProcessPool):
-                    yield job[1], future.result()
+                    yield job, future.result()
                 elif attempt < _ATTEMPTS:
                     waiting.append((job, attempt + 1))
                 else:
-                    yield job[1], RunError(f"its worker process was lost {attempt} times; was the memory enough?")
-    finally:
-        for worker in [*idle, *(worker for worker, _, _ in busy.values())]:
+                    yield job, RunError(f"its worker process was lost {attempt} times; was the memory enough?")
+
+    def close(self) -> None:
+        """Tell the processes to end, within a step those that are in the middle of a run."""
+        for worker in self._all:
             worker.stop()
 
 
@@ -79,9 +83,10 @@ class _Worker:
     The two sides share two plain numbers without a lock, as a process that is killed could hold a lock for ever.
     """
 
-    def __init__(self) -> None:
-        self._step = _SPAWN.RawValue(ctypes.c_int64, 0)
-        self._stop = _SPAWN.RawValue(ctypes.c_bool, False)
+    def __init__(self, context: BaseContext) -> None:
+        self._context = context
+        self._step = context.RawValue(ctypes.c_int64, 0)
+        self._stop = context.RawValue(ctypes.c_bool, False)
         self._executor = self._launch()
 
     @property
@@ -89,15 +94,14 @@ class _Worker:
         """How many steps of its run it has done."""
         return int(self._step.value)
 
-    def submit(self, job: Job) -> Future[Record]:
-        """Hand it a job; if its process is lost, to a new one."""
-        problem, spec = job
+    def submit(self, job: Job) -> Future[bool]:
+        """Hand it a run; if its process is lost, to a new one."""
         self._step.value = 0
         try:
-            return self._executor.submit(_work, source_of(problem), spec)
+            return self._executor.submit(_work, job)
         except BrokenProcessPool:
             self._executor = self._launch()
-            return self._executor.submit(_work, source_of(problem), spec)
+            return self._executor.submit(_work, job)
 
     def stop(self) -> None:
         """Tell the process to end, within a step if it is in the middle of a run."""
@@ -105,7 +109,16 @@ class _Worker:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _launch(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, _SPAWN, initializer=_start, initargs=(self._step, self._stop))
+        return ProcessPoolExecutor(1, self._context, initializer=_start, initargs=(self._step, self._stop))
+
+
+def _context() -> BaseContext:
+    """Workers are forked from a server that imports the lab once, where the system can do that."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 _shared: tuple[Any, Any]
@@ -126,21 +139,7 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-@contextmanager
-def as_run_error() -> Iterator[None]:
-    """Turn every error of a run into one kind of error; another may not survive the way between processes.
-
-    Raises:
-        RunError: With the type and the message of the error.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise RunError(f"{type(error).__name__}: {error}{user_line(error)}") from error
-
-
-def _work(source: str, spec: RunSpec) -> Record:
-    """Do one run. The problem comes by its source and settings, as a class from a user's file cannot be pickled."""
+def _work(job: Job) -> bool:
     step, stop = _shared
 
     def on_step(done: int) -> None:
@@ -148,5 +147,4 @@ def _work(source: str, spec: RunSpec) -> Record:
         if stop.value:
             raise RunError("stopped")
 
-    with as_run_error():
-        return run(problem_class(source)(**spec.problem_settings), spec, on_step=on_step)
+    return perform(job, on_step)
