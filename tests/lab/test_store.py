@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from helpers.bad_records import make_bad_records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -17,7 +18,6 @@ from typer.testing import CliRunner
 from equipoise.cli import app
 from equipoise.lab import Curves, Evaluation, MetricInfo, Record, RunSpec, Store, TaskInfo
 from equipoise.lab.store.host import this_process
-from helpers.bad_records import make_bad_records
 
 SPEC = RunSpec(
     problem="tiny",
