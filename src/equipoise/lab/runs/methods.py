@@ -16,6 +16,7 @@ from equipoise.lab.networks.network import ForkTree, Network
 from equipoise.lab.problem import Problem
 from equipoise.lab.runs.aggregators import aligned_mtl, cagrad, imtl_g, mgda, nash_mtl, pcgrad, upgrad
 from equipoise.lab.runs.nested import leaves, nested
+from equipoise.lab.runs.single_task import SingleTask
 from equipoise.lab.settings import read_settings, unknown, written
 from equipoise.methods import (
     DWA,
@@ -57,6 +58,7 @@ def static(tasks: Fork, weights: Mapping[str, float] | tuple[float, ...], *, eve
 METHODS: dict[str, tuple[Callable[..., Balancer | Hierarchy], str]] = {
     "equal": (Equal, "every weight is 1"),
     "static": (static, "given weights, for instance static(weights=(1, 2))"),
+    "single_task": (SingleTask, "one task alone, for instance single_task(task='a'), the base of delta_m"),
     "inverse_initial_loss": (InverseInitialLoss, "constant weights proportional to 1 / L(0)"),
     "uncertainty": (Uncertainty, "homoscedastic uncertainty weighting (Kendall et al. 2018)"),
     "si": (SI, "weights 1 / L, the gradient of the sum of log losses (Navon et al. 2022)"),

@@ -102,15 +102,35 @@ def compare(
         OSError: The folder of the store cannot be written to.
         ComparisonError: A run failed. The others were done first.
     """
-    report = on_event if on_event is not None else _ignore
     grid = _grid(list(problems), list(methods), list(seeds), steps, device, precision)
+    return complete(grid, store=store, jobs=jobs, cluster=cluster, on_event=on_event)
+
+
+def complete(
+    runs: Sequence[tuple[str, RunSpec]],
+    *,
+    store: Store,
+    jobs: int | None = None,
+    cluster: str | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> list[Record]:
+    """Do those of some runs that are not yet in the store, and return the records of all of them, in order.
+
+    Args:
+        runs: The runs, each once, with the sources of their problems (`source_of`).
+        store, jobs, cluster, on_event: See `compare`.
+
+    Raises:
+        ComparisonError, OSError, ValueError: See `compare`.
+    """
+    report = on_event if on_event is not None else _ignore
     jobs = _cores() if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f"jobs: wanted at least 1, found {jobs}")
 
     records: dict[str, Record] = {}
     missing: list[Job] = []
-    for source, spec in grid:
+    for source, spec in runs:
         record = _found(store, spec, report)
         if record is None:
             missing.append(Job(source, spec, store.folder.resolve()))
@@ -130,10 +150,10 @@ def compare(
                 records[run_key(job.spec)] = outcome
                 report(Event("finished", job.spec))
     if failures:
-        order = [run_key(spec) for _, spec in grid]
+        order = [run_key(spec) for _, spec in runs]
         failures.sort(key=lambda failure: order.index(run_key(failure[0])))
-        raise ComparisonError(failures, len(grid)) from failures[0][1]
-    return [records[run_key(spec)] for _, spec in grid]
+        raise ComparisonError(failures, len(runs)) from failures[0][1]
+    return [records[run_key(spec)] for _, spec in runs]
 
 
 def _found(store: Store, spec: RunSpec, report: Callable[[Event], None]) -> Record | None:

@@ -59,7 +59,9 @@ def perform(job: Job, on_step: Callable[[int], None] | None = None) -> bool:
             return False
         if store.find(job.spec) is None:  # it may have come since it was found missing
             problem = problem_class(job.source)(**job.spec.problem_settings)
-            store.save(run(problem, job.spec, on_step=on_step))
+            checkpoint = job.folder / f".{stem(job.spec)}.checkpoint"
+            store.save(run(problem, job.spec, on_step=on_step, checkpoint=checkpoint))
+            checkpoint.unlink(missing_ok=True)
         return True
 
 

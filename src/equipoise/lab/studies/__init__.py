@@ -1,0 +1,1 @@
+"""Studies: methods tuned with equal effort, then compared on seeds of their own."""
