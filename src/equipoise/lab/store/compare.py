@@ -118,7 +118,10 @@ def complete(
 
     Args:
         runs: The runs, each once, with the sources of their problems (`source_of`).
-        store, jobs, cluster, on_event: See `compare`.
+        store: See `compare`.
+        jobs: See `compare`.
+        cluster: See `compare`.
+        on_event: See `compare`.
 
     Raises:
         ComparisonError, OSError, ValueError: See `compare`.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from equipoise.lab.problem import Problem
-from equipoise.lab.runs.methods import METHODS, parameters_of, written
-from equipoise.lab.settings import unknown
+from equipoise.lab.runs.methods import METHODS, parameters_of
+from equipoise.lab.settings import unknown, written
 
 
 @dataclass(frozen=True)
