@@ -134,6 +134,7 @@ def test_every_known_method_is_tested():
     assert list(METHODS) == [
         "equal",
         "static",
+        "single_task",
         "inverse_initial_loss",
         "uncertainty",
         "si",

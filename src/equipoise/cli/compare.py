@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 Reference = Annotated[str, typer.Option(metavar="METHOD", help="The method that the others are compared with.")]
 
+Cluster = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786, whose workers do the runs."),
+]
+
 
 def compare(
     problems: Annotated[list[str], typer.Argument(metavar="PROBLEM...", help="Problems by name, or Python files.")],
@@ -36,6 +41,7 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; as many as there are cores if omitted.")
     ] = None,
+    cluster: Cluster = None,
     device: Annotated[str, typer.Option(help="Accelerator, for instance cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="Precision, for instance 32-true or bf16-mixed.")] = "32-true",
     trace: Traceback = False,
@@ -63,6 +69,7 @@ def compare(
                 steps,
                 store=Store(runs),
                 jobs=jobs,
+                cluster=cluster,
                 on_event=progress.show,
                 device=device,
                 precision=precision,
