@@ -97,6 +97,7 @@ def test_a_copy_in_the_middle_of_a_step_leaves_the_step_behind(name):
 LONG = {name: 400 if name == "GradNorm" else 60 for name in BALANCERS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_restored_copy_beside_the_original_is_equal_to_the_bit(name, dtype):
     """Step by step, with an optimiser that has a state of its own; the copy is made where most methods are not settled yet."""

@@ -37,6 +37,7 @@ def losses_of(fork, x):
     return {t: 10 ** (i % 5 - 2) * (features[t].sum(-1) - i / T).square().mean() for i, t in enumerate(TASKS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BALANCERS)
 def test_every_method_balances_hundreds_of_tasks(name):
     torch.manual_seed(0)
@@ -67,6 +68,7 @@ def test_the_norms_of_hundreds_of_tasks_are_theirs():
     close(balancer.log()["gradient_norms"], wanted)
 
 
+@pytest.mark.slow
 def test_hundreds_of_tasks_in_a_tree():
     torch.manual_seed(0)
     groups = {f"g{i}": TASKS[i::10] for i in range(10)}

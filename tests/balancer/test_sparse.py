@@ -246,6 +246,7 @@ def closed(**settings):
     return lambda fork, accumulate: eq.GradNormClosedForm(fork, alpha=0.0, accumulate=accumulate, **settings)
 
 
+@pytest.mark.slow
 def test_the_norm_of_a_sparsely_labelled_task_is_too_large_by_its_noise():
     """Two tasks with one and the same mean gradient: their weights should be equal."""
     assert expected(1) == 2
@@ -258,6 +259,7 @@ def test_the_norm_of_a_sparsely_labelled_task_is_too_large_by_its_noise():
     )  # nor does measuring more rarely
 
 
+@pytest.mark.slow
 def test_more_labels_to_a_step_are_what_helps():
     assert expected(16) == pytest.approx(1.11, rel=0.01)
     close(norm_ratio(closed(), micro_batches=16, steps=60).mean().item(), expected(16), rtol=0.05)

@@ -74,6 +74,7 @@ def rule_in_float64(norms, lr, floor=1e-3):
     return w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_thousand_small_steps_in_half_precision_follow_the_rule(dtype):
     net = nn.Module()

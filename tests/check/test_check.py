@@ -914,6 +914,7 @@ def two_processes(rank, world):
     }
 
 
+@pytest.mark.slow
 def test_a_wrapped_model_trains_on_as_if_it_had_not_been_checked():
     for rank in processes.run(two_processes, 2):
         for case, ((unseen, _), (seen, left_out)) in rank.items():

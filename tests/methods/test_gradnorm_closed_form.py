@@ -49,6 +49,7 @@ def gradnorm(fork, **settings):
     return eq.GradNorm(fork, floor=1e-9, **settings)
 
 
+@pytest.mark.slow
 def test_it_comes_to_rest_where_the_papers_rule_does_and_sooner():
     paper, log_space, closed = (at_rest(b, 4.0, 400) for b in (gradnorm, eq.GradNormLogSpace, eq.GradNormClosedForm))
     assert steps_to_rest(closed) == 1  # the first step is weighted with ones
@@ -58,6 +59,7 @@ def test_it_comes_to_rest_where_the_papers_rule_does_and_sooner():
     close(closed[-1]["weights"], weights, rtol=0.05)  # the chatter of the paper's rule
 
 
+@pytest.mark.slow
 def test_losses_a_million_apart_are_balanced_at_once():
     paper, log_space, closed = (at_rest(b, 1e6, 1000) for b in (gradnorm, eq.GradNormLogSpace, eq.GradNormClosedForm))
     assert steps_to_rest(closed) == 1
@@ -68,6 +70,7 @@ def test_losses_a_million_apart_are_balanced_at_once():
     assert misses(paper[500:]).median() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_the_norms_follow_the_rates_while_the_network_trains(decay):
     network, balancer = network_and(eq.GradNormClosedForm, AB, alpha=1.0, decay=decay)

@@ -39,6 +39,7 @@ def test_it_is_adam_on_log_w(alpha):
     assert (balancer.weights - 1).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_small_weights_chatter_by_the_same_share_as_large_ones():
     """The share by which the small weight still moves is that of the learning rate."""
     moved = {}

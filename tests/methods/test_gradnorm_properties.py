@@ -58,6 +58,7 @@ def test_permuting_the_tasks_permutes_everything(build, data, units, alpha):
             close(other[name], log[name][list(order)])
 
 
+@pytest.mark.slow
 @family
 @few
 @given(unit=st.floats(-8, 8).map(lambda power: 2.0 ** round(power)))
@@ -78,6 +79,7 @@ def test_no_result_depends_on_the_unit_of_the_losses(build, unit):
     close(balancer.log()["gradient_norms"], unit * logs[-1]["gradient_norms"])
 
 
+@pytest.mark.slow
 @family
 @pytest.mark.parametrize("factor", [0.1, 7.0])
 def test_a_constant_in_front_of_one_loss_is_undone(build, factor):

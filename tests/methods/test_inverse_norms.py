@@ -153,6 +153,7 @@ def boundary_error(build):
     return network(ends).square().mean().item()
 
 
+@pytest.mark.slow
 def test_the_boundary_is_learnt_against_the_residual():
     off = boundary_error(eq.Equal)
     assert boundary_error(lambda source: eq.InverseGradientNorm(source, every=10, momentum=0.9)) < off / 20

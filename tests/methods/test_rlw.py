@@ -34,6 +34,7 @@ def weights_seen(balancer, steps, first=0):
     return torch.stack([one_step(balancer, t) for t in range(first, first + steps)])
 
 
+@pytest.mark.slow
 def test_rlw_the_weights_are_T_times_a_softmax_of_normal_numbers():
     network, balancer = network_and(eq.RLW, TASKS, seed=5)
     logs = train(network, balancer, batches(25, TASKS))
@@ -49,6 +50,7 @@ def test_rlw_the_weights_are_T_times_a_softmax_of_normal_numbers():
     close(inside, torch.full((2,), 0.6827), rtol=0, atol=4 * (0.6827 * 0.3173 / 4000) ** 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on", [True, False])
 def test_rlw_every_task_has_the_weight_of_equal_weighting_on_average_and_never_twice_the_same(on):
     """So the gradient is that of equal weighting on average, and scatters around it: the claim of the paper."""

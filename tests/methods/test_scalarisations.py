@@ -280,6 +280,7 @@ def worst_ratio(balancer, steps=600, lr=2e-3):
     return max(losses["a"].item() / 2, losses["b"].item() / 20)
 
 
+@pytest.mark.slow
 def test_stch_the_worst_task_is_as_good_as_can_be():
     balancer = eq.STCH(("a", "b"), mu=0.01, initial_losses={"a": 2.0, "b": 20.0})
     assert worst_ratio(balancer) == pytest.approx(0.8003, abs=0.01)

@@ -62,6 +62,7 @@ def test_settles_where_the_weight_is_half_the_inverse_loss():
     close(balancer.log_variances, torch.tensor([math.log(4.0), math.log(0.5)]), atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on", [True, False])
 def test_finds_the_noise_of_every_task(on):
     """The claim of the paper: sigma is the noise of the task, and a noisy task weighs less."""
