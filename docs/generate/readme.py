@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 
-from equipoise.lab.results.statistics import group
-from equipoise.lab.results.table import to_markdown
+from equipoise.lab.results.comparison import group
+from equipoise.lab.results.markdown import to_markdown
 from equipoise.lab.runs.methods import METHODS
 from equipoise.lab.store.store import Store
 

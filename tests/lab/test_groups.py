@@ -8,9 +8,10 @@ import pytest
 
 from equipoise.lab import Method, Store, load_problem, run, specify
 from equipoise.lab.groups import tasks_by_group
+from equipoise.lab.results.comparison import group
+from equipoise.lab.results.markdown import to_markdown
 from equipoise.lab.results.report import write_report
-from equipoise.lab.results.statistics import group, summarise
-from equipoise.lab.results.table import to_markdown
+from equipoise.lab.results.rows import summarise
 from equipoise.lab.store.codec import _digest
 
 Tiny = type(load_problem(Path(__file__).with_name("tiny.py")))
@@ -95,21 +96,21 @@ def _records(make_record):
 def test_every_group_has_a_row_with_the_mean_change_of_its_tasks(records):
     rows = {row.label: row.cells for row in summarise(group(records)[0])}
     labels = list(rows)
-    start = labels.index("delta_m, mean change of the tasks")
-    assert labels[start + 1 : start + 5] == [f"delta_m of the group {path}" for path in PATHS]
-    means = [rows[f"delta_m of the group {path}"][1] for path in PATHS]
+    start = labels.index("change against equal")
+    assert labels[start + 1 : start + 5] == [f"change against equal, group {path}" for path in PATHS]
+    means = [rows[f"change against equal, group {path}"][1] for path in PATHS]
     assert [cell.value.mean for cell in means] == pytest.approx([20.0, -29.5, -20.0, -39.0])
     assert [cell.verdict for cell in means] == ["worse", "better", "better", "better"]
-    assert rows["delta_m, mean change of the tasks"][1].value.mean == pytest.approx(-4.75)
-    assert rows["change of the worst task"][1].note == "b"
+    assert rows["change against equal"][1].value.mean == pytest.approx(-4.75)
+    assert rows["change against equal, worst task"][1].note == "b"
 
 
 def test_table_and_report_show_them(records, tmp_path):
     text = to_markdown(group(records)[0], tasks=False)
-    assert "| delta_m of the group y/q | % against equal ↓ | – | -39.0 ± 2.5 ✓ |" in text
+    assert "| change against equal, group y/q | % ↓ | reference | -39.0 ± 2.5 ✓ |" in text
     write_report(records, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert all(f"delta_m of the group {path}" in page for path in PATHS)
+    assert all(f"change against equal, group {path}" in page for path in PATHS)
 
 
 def test_without_groups_nothing_is_shown(records):

@@ -8,16 +8,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from equipoise.lab import MetricInfo
-from equipoise.lab.results.statistics import (
-    diverged_at,
-    estimate,
-    group,
-    method_label,
-    normalised_loss,
-    paired_difference,
-    selected,
-    summarise,
-)
+from equipoise.lab.results.comparison import group, method_label
+from equipoise.lab.results.rows import summarise
+from equipoise.lab.results.selection import converged, diverged_at, normalised_loss, read_early, selected
+from equipoise.lab.results.statistics import Estimate, estimate, holm, paired_difference
 from equipoise.lab.runs.methods import parse_methods
 
 finite = st.floats(-1e6, 1e6)
@@ -126,10 +120,10 @@ def test_changes_against_the_reference_by_hand(make_record):
     ours = [{"a": 9.0, "b": 120.0}, {"a": 18.0, "b": 220.0}, {"a": 8.0, "b": 130.0}]
     rows = rows_by_label(pair(make_record, equal, ours))
     # a: -10, -10, -20 %; b: +20, +10, +30 %; per seed: 5, 0, 5 %.
-    delta = rows["delta_m, mean change of the tasks"]["gradnorm"].value
+    delta = rows["change against equal"]["gradnorm"].value
     assert delta.mean == pytest.approx(10 / 3)
     assert delta.half_width == pytest.approx(4.302652729749464 * np.std([5, 0, 5], ddof=1) / math.sqrt(3))
-    worst = rows["change of the worst task"]["gradnorm"]
+    worst = rows["change against equal, worst task"]["gradnorm"]
     assert (worst.value.mean, worst.note) == (pytest.approx(20.0), "b")
     assert rows["a"]["gradnorm"].difference.mean == pytest.approx((-1 - 2 - 2) / 3)
     assert rows["mean of the tasks"]["gradnorm"].value.mean == pytest.approx((64.5 + 119 + 69) / 3)
@@ -140,15 +134,15 @@ def test_the_sign_of_a_change_follows_the_direction_of_the_metric(make_record):
     equal, ours = [{"a": 0.5}] * 2, [{"a": 0.6}] * 2
     lower = rows_by_label(pair(make_record, equal, ours))
     higher = rows_by_label(pair(make_record, equal, ours, higher_is_better=True))
-    assert lower["delta_m, mean change of the tasks"]["gradnorm"].value.mean == pytest.approx(20.0)
-    assert higher["delta_m, mean change of the tasks"]["gradnorm"].value.mean == pytest.approx(-20.0)
+    assert lower["change against equal"]["gradnorm"].value.mean == pytest.approx(20.0)
+    assert higher["change against equal"]["gradnorm"].value.mean == pytest.approx(-20.0)
     assert (lower["a"]["gradnorm"].verdict, higher["a"]["gradnorm"].verdict) == ("worse", "better")
 
 
 def test_a_base_that_is_not_positive_gives_no_relative_change(make_record):
     rows = rows_by_label(pair(make_record, [{"a": -0.1, "b": 1.0}] * 2, [{"a": 0.2, "b": 2.0}] * 2))
-    assert math.isnan(rows["delta_m, mean change of the tasks"]["gradnorm"].value.mean)
-    assert math.isnan(rows["change of the worst task"]["gradnorm"].value.mean)
+    assert math.isnan(rows["change against equal"]["gradnorm"].value.mean)
+    assert math.isnan(rows["change against equal, worst task"]["gradnorm"].value.mean)
     assert rows["a"]["gradnorm"].verdict == "worse"
 
 
@@ -239,3 +233,147 @@ def test_the_same_run_twice_is_refused(make_record):
 def test_runs_of_one_comparison_must_agree_on_their_tasks(make_record):
     with pytest.raises(ValueError, match="gradnorm with seed 0 has other tasks"):
         group([make_record(), make_record("gradnorm", tasks=("x", "y"))])
+
+
+@given(st.lists(finite, min_size=3, max_size=8).filter(lambda values: np.std(values) > 1e-3))
+def test_the_p_value_is_that_of_scipys_t_test(values):
+    assert estimate(values).p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-6, abs=1e-12)
+
+
+def test_the_correction_for_many_looks_by_hand():
+    assert holm([0.01, math.nan, 0.04, 0.03]) == pytest.approx([0.03, math.nan, 0.06, 0.06], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert [Estimate(m, h, 3).p_value for m, h in ((0.0, 0.0), (1.0, 0.0))] == [1.0, 0.0]
+
+
+def test_a_difference_that_is_found_by_looking_often_is_not_marked(make_record):
+    """One task alone would be marked (p = .03); among ten it is not, as one in five such tables would have it by chance."""
+
+    def rows(count):
+        tasks = [f"t{i}" for i in range(count)]
+        equal = [dict.fromkeys(tasks, 10.0)] * 4
+        ours = [{task: 10 - 0.3 * shift if task == "t0" else 10 + (-1) ** i * 0.1 for task in tasks}
+                for i, shift in enumerate((0.4, 1.0, 1.6, 1.0))]  # fmt: skip
+        return rows_by_label(pair(make_record, equal, ours))["t0"]["gradnorm"]
+
+    assert rows(1).difference.p_value == pytest.approx(rows(10).difference.p_value)
+    assert rows(1).difference.p_value == pytest.approx(stats.ttest_1samp([0.4, 1.0, 1.6, 1.0], 0).pvalue)
+    assert (rows(1).verdict, rows(10).verdict) == ("better", None)
+    assert rows(10).p_value == pytest.approx(10 * rows(1).p_value)
+
+
+def read_at(make_record, method, seed, validation, metrics, **settings):
+    splits = {"train": {"a": validation}, "validation": {"a": validation}, "test": {"a": validation}}
+    steps = 10 * (len(validation) - 1)
+    return make_record(method, seed, ("a",), steps=steps, metrics={"a": metrics}, **splits, **settings)
+
+
+def test_no_mark_is_turned_around_by_the_last_step(make_record):
+    """Equal weights are best on validation early; GradNorm is better there, but worse at the last step."""
+    early, late = [1.0, 0.3, 0.9, 0.8, 0.7, 0.6], [1.0, 0.8, 0.7, 0.6, 0.5, 0.3]
+    records = []
+    for seed in range(4):
+        shift = 0.01 * seed
+        equal = read_at(make_record, "equal", seed, early, [9.0, 5.0 + shift, 5, 4, 3, 2.0 + shift])
+        ours = read_at(make_record, "gradnorm", seed, late, [9.0, 8, 7, 6, 5, 3.0 - shift])
+        records += [equal, ours]
+    assert (read_early(records[0]), read_early(records[1])) == (False, False)
+    cell = rows_by_label(group(records)[0])["a"]["gradnorm"]
+    assert cell.value.mean == pytest.approx(2.985)
+    assert cell.p_value < 0.05
+    assert (cell.verdict, cell.withheld) == (None, "the last step turns it around")
+    assert cell.last.mean == pytest.approx(2.985)
+    assert cell.last_difference.mean == pytest.approx(0.97)
+    same = [record if record.spec.method != "equal" else read_at(make_record, "equal", record.spec.seed, early, [9.0] * 6)
+            for record in records]  # fmt: skip
+    assert rows_by_label(group(same)[0])["a"]["gradnorm"].verdict == "better"
+
+
+def test_a_run_read_before_a_fifth_of_its_steps_is_early(make_record):
+    ends = [1.0, 0.4, *[0.5] * 9]
+    record = read_at(make_record, "equal", 0, ends, [1.0] * 11)
+    assert read_early(record)
+    (cell,) = rows_by_label(group([record])[0])["read at step"].values()
+    assert (cell.text, cell.note) == ("10", "1 early")
+    assert not read_early(read_at(make_record, "equal", 0, [1.0, 0.5, 0.4, *[0.5] * 8], [1.0] * 11))
+
+
+@pytest.mark.parametrize(
+    ("validation", "has"),
+    [
+        ([1.0, 0.8, 0.6, 0.55, 0.5, 0.494], False),  # from .500 to .494: 1.2 %
+        ([1.0, 0.8, 0.6, 0.5, 0.4, 0.397], True),
+        ([1.0, 0.3, 0.6, 0.5, 0.9, 0.5], True),  # the smallest counts
+        ([-1.0, 0.5, 0.4, 0.3, 0.2, 0.1], None),
+    ],
+)
+def test_a_run_has_converged_when_its_criterion_falls_no_more(make_record, validation, has):
+    assert converged(read_at(make_record, "equal", 0, validation, validation)) is has
+
+
+def test_a_mean_hides_no_task(make_record):
+    """The coefficients of determination of three tasks: the mean follows the one that neither method learns."""
+    equal = [{"a": 0.79, "b": 0.99 + 0.001 * s, "c": -20.9} for s in range(4)]
+    ours = [{"a": 0.91 + 0.001 * s, "b": 0.97, "c": -19.6 - 0.01 * s} for s in range(4)]
+    mean = rows_by_label(pair(make_record, equal, ours, higher_is_better=True))["mean of the tasks"]["gradnorm"]
+    assert mean.p_value < 0.05
+    assert (mean.verdict, mean.withheld) == (None, "it hides a task that goes the other way")
+    # All tasks gain, but without the third they would lose nothing and gain nothing: no single task may decide.
+    one = [{**values, "a": equal[s]["a"], "b": equal[s]["b"]} for s, values in enumerate(ours)]
+    mean = rows_by_label(pair(make_record, equal, one, higher_is_better=True))["mean of the tasks"]["gradnorm"]
+    assert (mean.verdict, mean.withheld) == (None, "it hides a task that goes the other way")
+    all_ = [{task: value + 0.1 + 0.001 * s for task, value in equal[s].items()} for s in range(4)]
+    mean = rows_by_label(pair(make_record, equal, all_, higher_is_better=True))["mean of the tasks"]["gradnorm"]
+    assert (mean.verdict, mean.withheld) == ("better", "")
+
+
+def with_more(record, **metrics):
+    """The record with further metrics of its first task, higher is better."""
+    first, *others = record.tasks
+    infos = dict.fromkeys(metrics, MetricInfo("Further", True))
+    test = replace(record.test, more_metrics={first.name: {name: [value] * 2 for name, value in metrics.items()}})
+    return replace(record, tasks=(replace(first, more_metrics=infos), *others), test=test)
+
+
+def test_every_metric_has_a_row_and_weighs_the_same_in_the_change(make_record):
+    equal, ours = ({"a": 10.0, "b": 10.0}, {"a": 11.0, "b": 12.0})
+    comparison = pair(make_record, [equal] * 2, [ours] * 2)
+    records = [with_more(run, iou=0.5 if run.spec.method == "equal" else 0.6, acc=0.5) for run in comparison.records]
+    (comparison,) = group(records)
+    task_rows = [row for row in summarise(comparison) if row.is_task]
+    assert [(row.label, row.unit) for row in task_rows] == [
+        ("a", "MeanSquaredError"), ("a", "iou"), ("a", "acc"), ("b", "MeanSquaredError")
+    ]  # fmt: skip
+    # a: +10 %; its further metrics: -20 % and 0 %; b: +20 %.
+    assert rows_by_label(comparison)["change against equal"]["gradnorm"].value.mean == pytest.approx(10 / 4)
+
+
+def test_delta_m_is_against_runs_of_single_tasks_and_needs_one_of_each(make_record):
+    records = pair(make_record, [{"a": 10.0, "b": 10.0}] * 2, [{"a": 9.0, "b": 12.0}] * 2).records
+    for task, metric in (("a", 8.0), ("b", 5.0)):
+        for seed in range(2):
+            losses = flat({"a": 1.0, "b": 1.0})
+            splits = dict.fromkeys(("train", "validation", "test"), losses)
+            metrics = flat({"a": metric, "b": metric})
+            method = {"method_settings": {"task": task}, "tasks": ("a", "b"), "steps": 10, "metrics": metrics}
+            records.append(make_record("single_task", seed, **method, **splits))
+    label = "delta_m, change against single-task training"
+    (comparison,) = group(records)
+    assert list(comparison.runs) == ["equal", "gradnorm"]
+    rows = rows_by_label(comparison)
+    # equal: +25 and +100 %; GradNorm: +12.5 and +140 %.
+    assert rows[label]["equal"].value.mean == pytest.approx(62.5)
+    assert rows[label]["gradnorm"].value.mean == pytest.approx(76.25)
+    assert rows[label]["gradnorm"].difference.mean == pytest.approx(13.75)
+    assert label not in rows_by_label(group(records[:-2])[0])
+
+
+def test_a_change_that_cannot_be_had_says_why(make_record):
+    def text(*records):
+        return rows_by_label(group(records)[0])["change against equal"]["gradnorm"].text
+
+    broken = {"alpha": [1.0, 1.0, math.nan, math.nan, math.nan], "beta": [1.0] * 5}
+    assert text(make_record(), make_record("gradnorm", 1)) == "no common seed"
+    assert text(make_record(test=broken), make_record("gradnorm")) == "none: a run of the base diverged"
+    zero = {"alpha": [0.0] * 5, "beta": [1.0] * 5}
+    assert text(make_record(metrics=zero), make_record("gradnorm")) == "none: the base of alpha is not above 0"

@@ -1,11 +1,21 @@
+import csv
+import io
 import math
 import shlex
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from scipy import stats
 
-from equipoise.lab.results.statistics import Cell, Estimate, group
-from equipoise.lab.results.table import command, format_cell, format_estimate, provenance, to_markdown, to_rich
+from equipoise.lab.results.cells import HIDES, TURNED, Cell
+from equipoise.lab.results.comparison import group
+from equipoise.lab.results.csv import to_csv
+from equipoise.lab.results.format import format_cell, format_estimate
+from equipoise.lab.results.markdown import to_document, to_markdown
+from equipoise.lab.results.provenance import command, provenance
+from equipoise.lab.results.statistics import Estimate
+from equipoise.lab.results.table import to_rich
 
 
 @pytest.mark.parametrize(
@@ -21,7 +31,7 @@ from equipoise.lab.results.table import command, format_cell, format_estimate, p
         (1.2345e9, 3e7, 3, "(1.234 ± 0.030)e9"),
         (0.53218, math.nan, 1, "0.5322 (n = 1)"),
         (1e-7, math.nan, 1, "1.000e-7 (n = 1)"),
-        (math.nan, math.nan, 3, "–"),
+        (math.nan, math.nan, 3, "not defined"),
     ],
 )
 def test_numbers_are_rounded_to_their_uncertainty(mean, half_width, n, text):
@@ -30,10 +40,30 @@ def test_numbers_are_rounded_to_their_uncertainty(mean, half_width, n, text):
 
 def test_a_cell_says_what_it_knows():
     value = Estimate(1.0, 0.1, 3)
-    assert format_cell(Cell(value, value, "better")) == "1.00 ± 0.10 ✓"
-    assert format_cell(Cell(value, value, "worse", note="depth")) == "1.00 ± 0.10 (depth) ✗"
-    assert format_cell(Cell(value, value, None)) == "1.00 ± 0.10"
-    assert format_cell(Cell(Estimate(math.nan, math.nan, 3), None, None, diverged=2)) == "2 runs diverged"
+    assert format_cell(Cell(value, value, verdict="better")) == "1.00 ± 0.10 (+1.00 ± 0.10) ✓"
+    assert format_cell(Cell(value, value), compact=True) == "1.00(10) (+1.00(10))"
+    assert format_cell(Cell(value, value, withheld=TURNED)) == "1.00 ± 0.10 (+1.00 ± 0.10) †"
+    assert format_cell(Cell(value, value, withheld=HIDES)) == "1.00 ± 0.10 (+1.00 ± 0.10) ‡"
+    assert format_cell(Cell(value, value, verdict="worse", note="depth"), relative=True) == "+1.00 ± 0.10 (depth) ✗"
+    assert format_cell(Cell(value)) == "1.00 ± 0.10"
+    assert format_cell(Cell(text="reference"), relative=True) == "reference"
+    assert format_cell(Cell(Estimate(math.nan, math.nan, 3), diverged=2)) == "2 runs diverged"
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "text"),
+    [
+        (0.767, 0.032, "0.767(32)"),
+        (-0.5, 0.3, "-0.50(30)"),
+        (12345.6, 210.0, "12346(210)"),
+        (3.4, 1.2, "3.4(1.2)"),
+        (1.234e-7, 5.6e-9, "1.234(56)e-7"),
+        (0.0, 0.0, "0.000(0)"),
+        (0.53218, math.nan, "0.5322"),
+    ],
+)
+def test_the_short_form_has_the_uncertainty_of_the_last_digits(mean, half_width, text):
+    assert format_estimate(Estimate(mean, half_width, 5), compact=True) == text
 
 
 @pytest.fixture
@@ -48,22 +78,25 @@ def comparison(make_record):
     return group(records)[0]
 
 
-def printed(comparison):
-    console = Console(width=200, color_system=None)
+def printed(comparison, width=200):
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        console.print(to_rich(comparison))
+        console.print(to_rich(comparison, width))
     return capture.get()
 
 
 def test_the_terminal_table(comparison):
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed(comparison).splitlines()]
     rows = {line[0]: line[1:] for line in lines if line}
-    assert rows["alpha"] == ["MeanSquaredError ↓", "1.000 ± 0.000", "0.520 ± 0.050 ✓"]
-    assert rows["beta"] == ["MeanSquaredError ↓", "2.000 ± 0.000", "2.00 ± 0.25"]
-    assert rows["mean of the tasks"][1:] == ["1.500 ± 0.000", "1.26 ± 0.15 ✓"]
-    assert rows["task-normalised test loss"] == ["mean L/L(0) ↓", "0.5000 ± 0.0000", "0.5000 ± 0.0000"]
-    assert rows["delta_m, mean change of the tasks"][:2] == ["% against equal ↓", "–"]
-    assert rows["change of the worst task"][2] == "0 ± 12 (beta)"
+    assert rows["alpha"] == ["MeanSquaredError ↓", "1.000 ± 0.000", "0.520 ± 0.050", "-0.480 ± 0.050 ✓"]
+    assert rows["beta"] == ["MeanSquaredError ↓", "2.000 ± 0.000", "2.00 ± 0.25", "+0.00 ± 0.25"]
+    # Only one of the two tasks is better: that is no difference of the mean.
+    assert rows["mean of the tasks"][1:] == ["1.500 ± 0.000", "1.26 ± 0.15", "-0.24 ± 0.15 ‡"]
+    assert rows["mean of the tasks, at the last step"][1:] == ["1.500 ± 0.000", "1.26 ± 0.15", "-0.24 ± 0.15"]
+    assert rows["change against equal"] == ["% ↓", "reference", "-24.0 ± 8.7 ‡", ""]
+    assert rows["change against equal, worst task"][2] == "0 ± 12 (beta)"
+    assert rows["read at step"][1:] == ["10", "10", ""]
+    assert rows["converged"][1:] == ["3 of 3", "3 of 3", ""]
     assert rows["time per training step"][0] == "ms ↓"
     assert "gradnorm(alpha=0.5)" in printed(comparison)
     assert "✗ worse than equal" in printed(comparison)
@@ -79,7 +112,7 @@ def test_markdown_has_the_same_cells_and_the_origin(comparison):
     lines = to_markdown(comparison).splitlines()
     assert lines[0] == "| task | metric | equal (n = 3) | gradnorm(alpha=0.5) (n = 3) |"
     assert lines[1] == "| :-- | :-- | --: | --: |"
-    assert lines[2] == "| alpha | MeanSquaredError ↓ | 1.000 ± 0.000 | 0.520 ± 0.050 ✓ |"
+    assert lines[2] == "| alpha | MeanSquaredError ↓ | 1.000 ± 0.000 | 0.520 ± 0.050 (-0.480 ± 0.050) ✓ |"
     assert {line.count("|") for line in lines[:9]} == {5}
     assert command(comparison) in lines[-7]
     origin = lines[-3]
@@ -123,3 +156,59 @@ def test_every_machine_and_version_that_took_part_is_named(make_record):
     assert facts["torch"] == "2.13.0; 2.14.0"
     assert facts["date"] == "2026-01-02 to 2026-01-03"
     assert facts["machine"] == "x86_64, 2 cores"
+
+
+@pytest.mark.parametrize(("width", "said"), [(130, "│ alpha"), (80, "│ alpha"), (50, "  gradnorm(alpha=0.5)")])
+def test_a_narrow_terminal_has_the_fullest_table_that_fits(comparison, width, said):
+    text = printed(comparison, width)
+    assert said in text
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    (line,) = (line for line in text.splitlines() if "-0.480" in line)
+    assert ("0.520 ± 0.050 │ -0.480 ± 0.050 ✓" in line) == (width == 130)
+    assert ("-0.480(50) ✓" in line) == (width < 130)
+    assert ("Tasks: MeanSquaredError ↓." in text) == (width < 130)
+
+
+def test_what_a_terminal_or_markdown_would_obey_is_written_out(make_record):
+    names = ("\x1b[31mred\x1b]0;title\x07", "a\nb\r\u202ec", "[x](http://example.org) @b http://example.org")
+    records = [
+        make_record(m, s, names, problem="p\x1b[2J", metric="\x1b[1m") for m in ("equal", "\x1bx") for s in (0, 1)
+    ]
+    records[0].environment["machine"] = "\x1b[31m"
+    (found,) = group(records)
+    for text in (printed(found), printed(found, 70), to_document([found]), to_csv([found])):
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert "x1b" in text
+    assert r"\[x\](http\:" in to_document([found])
+    assert "](http:" not in to_document([found])
+
+
+def test_a_spreadsheet_reads_no_name_as_a_formula(make_record):
+    text = to_csv(group([make_record(tasks=("=1+1", "@b"))]))
+    assert "'=1+1" in text
+    assert ",=1+1" not in text
+
+
+def test_the_csv_has_every_number(comparison):
+    lines = list(csv.DictReader(io.StringIO(to_csv([comparison]))))
+    (line,) = (line for line in lines if line["row"] == "alpha" and line["method"] != "equal")
+    assert float(line["value"]) == pytest.approx(0.52)
+    assert float(line["difference"]) == pytest.approx(-0.48)
+    assert float(line["p_holm"]) == pytest.approx(2 * stats.ttest_1samp([-0.5, -0.48, -0.46], 0).pvalue)
+    assert (line["mark"], line["no_mark_because"], line["last_value"]) == ("better", "", line["value"])
+
+
+def test_older_code_is_folded_away_and_titles_name_what_differs(make_record):
+    new, old, other = make_record(), make_record(), make_record(problem_settings={"batch_size": 64})
+    old = replace(old, spec=replace(old.spec, code="older"), environment={**old.environment, "date": "2026-01-01"})
+    new = replace(new, environment={**new.environment, "date": "2026-01-02"})
+    found = group([old, new, other])
+    assert [(c.title, c.older) for c in found] == [
+        ("toy: batch_size 128", False),
+        ("toy: batch_size 64", False),
+        ("toy: batch_size 128", True),
+    ]
+    text = to_document(found)
+    assert text.count("### toy") == 2
+    assert "<details><summary>Older code: toy: batch_size 128</summary>" in text

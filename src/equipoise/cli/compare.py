@@ -14,8 +14,10 @@ from equipoise.cli.words import read_settings
 
 if TYPE_CHECKING:
     from equipoise.lab.record import Record
+    from equipoise.lab.results.comparison import Comparison
 
 Reference = Annotated[str, typer.Option(metavar="METHOD", help="The method that the others are compared with.")]
+Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the numbers of the tables to a CSV file.")]
 
 Cluster = Annotated[
     str | None,
@@ -38,6 +40,7 @@ def compare(
         "runs"
     ),
     report: Annotated[Path | None, typer.Option(help="The HTML report; RUNS/report.html if omitted.")] = None,
+    csv: Csv = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; as many as there are cores if omitted.")
     ] = None,
@@ -74,16 +77,37 @@ def compare(
                 device=device,
                 precision=precision,
             )
-        _show(records, reference, report or runs / "report.html")
+        _show(records, reference, report or runs / "report.html", csv)
 
 
-def _show(records: Sequence[Record], reference: str, report: Path) -> None:
+def _show(records: Sequence[Record], reference: str, report: Path, csv: Path | None) -> None:
+    """Print the tables, write the files, and end with exit status 1 if a run diverged."""
+    from equipoise.lab.results.comparison import group, method_label
+    from equipoise.lab.results.format import inert
     from equipoise.lab.results.report import write_report
-    from equipoise.lab.results.statistics import group
+    from equipoise.lab.results.selection import divergence
     from equipoise.lab.results.table import to_rich
 
     out = console()
-    for comparison in group(records, reference):
-        out.print(to_rich(comparison))
-    write_report(records, report)
+    comparisons = group(records, reference)
+    for comparison in comparisons:
+        out.print(to_rich(comparison, out.width))
+    write_report(records, report, reference)
     typer.echo(f"report: {report}")
+    write_csv(comparisons, csv)
+    diverged = [(record.spec, why) for record in records if (why := divergence(record))]
+    for spec, why in diverged:
+        named = inert(f"{spec.problem}, {method_label(spec)}, seed {spec.seed}")
+        typer.echo(f"equipoise: {named}: diverged; {why}", err=True)
+    if diverged:
+        raise typer.Exit(1)
+
+
+def write_csv(comparisons: Sequence[Comparison], path: Path | None) -> None:
+    """Write the numbers of the tables, if a file is named."""
+    from equipoise.lab.results.csv import to_csv
+    from equipoise.lab.results.files import write_whole
+
+    if path is not None:
+        write_whole(path, to_csv(comparisons))
+        typer.echo(f"numbers: {path}")

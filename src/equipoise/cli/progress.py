@@ -92,6 +92,6 @@ class Progress:
 
 
 def _named(spec: RunSpec) -> str:
-    from equipoise.lab.results.statistics import method_label
+    from equipoise.lab.results.comparison import method_label
 
     return f"{spec.problem}, {method_label(spec)}, seed {spec.seed}"

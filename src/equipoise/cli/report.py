@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from equipoise.cli.compare import Reference
+from equipoise.cli.compare import Csv, Reference, write_csv
 from equipoise.cli.errors import Traceback, plain_errors
 
 if TYPE_CHECKING:
@@ -23,26 +23,27 @@ def report(
         bool, typer.Option("--markdown", help="Write the tables as Markdown instead, without -o to standard output.")
     ] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Leave the single tasks out of the Markdown.")] = False,
+    csv: Csv = None,
     trace: Traceback = False,
 ) -> None:
     """Write the report on all records of some folders (report.html in the first of them if -o is omitted)."""
+    from equipoise.lab.results.comparison import group
+    from equipoise.lab.results.files import write_whole
+    from equipoise.lab.results.markdown import to_document
     from equipoise.lab.results.report import write_report
-    from equipoise.lab.results.statistics import group
-    from equipoise.lab.results.table import to_markdown
 
     with plain_errors(runs[0], trace=trace):
         records = _records(runs)
+        comparisons = group(records, reference)
+        write_csv(comparisons, csv)
         if not markdown:
             path = output or runs[0] / "report.html"
-            write_report(records, path)
+            write_report(records, path, reference)
             typer.echo(f"report: {path}")
-            return
-        comparisons = group(records, reference)
-        tables = "\n".join(f"### {c.spec.problem}\n\n{to_markdown(c, tasks=not summary)}" for c in comparisons)
-        if output is None:
-            typer.echo(tables, nl=False)
+        elif output is None:
+            typer.echo(to_document(comparisons, tasks=not summary), nl=False)
         else:
-            output.write_text(tables, encoding="utf-8")
+            write_whole(output, to_document(comparisons, tasks=not summary))
             typer.echo(f"tables: {output}")
 
 

@@ -19,8 +19,13 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
 from equipoise.lab.record import Record
-from equipoise.lab.results.statistics import Comparison, Row, diverged_at, group, normalised_loss, summarise
-from equipoise.lab.results.table import format_cell, format_spec, format_unit, legend, provenance
+from equipoise.lab.results.cells import Row
+from equipoise.lab.results.comparison import Comparison, group
+from equipoise.lab.results.files import write_whole
+from equipoise.lab.results.flags import flags
+from equipoise.lab.results.format import format_cell, format_unit
+from equipoise.lab.results.provenance import format_spec, legend, provenance
+from equipoise.lab.results.rows import summarise
 
 _ASSETS = Path(__file__).parent / "assets"
 _TEXT, _QUIET, _GRID = "#1f2328", "#8a9099", "#e8eaed"
@@ -84,17 +89,18 @@ class _Panel:
     figure: Markup | None
 
 
-def write_report(records: Iterable[Record], path: Path) -> None:
+def write_report(records: Iterable[Record], path: Path, reference: str = "equal") -> None:
     """Write the report on runs: one self-contained HTML file, which opens anywhere and loads nothing.
 
     Args:
         records: Runs of any number of problems; `group` sorts them into comparisons.
         path: The file. Its folder is made if need be.
+        reference: The method that the others are compared with.
 
     Raises:
         ValueError: There are no records, or they contradict each other.
     """
-    comparisons = group(records)
+    comparisons = group(records, reference)
     if not comparisons:
         raise ValueError("report: wanted at least one record, found none")
     scripts = [get_plotlyjs(), (_ASSETS / "report.js").read_text(encoding="utf-8")]
@@ -106,8 +112,7 @@ def write_report(records: Iterable[Record], path: Path) -> None:
         # The page's policy lets these two scripts run and nothing else, with any names in the records.
         hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _problem(comparison: Comparison) -> dict[str, Any]:
@@ -129,9 +134,9 @@ def _problem(comparison: Comparison) -> dict[str, Any]:
             {"name": task, "color": color} for task, color in zip(tasks, _colors(tasks, _TASK_COLORS), strict=True)
         ],
         "rows": [_row(row) for row in rows],
-        "legend": legend(comparison),
+        "legend": " ".join(legend(comparison, rows)),
         "comparisons": marked,
-        "flags": _flags(comparison),
+        "flags": flags(comparison),
         "balancing": _balancing(comparison),
         "losses": _per_task(comparison, _losses),
         "metrics": _per_task(comparison, _metrics),
@@ -143,7 +148,7 @@ def _problem(comparison: Comparison) -> dict[str, Any]:
 def _row(row: Row) -> dict[str, Any]:
     cells = [
         {
-            "text": format_cell(replace(cell, note="")),
+            "text": format_cell(replace(cell, note=""), relative=row.relative),
             "note": cell.note,
             "verdict": cell.verdict,
             "diverged": cell.diverged,
@@ -156,29 +161,6 @@ def _row(row: Row) -> dict[str, Any]:
 def _colors(names: Sequence[str], palette: Sequence[str]) -> list[str]:
     """A colour for each name; beyond the palette they repeat."""
     return [palette[i % len(palette)] for i in range(len(names))]
-
-
-def _flags(comparison: Comparison) -> list[str]:
-    """Warnings before the figures, in sentences."""
-    flags = []
-    for method, runs in comparison.runs.items():
-        for seed, record in runs.items():
-            if (step := diverged_at(record)) is not None:
-                flags.append(f"{method}, seed {seed}: diverged; a loss was not finite at step {step}.")
-        total = sum(record.spec.steps for record in runs.values())
-        if skipped := sum(record.skipped_steps for record in runs.values()):
-            flags.append(f"{method}: {skipped} of {total} steps were skipped because something was not finite.")
-        for bound in ("floor", "cap"):
-            hits = {
-                task.name: sum(getattr(record, f"{bound}_hits")[task.name] for record in runs.values())
-                for task in comparison.tasks
-            }
-            held = ", ".join(f"{task} {count} ({100 * count / total:.2g} %)" for task, count in hits.items() if count)
-            if held:
-                flags.append(f"{method}: steps of {total} at which a weight was held at the {bound}: {held}.")
-    if not all(np.isfinite(normalised_loss(record.validation)).any() for record in comparison.records):
-        flags.append("A validation loss before training was not positive, so its run is read at the last evaluation.")
-    return flags
 
 
 def _balancing(comparison: Comparison) -> list[list[_Panel]]:

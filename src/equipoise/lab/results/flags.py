@@ -1,0 +1,45 @@
+"""What a reader must know before the figures, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from equipoise.lab.record import Record
+from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.selection import converged, criterion, divergence, read_early
+
+
+def flags(comparison: Comparison) -> list[str]:
+    """Runs that diverged, that were read early, that have not converged, steps left out, and weights held at a bound."""
+    found = []
+    for method, runs in comparison.runs.items():
+        found += [f"{method}, seed {seed}: diverged; {why}." for seed, run in runs.items() if (why := divergence(run))]
+        found += _unsettled(method, runs)
+        found += _held(method, runs, [task.name for task in comparison.tasks])
+    if not all(np.isfinite(criterion(record)).any() for record in comparison.records):
+        found.append("A validation loss before training was not positive, so its run is read at the last evaluation.")
+    return found
+
+
+def _unsettled(method: str, runs: Mapping[int, Record]) -> Iterator[str]:
+    sound = [run for run in runs.values() if not divergence(run)]
+    if early := sum(map(read_early, sound)):
+        yield f"{method}: {early} of {len(runs)} runs are read before a fifth of their steps; what followed made them worse."
+    if falling := sum(converged(run) is False for run in sound):
+        yield (
+            f"{method}: {falling} of {len(runs)} runs have not converged: their smallest task-normalised validation loss "
+            "fell by 1 % or more over the last 20 % of the steps."
+        )
+
+
+def _held(method: str, runs: Mapping[int, Record], tasks: list[str]) -> Iterator[str]:
+    total = sum(record.evaluated_at[-1] for record in runs.values())
+    if skipped := sum(record.skipped_steps for record in runs.values()):
+        yield f"{method}: {skipped} of {total} steps were skipped because something was not finite."
+    for bound in ("floor", "cap"):
+        hits = {task: sum(getattr(record, f"{bound}_hits")[task] for record in runs.values()) for task in tasks}
+        held = ", ".join(f"{task} {count} ({100 * count / total:.2g} %)" for task, count in hits.items() if count)
+        if held:
+            yield f"{method}: steps of {total} at which a weight was held at the {bound}: {held}."

@@ -1,0 +1,77 @@
+"""How a table is read, and where its numbers come from."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
+
+from equipoise.lab.problems import PROBLEMS
+from equipoise.lab.record import RunSpec
+from equipoise.lab.results.cells import HIDES, TURNED, Row
+from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.format import WITHHELD
+
+
+def format_spec(spec: RunSpec) -> str:
+    """The settings that the runs of a comparison have in common, in one line."""
+    settings = "".join(f", {key} {value}" for key, value in spec.problem_settings.items() if key != "steps")
+    return f"{spec.steps} steps{settings}, evaluated every {spec.evaluate_every} steps, {spec.device}, {spec.precision}"
+
+
+def legend(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
+    """How the table is read, in sentences."""
+    other = comparison.reference
+    lines = [
+        "Test split: mean over seeds ± half of its 95 % t-interval, where the task-normalised validation loss is smallest.",
+        f"Then the paired difference from {other}, with its interval. ✓ better and ✗ worse than {other}: p < 0.05 by the "
+        "paired t-test after Holm's correction, for the tasks and for the summary each.",
+        f"Changes against {other} in %: positive is worse; each metric weighs the same.",
+    ]
+    found = {cell.withheld for row in rows for cell in row.cells}
+    reasons = {
+        TURNED: "no mark, as at the last step the difference has the other sign.",
+        HIDES: "no mark, as the mean hides a task that goes the other way, or hangs on a single task.",
+    }
+    return lines + [f"{WITHHELD[reason]} {text}" for reason, text in reasons.items() if reason in found]
+
+
+def command(comparison: Comparison) -> str:
+    """The command that makes these runs. A problem that the library does not know is a file in the working folder."""
+    spec = comparison.spec
+    known = PROBLEMS.get(spec.problem)
+    defaults = {field.name: field.default for field in fields(known)} if known else {}
+    options = {"--methods": ",".join(comparison.runs), "--seeds": max(comparison.seeds) + 1, "--steps": spec.steps}
+    words = [
+        "equipoise",
+        "compare",
+        spec.problem if known else f"{spec.problem}.py",
+        *(str(word) for option in options.items() for word in option),
+    ]
+    if any(next(iter(runs.values())).spec.method == "equal" for runs in [*comparison.runs.values()][1:]):
+        words += ["--reference", comparison.reference]
+    for key, value in spec.problem_settings.items():
+        if key != "steps" and not (key in defaults and defaults[key] == value):
+            words += ["--set", f"{key}={value}"]
+    return shlex.join([*words, "--device", spec.device, "--precision", spec.precision])
+
+
+def provenance(comparison: Comparison) -> dict[str, str]:
+    """Where the numbers come from: seeds, settings, environment (every value that occurs), code digest and command."""
+    counts = sorted({len(runs) for runs in comparison.runs.values()})
+    found: dict[str, dict[str, None]] = {}
+    for record in comparison.records:
+        for key, value in record.environment.items():
+            found.setdefault(key, {})[str(value)] = None
+    return {
+        "runs": f"n = {' or '.join(map(str, counts))} per method, seeds {', '.join(map(str, comparison.seeds))}",
+        "settings": format_spec(comparison.spec),
+        **{key: _joined(key, list(values)) for key, values in found.items()},
+        "code": comparison.spec.code,
+        "command": command(comparison),
+    }
+
+
+def _joined(key: str, values: list[str]) -> str:
+    """Every value; of the runs' dates only the first and the last."""
+    return " to ".join(sorted({min(values), max(values)})) if key == "date" else "; ".join(values)
