@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from equipoise.lab import Method, Store, load_problem, run, specify
-from equipoise.lab.results.statistics import diverged_at, group, summarise
+from equipoise.lab.results.comparison import group
+from equipoise.lab.results.rows import summarise
+from equipoise.lab.results.selection import diverged_at
 from equipoise.lab.runs.divergence import PATIENCE, Watch
 
 TINY = Path(__file__).with_name("tiny.py")

@@ -12,7 +12,7 @@ import optuna
 
 from equipoise.lab.problem import Problem
 from equipoise.lab.record import Record, RunSpec
-from equipoise.lab.results.statistics import diverged_at, normalised_loss, selected
+from equipoise.lab.results.selection import criterion, diverged_at, selected
 from equipoise.lab.runs.methods import Method
 from equipoise.lab.runs.source import source_of
 from equipoise.lab.runs.train import specify
@@ -122,7 +122,7 @@ def runs_of(study: Study, problem: Problem, method: Method, seeds: Sequence[int]
 
 def validation_loss(record: Record) -> float:
     """The task-normalised validation loss where the run is read; infinite for one that diverged."""
-    value = float(normalised_loss(record.validation)[selected(record)])
+    value = float(criterion(record)[selected(record)])
     return value if diverged_at(record) is None and math.isfinite(value) else math.inf
 
 
