@@ -11,6 +11,9 @@ _CLASSES = {
     "toy": "Toy",
     "yeast": "Yeast",
     "multimnist": "MultiMNIST",
+    "tox21": "Tox21",
+    "toxcast": "ToxCast",
+    "molecules": "MoleculeTargets",
     "rooms": "Rooms",
 }
 """The class of each problem. It is in the module of the problem's name, which is imported when it is asked for."""
