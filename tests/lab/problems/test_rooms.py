@@ -10,7 +10,7 @@ from equipoise.lab.problems.indoor.cache import views
 from equipoise.lab.problems.indoor.parts import CLASSES
 from equipoise.lab.problems.indoor.render import render
 from equipoise.lab.problems.indoor.scene import furnished
-from equipoise.lab.problems.rooms import Rooms, heat_maps
+from equipoise.lab.problems.rooms import PEAK, Rooms, heat_maps
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,9 @@ def test_heat_maps_take_the_corner_nearest_to_the_middle_of_each_half():
     maps = heat_maps(corners, 32, 40)
     places = [(0, 0, 22, 10), (0, 1, 21, 30), (1, 3, 2, 25)]
     for image, kind, row, column in places:
-        assert maps[image, kind, row, column] == 1
+        assert maps[image, kind, row, column] == PEAK
         assert maps[image, kind].argmax() == row * 40 + column
-        assert maps[image, kind, row, column - 1] == pytest.approx(np.exp(-1 / (2 * (32 / 24) ** 2)))
+        assert maps[image, kind, row, column - 1] == pytest.approx(PEAK * np.exp(-1 / (2 * (32 / 24) ** 2)))
         maps[image, kind] = 0
     assert not maps.any()
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+from torchmetrics.utilities.data import dim_zero_cat
 
 from equipoise.lab.extra import require
 from equipoise.lab.problem import Splits, Task
@@ -66,6 +67,28 @@ class Assays(MolecularProblem, ABC):
         return path
 
 
+class AUROC(BinaryAUROC):
+    """Area under the ROC curve; NaN where all labels are of one kind, as in a part of the training molecules."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(validate_args=False, **kwargs)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """The area, without unit."""
+        return super().compute() if _both_kinds(self.target) else torch.tensor(torch.nan)
+
+
+class AveragePrecision(BinaryAveragePrecision):
+    """Average precision; NaN where all labels are of one kind."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(validate_args=False, **kwargs)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """The mean precision, without unit."""
+        return super().compute() if _both_kinds(self.target) else torch.tensor(torch.nan)
+
+
 def parts_of(order: Tensor) -> list[Tensor]:
     """The molecules of the three splits, from all in their order."""
     first, second = (round(share * len(order)) for share in _SHARES)
@@ -82,10 +105,15 @@ def assay(name: str) -> Task:
     return Task(
         name,
         _cross_entropy,
-        partial(BinaryAUROC, validate_args=False),
+        AUROC,
         "classification",
-        more_metrics={"average precision": partial(BinaryAveragePrecision, validate_args=False)},
+        more_metrics={"average precision": AveragePrecision},
     )
+
+
+def _both_kinds(labels: Tensor | list[Tensor]) -> bool:
+    joined = dim_zero_cat(labels)
+    return bool(joined.min() != joined.max())
 
 
 @cache

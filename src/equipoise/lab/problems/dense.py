@@ -127,8 +127,10 @@ def _squared_error(depths: Tensor, target: Tensor) -> Tensor:
 
 
 def _cosine(vectors: Tensor, target: Tensor) -> Tensor:
-    there = target.abs().sum(1) > 0
-    return ((1 - functional.cosine_similarity(vectors, target, dim=1)) * there).sum() / _count(there)
+    (x, y, z), (u, v, w) = vectors.unbind(1), target.unbind(1)
+    there = (target != 0).any(1)
+    lengths = ((x * x + y * y + z * z) * (u * u + v * v + w * w)).clamp(min=1e-12).sqrt()
+    return ((1 - (x * u + y * v + z * w) / lengths) * there).sum() / _count(there)
 
 
 def _count(there: Tensor) -> Tensor:

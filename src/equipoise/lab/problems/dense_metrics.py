@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics import Metric
 
 VOID = -1
@@ -54,7 +53,7 @@ class PixelAccuracy(_Mean):
     def update(self, scores: Tensor, classes: Tensor) -> None:
         """Take a batch."""
         there = classes != VOID
-        self._add((scores.argmax(1) == classes)[there])
+        self._add((_best(scores) == classes)[there])
 
 
 class MeanIoU(Metric):
@@ -76,7 +75,7 @@ class MeanIoU(Metric):
     def update(self, scores: Tensor, classes: Tensor) -> None:
         """Take a batch."""
         there = classes != VOID
-        pairs = self.num_classes * classes[there] + scores.argmax(1)[there]
+        pairs = self.num_classes * classes[there] + _best(scores)[there]
         self.confusion += torch.bincount(pairs, minlength=self.num_classes**2)
 
     def compute(self) -> Tensor:
@@ -187,9 +186,15 @@ class KeypointError(_Mean):
 
 def angles(normals: Tensor, target: Tensor) -> Tensor:
     """Angles in degrees ``(P,)`` between the normals of the valid pixels, of any length."""
-    there = target.abs().sum(1) > 0
-    cosine = functional.cosine_similarity(normals.double(), target.double(), dim=1)[there]
-    return cosine.clamp(-1, 1).acos().rad2deg()
+    there = (target != 0).any(1)
+    x, y, z = (normals[:, axis][there] for axis in range(3))
+    u, v, w = (target[:, axis][there] for axis in range(3))
+    sine = ((y * w - z * v).square() + (z * u - x * w).square() + (x * v - y * u).square()).sqrt()
+    return torch.atan2(sine, x * u + y * v + z * w).rad2deg()  # unlike an arc cosine, exact near 0 and 180 degrees
+
+
+def _best(scores: Tensor) -> Tensor:
+    return scores.max(1).indices  # argmax takes four times as long on the CPU
 
 
 def _places(maps: Tensor, width: int) -> Tensor:

@@ -106,7 +106,7 @@ def _merged(
 
 @dataclass(frozen=True, kw_only=True)
 class MolecularProblem(Problem, ABC):
-    """Tasks on molecules, which are given as Morgan fingerprints.
+    """Tasks on molecules, which are given as Morgan fingerprints. Every group of tasks has a layer of its own.
 
     Attributes:
         radius: Radius of the fingerprint in bonds.
@@ -133,6 +133,10 @@ class MolecularProblem(Problem, ABC):
     def shared_layer(self) -> nn.Module:
         """A linear layer."""
         return nn.Linear(*_WIDTHS[self.capacity])
+
+    def branch(self, group: str) -> nn.Module:
+        """ReLU and a linear layer."""
+        return nn.Sequential(nn.ReLU(), nn.Linear(_WIDTHS[self.capacity][1], _WIDTHS[self.capacity][1]))
 
     def head(self, task: Task) -> nn.Module:
         """ReLU and a linear layer with one output ``(B,)``."""

@@ -16,6 +16,9 @@ from equipoise.lab.problems.data_folder import data_folder
 from equipoise.lab.problems.dense import DenseProblem
 from equipoise.lab.problems.indoor.cache import Arrays, views
 
+PEAK = 5.0
+"""The height of a keypoint in its heat map: with it, the losses of all tasks are of one order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rooms(DenseProblem):
@@ -116,7 +119,7 @@ def heat_maps(corners: Tensor, height: int, width: int) -> Tensor:
         width: Columns of the maps.
 
     Returns:
-        ``(N, 4, H, W)``: floor left, floor right, ceiling left, ceiling right; 1 at the pixel of the corner.
+        ``(N, 4, H, W)``: floor left, floor right, ceiling left, ceiling right; `PEAK` at the pixel of the corner.
     """
     maps = [
         _gaussian(_nearest_to_middle(corners[:, of], width, right=right), height, width)
@@ -137,11 +140,10 @@ def _nearest_to_middle(corners: Tensor, width: int, *, right: bool) -> Tensor:
 
 
 def _gaussian(places: Tensor, height: int, width: int) -> Tensor:
-    """Maps ``(N, H, W)`` with a deviation of a twenty-fourth of the height, cut off at three deviations."""
+    """Maps ``(N, H, W)``, cut off at three deviations."""
     column, row = places.round().unbind(1)
     squares = (torch.arange(height)[None, :, None] - row[:, None, None]) ** 2 + (
         torch.arange(width)[None, None, :] - column[:, None, None]
     ) ** 2
-    deviation = max(height / 24, 1.0)
-    maps = torch.exp(-squares / (2 * deviation**2))
-    return torch.where(squares <= (3 * deviation) ** 2, maps, 0.0)
+    spread = (height / 24) ** 2
+    return torch.where(squares <= 9 * spread, PEAK * torch.exp(-squares / (2 * spread)), 0.0)
