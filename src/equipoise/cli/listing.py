@@ -35,7 +35,8 @@ def _described_problems() -> Iterator[tuple[str, str, str]]:
     for name, cls in PROBLEMS.items():
         line = (getdoc(cls) or "").splitlines()[0]
         settings = ", ".join(f"{field.name}={field.default!r}" for field in fields(cls))
-        yield name, f"{len(cls().tasks)} tasks. {line}", settings
+        count = "" if cls.tasks_from_data else f"{len(cls().tasks)} tasks. "
+        yield name, count + line, settings
 
 
 def _described_methods() -> Iterator[tuple[str, str, str]]:

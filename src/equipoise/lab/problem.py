@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -106,6 +106,8 @@ class Problem(ABC):
     warmup: int = 0
     scaled_heads: bool = False
     perturbation: str | tuple[str, ...] = ()
+    tasks_from_data: ClassVar[bool] = False
+    """Whether `tasks` reads the data, as a list of all problems does not."""
 
     @property
     @abstractmethod

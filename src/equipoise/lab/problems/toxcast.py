@@ -41,6 +41,7 @@ class ToxCast(Assays):
     steps: int = 300
     platforms: tuple[str, ...] | None = None
     least_labels: int = 3
+    tasks_from_data: ClassVar[bool] = True
     file: ClassVar[str] = "toxcast_data.csv.gz"
     sha256: ClassVar[str] = "56041515e0bb63c1787a26ecdbeb2bd7ae1f538681caa1b03f768853cf81b1a7"
     source: ClassVar[str] = "examples/toxcast/processing/toxcast_data.csv.gz"
