@@ -230,3 +230,23 @@ def test_an_unknown_reference_is_refused(compare):
     result = compare("--reference", "nothing")
     assert result.exit_code == 2
     assert result.stderr == "equipoise: --reference: wanted one of equal, gradnorm; found 'nothing'\n"
+
+
+def test_a_figure_alone_is_an_svg(compare, invoke):
+    assert compare().exit_code == 0
+    shown = invoke("report", "runs", "--figure", "forest")
+    assert shown.stdout.startswith("<svg ")
+    assert invoke("report", "runs", "--figure", "forest", "-o", "new/forest.svg").stdout == "forest: new/forest.svg\n"
+    assert Path("new/forest.svg").read_text(encoding="utf-8") == shown.stdout
+    assert compare("--set", "batch_size=4").exit_code == 0
+    several = invoke("report", "runs", "--figure", "forest")
+    assert several.exit_code == 2
+    assert "wanted records of one comparison, found 2: tiny: batch_size" in several.stderr
+
+
+def test_a_run_that_diverges_is_named_and_the_exit_status_is_1(compare):
+    result = compare("--set", "learning_rate=1e30", "--csv", "numbers.csv", "--methods", "equal")
+    assert result.exit_code == 1, result.output
+    assert "equipoise: tiny, equal, seed 0: diverged; " in result.stderr
+    assert "run" in result.stdout
+    assert "diverged_runs" in Path("numbers.csv").read_text(encoding="utf-8")

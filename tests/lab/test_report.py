@@ -1,14 +1,21 @@
 import base64
 import json
 import math
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from equipoise.lab.record import Curves
+from equipoise.lab.record import Curves, Divergence
+from equipoise.lab.results.comparison import group
+from equipoise.lab.results.forest import to_svg
+from equipoise.lab.results.format import format_estimate, format_sign
 from equipoise.lab.results.report import write_report
+from equipoise.lab.results.rows import summarise
+from equipoise.lab.results.selection import read_at
 
 HOSTILE = ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "a & b &lt; </script>")
 
@@ -50,17 +57,17 @@ def names(figure):
 def test_every_curve_is_there(page, make_record):
     tasks = ("a", "b", "c")
     figures = page([make_record(m, s, tasks) for m in ("equal", "gradnorm") for s in range(2)]).figures
-    # Two methods with four panels, then a panel per task for the losses and one for the metric.
-    assert len(figures) == 2 * 4 + 3 + 3
-    assert [names(figure) for figure in figures[:4]] == [["a", "b", "c"]] * 4
+    # The opening ones, two methods with four panels, then a panel per task for the losses and one for the metric.
+    assert len(figures) == 2 + 2 * 4 + 3 + 3
+    assert [names(figure) for figure in figures[2:6]] == [["a", "b", "c"]] * 4
     # GradNorm's norms come with their targets, dashed.
-    dashes = [trace["line"].get("dash") for trace in figures[6]["data"] if "name" in trace]
+    dashes = [trace["line"].get("dash") for trace in figures[8]["data"] if "name" in trace]
     assert dashes == ["solid"] * 3 + ["dash"] * 3
     # Training solid, test dashed, one line per method.
-    dashes = [(trace["name"], trace["line"]["dash"]) for trace in figures[8]["data"] if "name" in trace]
+    dashes = [(trace["name"], trace["line"]["dash"]) for trace in figures[10]["data"] if "name" in trace]
     assert dashes == [("equal", "solid"), ("gradnorm", "solid"), ("equal", "dash"), ("gradnorm", "dash")]
     assert [names(figure) for figure in figures[-3:]] == [["equal", "gradnorm"]] * 3
-    for figure in figures:
+    for figure in figures[2:]:
         assert figure["layout"]["yaxis"]["title"]["text"]
         assert figure["layout"]["template"]["layout"]["xaxis"]["title"]["text"] == "training step"
 
@@ -69,12 +76,12 @@ def test_a_task_has_one_colour_everywhere_and_methods_share_their_axes(page, mak
     tasks = tuple("abcdefgh")
     figures = page([make_record(m, 0, tasks) for m in ("equal", "gradnorm")]).figures
     colors = {}
-    for figure in figures[:8]:
+    for figure in figures[2:10]:
         for trace in figure["data"]:
             colors.setdefault(trace["name"], set()).add(trace["line"]["color"])
     assert all(len(found) == 1 for found in colors.values())
     assert len(set.union(*colors.values())) == len(tasks)
-    for first, second in zip(figures[:4], figures[4:8], strict=True):
+    for first, second in zip(figures[2:6], figures[6:10], strict=True):
         assert first["layout"]["yaxis"]["range"] == second["layout"]["yaxis"]["range"]
 
 
@@ -85,7 +92,7 @@ def decoded(values):
 def test_a_line_is_the_mean_over_seeds_and_its_band_reaches_from_seed_to_seed(page, make_record):
     runs = [make_record(seed=seed) for seed in range(3)]
     losses = [np.array(run.curves.losses["alpha"]) for run in runs]
-    low, high, *_, line, _other = page(runs).figures[0]["data"]
+    low, high, *_, line, _other = page(runs).figures[2]["data"]
     np.testing.assert_allclose(decoded(line["y"]), np.mean(losses, axis=0), rtol=1e-5)
     np.testing.assert_allclose(decoded(low["y"]), np.min(losses, axis=0), rtol=1e-5)
     np.testing.assert_allclose(decoded(high["y"]), np.max(losses, axis=0), rtol=1e-5)
@@ -94,14 +101,14 @@ def test_a_line_is_the_mean_over_seeds_and_its_band_reaches_from_seed_to_seed(pa
 def test_the_common_axis_holds_every_method(page, make_record):
     runs = [make_record("equal"), make_record("gradnorm")]
     weights = np.array(list(runs[1].curves.weights.values()))
-    low, high = page(runs).figures[1]["layout"]["yaxis"]["range"]
+    low, high = page(runs).figures[3]["layout"]["yaxis"]["range"]
     assert low < np.log10(weights.min()) < np.log10(weights.max()) < high
 
 
 def test_a_line_ends_where_the_first_of_its_seeds_is_not_finite(page, make_record):
     above = {"alpha": [1.0, 0.5, math.inf, math.inf, math.nan], "beta": [1.0] * 5}
     below = {"alpha": [1.0, 0.5, 0.2, -math.inf, 0.1], "beta": [1.0] * 5}
-    figure = page([make_record(seed=0, test=above), make_record(seed=1, test=below)]).figures[4]
+    figure = page([make_record(seed=0, test=above), make_record(seed=1, test=below)]).figures[6]
     (test,) = (trace for trace in figure["data"] if trace["line"].get("dash") == "dash")
     assert list(np.isfinite(decoded(test["y"]))) == [True, True, False, False]  # at step 30 neither is finite
 
@@ -109,7 +116,7 @@ def test_a_line_ends_where_the_first_of_its_seeds_is_not_finite(page, make_recor
 def test_wide_positive_quantities_are_on_a_logarithmic_axis_and_others_are_not(page, make_record):
     wide = {"alpha": [1000.0, 100.0, 10.0, 1.0, 0.1], "beta": [-1.0, 0.5, 10.0, 1.0, 0.1]}
     figures = page([make_record(train=wide, validation=wide, test=wide)]).figures
-    assert [figure["layout"]["yaxis"]["type"] for figure in figures[4:6]] == ["log", "linear"]
+    assert [figure["layout"]["yaxis"]["type"] for figure in figures[6:8]] == ["log", "linear"]
 
 
 def test_steps_without_a_measured_norm_are_left_out(page, make_record):
@@ -117,14 +124,14 @@ def test_steps_without_a_measured_norm_are_left_out(page, make_record):
     norms = {task: [math.nan if i % 4 else 1.0 for i in range(40)] for task in ("alpha", "beta")}
     curves = Curves(**{**record.curves.__dict__, "gradient_norms": norms})
     report = page([type(record)(**{**record.__dict__, "curves": curves})])
-    assert list(decoded(report.figures[2]["data"][0]["x"])) == list(range(1, 41, 4))
+    assert list(decoded(report.figures[4]["data"][0]["x"])) == list(range(1, 41, 4))
 
 
 def test_what_was_never_measured_is_said(page, make_record):
     record = make_record()
     curves = Curves(**{**record.curves.__dict__, "gradient_norms": {}})
     report = page([type(record)(**{**record.__dict__, "curves": curves})])
-    assert len(report.figures) == 3 + 2 + 2
+    assert len(report.figures) == 2 + 3 + 2 + 2
     assert "not measured" in "".join(report.text)
 
 
@@ -167,10 +174,56 @@ def test_names_are_text_and_nothing_else(page, make_record):
     assert sum(tag == "script" for tag, _ in report.tags) == 2 + len(report.figures)
     text = "".join(report.text)
     assert all(name in text for name in HOSTILE)
-    assert [unescape(name) for name in names(report.figures[0])] == list(HOSTILE)
+    assert [unescape(name) for name in names(report.figures[2])] == list(HOSTILE)
 
 
 def test_no_records_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="wanted at least one record"):
         write_report([], tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_it_opens_with_the_changes_and_where_runs_are_read(page, make_record):
+    runs = [make_record(m, s) for m in ("equal", "gradnorm") for s in range(3)]
+    report = page(runs)
+    text = " ".join("".join(report.text).split())
+    assert "all tasks" in text
+    assert "change against equal in %, 95 % intervals" in text
+    dots = [trace for trace in report.figures[0]["data"] if trace["mode"] == "markers"]
+    assert [list(trace["x"]) for trace in dots] == [
+        [read_at(run) for run in runs[:3]],
+        [read_at(run) for run in runs[3:]],
+    ]
+    two, many = report.figures[1], page([make_record(tasks=tuple("abc"))]).figures[1]
+    assert two["layout"]["xaxis"]["title"]["text"].startswith("alpha: MeanSquaredError")
+    assert many["layout"]["yaxis"]["title"]["text"] == "test L/L(0)"
+
+
+def test_the_figure_of_the_changes_is_that_of_the_table(make_record):
+    records = [make_record(m, s) for m in ("equal", "gradnorm") for s in range(3)]
+    (comparison,) = group(records)
+    root = ElementTree.fromstring(to_svg(comparison))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    (row,) = (row for row in summarise(comparison) if row.label == "change against equal")
+    shown = f"{format_estimate(row.cells[1].value, compact=True, signed=True)} % {format_sign(row.cells[1])}".rstrip()
+    assert texts[texts.index("all tasks") + 1 :][:2] == ["gradnorm", shown]
+    assert [text for text in texts if text in ("alpha", "beta")] == ["alpha", "beta"]
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3
+    with pytest.raises(ValueError, match="wanted a method beside equal, found none"):
+        to_svg(group(records[:3])[0])
+
+
+def test_a_figure_shows_hostile_names_as_text(make_record):
+    records = [make_record(m, s, HOSTILE[:2]) for m in ("equal", HOSTILE[1]) for s in range(2)]
+    root = ElementTree.fromstring(to_svg(group(records)[0]))
+    assert not any(element.tag.endswith(("script", "img")) for element in root.iter())
+    assert any(element.text == HOSTILE[0] for element in root.iter())
+
+
+def test_a_run_that_was_stopped_is_drawn_beside_those_that_went_on(page, make_record):
+    stopped = make_record("gradnorm", 1, steps=20)
+    whole = [make_record("gradnorm", 0), make_record("equal", 0), make_record("equal", 1)]
+    cause = Divergence(17, "the loss of 'alpha' was not finite")
+    stopped = replace(stopped, spec=replace(whole[0].spec, seed=1), diverged=cause)
+    report = page([*whole, stopped])
+    assert "gradnorm, seed 1: diverged; the loss of 'alpha' was not finite at step 17." in "".join(report.text)

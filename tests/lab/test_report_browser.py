@@ -57,15 +57,15 @@ def records(make_record, tasks=("alpha", "beta"), **settings):
 def test_every_curve_is_drawn(open_report, make_record):
     tasks = tuple(f"task {i}" for i in range(14))
     page = open_report(records(make_record, tasks))
-    assert page.locator(".js-plotly-plot").count() == 2 * 4 + 14 + 14
+    assert page.locator(".js-plotly-plot").count() == 2 + 2 * 4 + 14 + 14
     count = "(plots, path) => plots.map((plot) => plot.querySelectorAll(path + '[d^=M]').length)"
     lines = page.locator(".js-plotly-plot").evaluate_all(count, "path.js-line:not([style*='stroke-width: 0px'])")
     bands = page.locator(".js-plotly-plot").evaluate_all(count, "path.js-fill")
     # A line per task in each of a method's panels, and the targets of GradNorm; no bands among so many.
-    assert (lines[:8], bands[:8]) == ([14, 14, 14, 14, 14, 14, 28, 14], [0] * 8)
+    assert (lines[2:10], bands[2:10]) == ([14, 14, 14, 14, 14, 14, 28, 14], [0] * 8)
     # Training and test loss of two methods, each with a band; then their metric.
-    assert (lines[8:22], bands[8:22]) == ([4] * 14, [4] * 14)
-    assert (lines[22:], bands[22:]) == ([2] * 14, [2] * 14)
+    assert (lines[10:24], bands[10:24]) == ([4] * 14, [4] * 14)
+    assert (lines[24:], bands[24:]) == ([2] * 14, [2] * 14)
 
 
 def test_figures_are_drawn_when_they_come_near_the_screen(browser, tmp_path, make_record):
@@ -90,7 +90,7 @@ def test_hostile_names_are_shown_literally_and_do_nothing(open_report, make_reco
         # The trace is found by its place, as its stored name is escaped.
         hovered = (
             page.locator(".js-plotly-plot")
-            .nth(key)
+            .nth(2 + key)
             .evaluate(
                 """(plot, key) => {
                 const curve = plot.data.findIndex((trace) => trace.name && trace.legendgroup === key);
@@ -107,7 +107,7 @@ def test_hostile_names_are_shown_literally_and_do_nothing(open_report, make_reco
 
 def test_the_legend_selects_tasks_and_axes_can_be_set_free(open_report, make_record):
     page = open_report(records(make_record))
-    section = page.locator(".linked").first
+    section = page.locator(".linked").nth(1)
     visible = "plots => plots.map((p) => p.data.filter((t) => t.name && t.visible !== false).map((t) => t.name))"
     ranges = "plots => plots.map((p) => p.layout.yaxis.range.join())"
     plots = section.locator(".js-plotly-plot")
@@ -115,7 +115,7 @@ def test_the_legend_selects_tasks_and_axes_can_be_set_free(open_report, make_rec
     section.get_by_role("button", name="beta").click()
     assert plots.evaluate_all(visible) == [["beta"]] * 6 + [["beta", "beta"], ["beta"]]
     assert (
-        page.locator(".linked").nth(1).locator(".js-plotly-plot").evaluate_all(visible)[0] == ["equal", "gradnorm"] * 2
+        page.locator(".linked").nth(2).locator(".js-plotly-plot").evaluate_all(visible)[0] == ["equal", "gradnorm"] * 2
     )
     section.get_by_role("button", name="beta").click()
     assert plots.evaluate_all(visible)[0] == ["alpha", "beta"]
@@ -141,10 +141,42 @@ def test_a_diverged_run_is_drawn_to_where_it_ends(open_report, make_record):
     runs = [make_record(), make_record("gradnorm", train=broken, validation=broken, test=broken)]
     page = open_report(runs)
     assert "gradnorm, seed 0: diverged" in page.inner_text(".flags")
-    assert page.locator(".js-plotly-plot").count() == 2 * 4 + 2 + 2
+    assert page.locator(".js-plotly-plot").count() == 2 + 2 * 4 + 2 + 2
 
 
 def test_a_single_run_has_a_report_too(open_report, make_record):
     page = open_report([make_record(tasks=("only",))])
     assert "(n = 1)" in page.inner_text("table")
-    assert page.locator(".js-plotly-plot").count() == 4 + 1 + 1
+    assert page.locator(".js-plotly-plot").count() == 2 + 4 + 1 + 1
+
+
+def test_a_click_on_a_column_sorts_the_tasks_and_the_numbers_can_be_saved(open_report, make_record):
+    page = open_report(records(make_record, ("beta", "alpha", "gamma")))
+    names = lambda: page.locator("tbody.task th").all_inner_texts()  # noqa: E731
+    assert names() == ["beta", "alpha", "gamma"]
+    head = page.locator("th .sort").first
+    head.click()
+    assert names() == ["alpha", "beta", "gamma"]
+    head.click()
+    assert names() == ["gamma", "beta", "alpha"]
+    page.locator("th .sort").nth(1).click()
+    numbers = [float(text.split()[0]) for text in page.locator("tbody.task td:nth-child(3)").all_inner_texts()]
+    assert numbers == sorted(numbers)
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="All numbers as CSV").click()
+    assert saved.value.path().read_text().startswith("comparison,part,row")
+
+
+def test_the_picture_can_be_read_in_light_and_in_dark(browser, tmp_path, make_record):
+    write_report(records(make_record), tmp_path / "report.html")
+    shades = []
+    for scheme in ("light", "dark"):
+        page = browser.new_page(viewport={"width": 390, "height": 900}, color_scheme=scheme)
+        page.goto((tmp_path / "report.html").as_uri())
+        shade = "([selector, property]) => getComputedStyle(document.querySelector(selector))[property]"
+        shades.append([page.evaluate(shade, pair) for pair in (["body", "backgroundColor"], [".forest text", "fill"])])
+        assert page.locator(".forest").bounding_box()["width"] <= 390
+        page.close()
+    light, dark = ([sum(map(int, color[4:-1].split(","))) for color in found] for found in shades)
+    assert light[0] - light[1] > 400
+    assert dark[1] - dark[0] > 400

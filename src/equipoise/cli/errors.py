@@ -26,6 +26,8 @@ def plain_errors(
     """
     try:
         yield
+    except typer.Exit:  # a RuntimeError, and no error
+        raise
     except KeyboardInterrupt:
         typer.echo(f"equipoise: stopped. Finished runs are kept in {runs}; {again}.", err=True)
         raise typer.Exit(130) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from equipoise.cli.errors import Traceback, plain_errors
 
 if TYPE_CHECKING:
     from equipoise.lab.record import Record
+    from equipoise.lab.results.comparison import Comparison
 
 
 def report(
@@ -24,11 +25,14 @@ def report(
     ] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Leave the single tasks out of the Markdown.")] = False,
     csv: Csv = None,
+    figure: Annotated[
+        Literal["forest"] | None, typer.Option(help="Write one figure as SVG instead, without -o to standard output.")
+    ] = None,
     trace: Traceback = False,
 ) -> None:
     """Write the report on all records of some folders (report.html in the first of them if -o is omitted)."""
     from equipoise.lab.results.comparison import group
-    from equipoise.lab.results.files import write_whole
+    from equipoise.lab.results.forest import to_svg
     from equipoise.lab.results.markdown import to_document
     from equipoise.lab.results.report import write_report
 
@@ -36,15 +40,38 @@ def report(
         records = _records(runs)
         comparisons = group(records, reference)
         write_csv(comparisons, csv)
-        if not markdown:
+        if figure:
+            _write(output, to_svg(_only(comparisons)), figure)
+        elif not markdown:
             path = output or runs[0] / "report.html"
             write_report(records, path, reference)
             typer.echo(f"report: {path}")
-        elif output is None:
-            typer.echo(to_document(comparisons, tasks=not summary), nl=False)
         else:
-            write_whole(output, to_document(comparisons, tasks=not summary))
-            typer.echo(f"tables: {output}")
+            _write(output, to_document(comparisons, tasks=not summary), "tables")
+
+
+def _write(path: Path | None, text: str, what: str) -> None:
+    """Write to a file, or to standard output where none is named."""
+    from equipoise.lab.results.files import write_whole
+
+    if path is None:
+        typer.echo(text, nl=False)
+    else:
+        write_whole(path, text)
+        typer.echo(f"{what}: {path}")
+
+
+def _only(comparisons: Sequence[Comparison]) -> Comparison:
+    """The one comparison that a figure shows.
+
+    Raises:
+        ValueError: There are several of current code.
+    """
+    current = [comparison for comparison in comparisons if not comparison.older]
+    if len(current) != 1:
+        titles = "; ".join(comparison.title for comparison in current)
+        raise ValueError(f"--figure: wanted records of one comparison, found {len(current)}: {titles}")
+    return current[0]
 
 
 def _records(folders: Sequence[Path]) -> list[Record]:

@@ -7,7 +7,7 @@ function draw(plot) {
   observer.unobserve(plot);
   const { data, layout } = JSON.parse(plot.querySelector("script").textContent);
   plot.replaceChildren();
-  plot.commonRange = layout.yaxis.range;
+  plot.commonRange = layout.yaxis?.range;
   const drawn = Plotly.newPlot(plot, data, layout, config);
   if (plot.closest(".linked").querySelector("[aria-pressed=true], .own:checked")) drawn.then(refresh);
 }
@@ -40,5 +40,20 @@ document.querySelectorAll(".keys button").forEach((key) =>
   key.addEventListener("click", (event) => {
     key.setAttribute("aria-pressed", key.getAttribute("aria-pressed") === "false");
     refreshAll(event);
+  }),
+);
+
+// A click on the head of a column sorts the rows of the tasks by it; a second click turns the order around.
+document.querySelectorAll("th .sort").forEach((button) =>
+  button.addEventListener("click", () => {
+    const head = button.closest("th");
+    const column = [...head.parentNode.children].indexOf(head);
+    const down = head.getAttribute("aria-sort") === "ascending";
+    head.parentNode.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const body = head.closest("table").querySelector("tbody.task");
+    const key = (row) => row.children[column].dataset.sort;
+    const order = (a, b) => (column === 0 ? key(a).localeCompare(key(b)) : Number(key(a)) - Number(key(b)));
+    body.append(...[...body.rows].sort((a, b) => (down ? order(b, a) : order(a, b))));
   }),
 );

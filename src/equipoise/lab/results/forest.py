@@ -1,0 +1,173 @@
+"""The changes of every method against the reference, with their intervals, as one figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from statistics import fmean
+
+from equipoise.lab.results.cells import Cell
+from equipoise.lab.results.changes import Changes, named
+from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.format import format_estimate, format_sign, inert
+from equipoise.lab.results.palette import method_colors
+from equipoise.lab.results.rows import summarise
+from equipoise.lab.results.statistics import Estimate, estimate
+
+_WIDTH, _LEFT, _RIGHT, _LINE, _TOP = 470, 165, 345, 17, 30
+_TASKS_AT_MOST = 20
+"""With more tasks than this, the figure has the summary and the groups alone."""
+_STYLE = (
+    ".forest text{fill:#1f2328;font:12px system-ui,sans-serif}.forest .quiet{fill:#59616b}.forest .head{font-weight:600}"
+    ".forest .axis{stroke:#8a9099}.forest .grid{stroke:#8a909940}"
+    "@media(prefers-color-scheme:dark){.forest text{fill:#e6e8eb}.forest .quiet{fill:#a3abb5}}"
+)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One method's change of one quantity."""
+
+    method: str
+    color: str
+    change: Estimate
+    sign: str
+
+
+def to_svg(comparison: Comparison) -> str:
+    """The relative change of all tasks together, of each group, and of each metric, against the reference.
+
+    A line for every method, with the 95 % interval of the paired changes and the mark of the table.
+
+    Args:
+        comparison: The runs.
+
+    Raises:
+        ValueError: There is no method beside the reference.
+    """
+    others = [method for method in comparison.runs if method != comparison.reference]
+    if not others:
+        raise ValueError(f"figure: wanted a method beside {comparison.reference}, found none")
+    blocks = _blocks(comparison, others)
+    limit = _limit([line.change for lines in blocks.values() for line in lines])
+    parts, height = _head(comparison), _TOP + 10
+    for label, lines in blocks.items():
+        parts.append(f'<text class="head" x="4" y="{height + 12}">{escape(_short(label, 60))}</text>')
+        height += _LINE + 1
+        for line in lines:
+            parts += _drawn(line, height, limit)
+            height += _LINE
+        height += 5
+    frame = _frame(limit, height, comparison.reference)
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="forest" viewBox="0 0 {_WIDTH} {height + 44}" role="img">',
+            f"<title>Change against {escape(inert(comparison.reference))} with 95 % intervals</title>",
+            f"<style>{_STYLE}</style>",
+            *frame,
+            *parts,
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _blocks(comparison: Comparison, others: Sequence[str]) -> dict[str, list[_Line]]:
+    """The lines of every quantity by its label: first all tasks together, then the groups, then each metric."""
+    reference = comparison.runs[comparison.reference]
+    changes = Changes(comparison, lambda task: reference, relative=True)
+    found = {method: changes.of(method) for method in others}
+    rows = summarise(comparison)
+    cells = {row.label: dict(zip(comparison.runs, row.cells, strict=True)) for row in rows if row.relative}
+    task_cells = [dict(zip(comparison.runs, row.cells, strict=True)) for row in rows if row.is_task]
+    colors = method_colors(comparison)
+    blocks: dict[str, list[_Line]] = {}
+    summary = f"change against {comparison.reference}"
+    parts = {summary: [task.name for task in comparison.tasks]}
+    parts |= {f"{summary}, group {path}": list(tasks) for path, tasks in comparison.groups.items()}
+    for label, tasks in parts.items():
+        metrics = [metric for metric in changes.metrics if metric[0] in tasks]
+        title = label.removeprefix(f"{summary}, ") if label != summary else "all tasks"
+        blocks[title] = [
+            _Line(method, colors[method], _mean(found[method], metrics), _sign(cells[label][method]))
+            for method in others
+        ]
+    if len(comparison.tasks) <= _TASKS_AT_MOST:
+        for metric, of_method in zip(changes.metrics, task_cells, strict=True):
+            blocks[named(metric)] = [
+                _Line(method, colors[method], estimate([*found[method][metric].values()]), _sign(of_method[method]))
+                for method in others
+            ]
+    return blocks
+
+
+def _mean(changes: dict[tuple[str, str], dict[int, float]], metrics: Sequence[tuple[str, str]]) -> Estimate:
+    seeds = changes[metrics[0]]
+    return estimate([fmean(changes[metric][seed] for metric in metrics) for seed in seeds])
+
+
+def _sign(cell: Cell) -> str:
+    return "" if cell.diverged or cell.text else format_sign(cell)
+
+
+def _limit(changes: Sequence[Estimate]) -> float:
+    """The end of the axis: all means, and intervals as far as they do not dwarf them."""
+    sound = [change for change in changes if math.isfinite(change.mean)]
+    means = max((abs(change.mean) for change in sound), default=0.0)
+    ends = max((abs(c.mean) + (c.half_width if math.isfinite(c.half_width) else 0) for c in sound), default=0.0)
+    return 1.05 * min(ends, 3 * means) or 1.0
+
+
+def _place(value: float, limit: float) -> float:
+    middle = (_LEFT + _RIGHT) / 2
+    return round(middle + max(-1.0, min(1.0, value / limit)) * (_RIGHT - _LEFT) / 2, 1)
+
+
+def _drawn(line: _Line, top: float, limit: float) -> list[str]:
+    y = top + 8
+    parts = [f'<text x="16" y="{y + 4}">{escape(_short(line.method, 22))}</text>']
+    if not math.isfinite(line.change.mean):
+        return [*parts, f'<text class="quiet" x="{_RIGHT + 12}" y="{y + 4}">not defined</text>']
+    x = _place(line.change.mean, limit)
+    if math.isfinite(line.change.half_width):
+        low, high = line.change.mean - line.change.half_width, line.change.mean + line.change.half_width
+        parts.append(
+            f'<path d="M{_place(low, limit)} {y}H{_place(high, limit)}" stroke="{line.color}" stroke-width="2"/>'
+        )
+        for end in (low, high):
+            if abs(end) > limit:  # it goes on beyond the axis
+                tip, back = _place(end, limit), math.copysign(6, -end)
+                parts.append(f'<path d="M{tip} {y}l{back} -4v8z" fill="{line.color}"/>')
+    parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{line.color}"/>')
+    text = f"{format_estimate(line.change, compact=True, signed=True)} % {line.sign}".rstrip()
+    return [*parts, f'<text x="{_RIGHT + 12}" y="{y + 4}">{escape(text)}</text>']
+
+
+def _head(comparison: Comparison) -> list[str]:
+    return [
+        f'<text class="quiet" x="{(_LEFT + _RIGHT) / 2 - 8}" y="{_TOP - 10}" text-anchor="end">← better</text>',
+        f'<text class="quiet" x="{(_LEFT + _RIGHT) / 2 + 8}" y="{_TOP - 10}">worse →</text>',
+    ]
+
+
+def _frame(limit: float, bottom: float, reference: str) -> list[str]:
+    middle = (_LEFT + _RIGHT) / 2
+    step = 10 ** math.floor(math.log10(limit))
+    step = next(size * step for size in (0.2, 0.5, 1, 2, 5) if limit / (size * step) < 4)
+    parts = []
+    for number in range(-int(limit / step), int(limit / step) + 1):
+        x, kind = _place(number * step, limit), "grid" if number else "axis"
+        parts.append(f'<path class="{kind}" d="M{x} {_TOP}V{bottom}"/>')
+        label = f'<text class="quiet" x="{x}" y="{bottom + 16}" text-anchor="middle">{number * step:g}</text>'
+        parts.append(label)
+    title = f"change against {_short(reference, 30)} in %, 95 % intervals"
+    parts.append(f'<text class="quiet" x="{middle}" y="{bottom + 34}" text-anchor="middle">{escape(title)}</text>')
+    return parts
+
+
+def _short(text: str, length: int) -> str:
+    """The text as it fits, without anything that is not printed."""
+    shown = inert(text)
+    return shown if len(shown) <= length else f"{shown[: length - 1]}…"
