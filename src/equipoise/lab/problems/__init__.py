@@ -9,6 +9,10 @@ from equipoise.lab.problem import Problem
 
 _CLASSES = {
     "toy": "Toy",
+    "groups": "TaskGroups",
+    "hierarchy": "TaskTree",
+    "conflict": "Conflict",
+    "pinn": "Helmholtz",
     "yeast": "Yeast",
     "multimnist": "MultiMNIST",
     "tox21": "Tox21",

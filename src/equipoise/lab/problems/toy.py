@@ -5,35 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanSquaredError
 
 from equipoise.lab.problem import Problem, Split, Splits, Task
+from equipoise.lab.problems.relative import RelativeMeanSquaredError
 
 _SIZES = {"full": (250, 100, 100), "fifth": (50, 20, 20)}
 """Inputs, width of the trunk, and outputs of a task."""
 
 _SIGMAS = {2: (1.0, 100.0), 10: (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 47.0, 81.0)}
-
-
-class RelativeMeanSquaredError(MeanSquaredError):
-    """Mean squared error over the square of the task's scale: 1 is the size of the targets themselves.
-
-    Args:
-        sigma: The task's scale.
-    """
-
-    def __init__(self, sigma: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.sigma = sigma
-
-    def compute(self) -> Tensor:
-        """The mean over samples and outputs, without unit."""
-        return super().compute() / self.sigma**2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def perturbed(problem: Problem) -> Problem:
     class Perturbed(type(problem)):  # type: ignore[misc]
         @property
         def tasks(self) -> tuple[Task, ...]:
-            tasks = list(super().tasks)
+            tasks = list(problem.tasks)
             for change in changes:
                 i = [task.name for task in tasks].index(change.task)
                 tasks[i : i + 1], further = [change.on_task(tasks[i])], change.further(tasks[i])
@@ -54,13 +54,13 @@ def perturbed(problem: Problem) -> Problem:
 
         @property
         def groups(self) -> Groups:
-            groups: Groups = super().groups
+            groups: Groups = problem.groups
             for change in changes:
                 groups = _with_copy(groups, change.task) if change.kind == "duplicate" else groups
             return groups
 
         def splits(self) -> Splits:
-            splits: Splits = super().splits()
+            splits: Splits = problem.splits()
             for change in changes:
                 splits = change.on_splits(splits)
             return splits
@@ -176,8 +176,10 @@ def _read(text: str, tasks: Sequence[Task]) -> list[_Change]:
     if name not in _KINDS:
         raise ValueError(unknown("perturbation", name, _KINDS))
     kind, known = _KINDS[name], {task.name: task for task in tasks}
-    where, _, last = (inside, "", "") if inside in known else inside.rpartition(",")
-    where, number = (where.strip(), _number(last)) if where else (inside, None)
+    where, number = inside, None
+    if inside not in known and "," in inside:  # a comma may be part of a task's name
+        where, last = (part.strip() for part in inside.rsplit(",", 1))
+        number = _number(last)
     if where != "*" and where not in known:
         raise ValueError(unknown(f"task of the perturbation {text!r}", where, known))
     if (kind.fits is None) != (number is None) or (kind.fits is not None and not kind.fits(number or 0.0)):
@@ -195,7 +197,7 @@ def _read(text: str, tasks: Sequence[Task]) -> list[_Change]:
     return [_Change(name, task, number or 0.0) for task in chosen]
 
 
-def _number(text: str) -> float | None:
+def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:

@@ -1,0 +1,186 @@
+"""The synthetic problems are what they are called."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from equipoise.lab import Method, run, specify
+from equipoise.lab.groups import tasks_by_group
+from equipoise.lab.problems.conflict import Conflict
+from equipoise.lab.problems.groups import TaskGroups
+from equipoise.lab.problems.hierarchy import TaskTree
+from equipoise.lab.problems.pinn import Helmholtz
+from equipoise.lab.runs.training import Training
+
+
+def correlations(problem):
+    targets = problem.splits().train.targets
+    return torch.corrcoef(torch.cat(list(targets.values()), dim=1).T)
+
+
+def test_tasks_are_correlated_within_groups_and_not_between():
+    problem = TaskGroups(num_groups=2, tasks_per_group=2, within=0.7, between=0.2, noise=0.0)
+    same, other = 0.7, 0.2
+    wanted = [[1, same, other, other], [same, 1, other, other], [other, other, 1, same], [other, other, same, 1]]
+    assert_close(correlations(problem), torch.tensor(wanted), atol=1e-4, rtol=0)
+
+
+def test_relatedness_falls_with_the_distance_in_the_tree():
+    problem = TaskTree(depth=3, noise=0.0)
+    wanted = torch.tensor([1, 3 / 4, 2 / 4, 2 / 4, 1 / 4, 1 / 4, 1 / 4, 1 / 4])
+    assert_close(correlations(problem)[0], wanted, atol=1e-4, rtol=0)
+
+
+def test_the_groups_of_a_tree_are_nested():
+    problem = TaskTree(depth=3, branching=2)
+    paths = tasks_by_group(problem.groups, [task.name for task in problem.tasks])
+    assert list(paths) == ["t0", "t0/t00", "t0/t01", "t1", "t1/t10", "t1/t11"]
+    assert paths["t1/t10"] == ("t100", "t101")
+
+
+@pytest.mark.parametrize("cls", [TaskGroups, TaskTree])
+def test_targets_have_their_scales_and_their_noise(cls):
+    plain, noisy = cls(noise=0.0), cls(noise=0.5)
+    for task in plain.tasks:
+        targets = plain.splits().train.targets[task.name]
+        assert targets.std().item() == pytest.approx(task.scale, rel=1e-3)
+        added = noisy.splits().train.targets[task.name] - targets
+        if task is plain.tasks[0]:
+            assert added.std().item() == pytest.approx(0.5 * task.scale, rel=0.1)
+    scales = [task.scale for task in plain.tasks]
+    assert max(scales) / min(scales) == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: TaskGroups(within=0.1, between=0.2),
+            "wanted 0 <= between <= within <= 1, found between=0.2, within=0.1",
+        ),
+        (lambda: TaskGroups(num_groups=0), "num_groups: wanted at least 1, found 0"),
+        (lambda: TaskGroups(scale_ratio=0.5), "scale_ratio: wanted a finite number of at least 1, found 0.5"),
+        (lambda: TaskGroups(noise=math.inf), "noise: wanted a finite number of at least 0, found inf"),
+        (lambda: TaskTree(train_samples=15).splits(), "train_samples: wanted more than the 15 functions, found 15"),
+        (lambda: TaskTree(depth=1), "depth: wanted at least 2"),
+        (lambda: TaskTree(branching=1), "branching: wanted 2 to 9, found 1"),
+        (lambda: Conflict(num_tasks=1), "num_tasks: wanted at least 2, found 1"),
+        (lambda: Conflict(degree=1.5), "degree: wanted a number from 0 to 1, found 1.5"),
+        (lambda: Conflict(scale_ratio=0), "scale_ratio: wanted a positive, finite number, found 0"),
+        (lambda: Helmholtz(frequencies=(0, 1)), r"frequencies: wanted two integers of at least 1, found \(0, 1\)"),
+        (lambda: Helmholtz(wavenumber=-1.0), "wavenumber: wanted a finite number of at least 0, found -1.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def cosine_after_training(problem, steps=300):
+    """The cosine between the two tasks' gradients at the shared layers, on the training data after some steps."""
+    training = Training(problem, Method("equal"), specify(problem, Method("equal"), 0, steps=steps))
+    training.finish(lambda step: None)
+    network, split = training._model.module, problem.splits().train
+    shared = [*network.trunk.parameters(), *network.fork.parameters()]
+    network.eval()
+    outputs = network(split.inputs)
+    one, other = (
+        torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(t.loss(outputs[t.name], split.targets[t.name]), shared, retain_graph=True)
+            ]
+        )
+        for t in problem.tasks
+    )
+    return torch.cosine_similarity(one, other, dim=0).item()
+
+
+def test_gradients_conflict_as_much_as_the_degree_says():
+    assert cosine_after_training(Conflict(degree=0.0)) > 0.3
+    assert cosine_after_training(Conflict(degree=1.0)) < -0.3
+
+
+def test_capacity_decides_what_a_conflict_costs():
+    """The loss with a conflict over that without one: dear for a narrow network, cheap for a wide one."""
+
+    def final(**settings):
+        problem = Conflict(train_samples=2000, **settings)
+        record = run(problem, specify(problem, Method("equal"), 0, steps=600))
+        return max(metric[-1] for metric in record.test.metrics.values())
+
+    assert final(capacity="small", degree=1.0) > 3 * final(capacity="small", degree=0.0)
+    assert final(capacity="large", degree=1.0) < 0.05
+
+
+def test_the_last_task_of_a_full_conflict_is_the_first_one_of_the_mirrored_input(monkeypatch):
+    """At degree 1, M max(0, -A x) is the first task's function at -x."""
+    problem = Conflict(degree=1.0)
+    randn = torch.randn
+    plain = problem.splits().train.targets
+
+    def mirrored(*shape, **keywords):
+        values = randn(*shape, **keywords)
+        return -values if problem.inputs in shape and sum(shape) > 1000 else values
+
+    monkeypatch.setattr(torch, "randn", mirrored)
+    assert_close(problem.splits().train.targets["f0"], plain["f1"], atol=1e-4, rtol=1e-4)
+
+
+def test_the_derivatives_of_the_solution_are_those_of_autograd():
+    network = Helmholtz(capacity="small").network().double()
+    points = torch.rand(5, 2, dtype=torch.double, requires_grad=True)
+    value, first, second = network.solution(points)
+    (slopes,) = torch.autograd.grad(value.sum(), points, create_graph=True)
+    for axis in (0, 1):
+        assert_close(first[axis, :, 0], slopes[:, axis])
+        (curvatures,) = torch.autograd.grad(slopes[:, axis].sum(), points, retain_graph=True)
+        assert_close(second[axis, :, 0], curvatures[:, axis])
+    with torch.no_grad():
+        assert_close(network.solution(points)[2], second)
+
+
+def test_the_true_solution_has_no_loss_and_no_error(monkeypatch):
+    problem = Helmholtz(frequencies=(1, 2), wavenumber=1.5)
+    network = problem.network().double()
+
+    def truth(points):
+        x, y = points.double().clone().requires_grad_().unbind(dim=1)
+        u = torch.sin(math.pi * x) * torch.sin(2 * math.pi * y)
+        (ux, uy) = torch.autograd.grad(u.sum(), (x, y), create_graph=True)
+        (uxx,), (uyy,) = (torch.autograd.grad(d.sum(), z, retain_graph=True) for d, z in ((ux, x), (uy, y)))
+        return u[:, None], torch.stack([ux, uy])[..., None], torch.stack([uxx, uyy])[..., None]
+
+    monkeypatch.setattr(network, "solution", truth)
+    split = problem.splits().test
+    outputs = network(split.inputs)
+    for task in problem.tasks:
+        metric = task.metric()
+        metric.update(outputs[task.name], split.targets[task.name].double())
+        assert metric.compute() < 1e-5
+        assert task.loss(outputs[task.name], split.targets[task.name].double()) < 1e-6
+
+
+def test_every_kind_of_point_lies_where_it_belongs():
+    points = Helmholtz().splits().train.inputs
+    assert (points.abs() <= 1).all()
+    assert (points[:, 1, 0].abs() == 1).all()
+    assert (points[:, 2, 1].abs() == 1).all()
+    assert (points[:, 0].abs() < 1).all()
+
+
+def test_the_losses_of_the_physics_are_orders_of_magnitude_apart():
+    problem = Helmholtz()
+    losses = run(problem, specify(problem, Method("equal"), 0, steps=1)).train.losses
+    equation, dirichlet, neumann = (losses[name][0] for name in ("equation", "dirichlet", "neumann"))
+    assert equation > 10 * neumann > 1000 * dirichlet
+
+
+def test_the_error_of_nothing_is_one():
+    problem = Helmholtz(test_points=20_000)
+    metric = problem.tasks[0].metric()
+    targets = problem.splits().test.targets["equation"]
+    metric.update(torch.zeros_like(targets), targets)
+    assert metric.compute().item() == pytest.approx(1, abs=0.02)
