@@ -11,7 +11,6 @@ from equipoise.lab.groups import tasks_by_group
 from equipoise.lab.problems.conflict import Conflict
 from equipoise.lab.problems.groups import TaskGroups
 from equipoise.lab.problems.hierarchy import TaskTree
-from equipoise.lab.problems.pinn import Helmholtz
 from equipoise.lab.runs.training import Training
 
 
@@ -69,8 +68,6 @@ def test_targets_have_their_scales_and_their_noise(cls):
         (lambda: Conflict(num_tasks=1), "num_tasks: wanted at least 2, found 1"),
         (lambda: Conflict(degree=1.5), "degree: wanted a number from 0 to 1, found 1.5"),
         (lambda: Conflict(scale_ratio=0), "scale_ratio: wanted a positive, finite number, found 0"),
-        (lambda: Helmholtz(frequencies=(0, 1)), r"frequencies: wanted two integers of at least 1, found \(0, 1\)"),
-        (lambda: Helmholtz(wavenumber=-1.0), "wavenumber: wanted a finite number of at least 0, found -1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(build, message):
@@ -78,29 +75,26 @@ def test_settings_out_of_range_are_refused_by_name(build, message):
         build()
 
 
-def cosine_after_training(problem, steps=300):
+def cosine_after_training(**settings):
     """The cosine between the two tasks' gradients at the shared layers, on the training data after some steps."""
-    training = Training(problem, Method("equal"), specify(problem, Method("equal"), 0, steps=steps))
+    problem = Conflict(**settings)
+    training = Training(problem, Method("equal"), specify(problem, Method("equal"), 0, steps=400))
+    torch.manual_seed(0)
+    network = training.network
     training.finish(lambda step: None)
-    network, split = training._model.module, problem.splits().train
-    shared = [*network.trunk.parameters(), *network.fork.parameters()]
-    network.eval()
-    outputs = network(split.inputs)
-    one, other = (
-        torch.cat(
-            [
-                g.flatten()
-                for g in torch.autograd.grad(t.loss(outputs[t.name], split.targets[t.name]), shared, retain_graph=True)
-            ]
-        )
-        for t in problem.tasks
-    )
-    return torch.cosine_similarity(one, other, dim=0).item()
+    split, shared = problem.splits().train, [*network.trunk.parameters(), *network.fork.parameters()]
+    outputs = network.eval()(split.inputs)
+    gradients = []
+    for task in problem.tasks:
+        loss = task.loss(outputs[task.name], split.targets[task.name])
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)]))
+    return torch.cosine_similarity(*gradients, dim=0).item()
 
 
-def test_gradients_conflict_as_much_as_the_degree_says():
-    assert cosine_after_training(Conflict(degree=0.0)) > 0.3
-    assert cosine_after_training(Conflict(degree=1.0)) < -0.3
+def test_gradients_conflict_as_much_as_degree_and_capacity_say():
+    assert cosine_after_training(degree=0.0, capacity="large") > 0.3
+    assert cosine_after_training(degree=1.0, capacity="small") < -0.3
+    assert abs(cosine_after_training(degree=1.0, capacity="large")) < 0.3
 
 
 def test_capacity_decides_what_a_conflict_costs():
@@ -111,7 +105,7 @@ def test_capacity_decides_what_a_conflict_costs():
         record = run(problem, specify(problem, Method("equal"), 0, steps=600))
         return max(metric[-1] for metric in record.test.metrics.values())
 
-    assert final(capacity="small", degree=1.0) > 3 * final(capacity="small", degree=0.0)
+    assert final(capacity="small", degree=1.0) > 2 * final(capacity="small", degree=0.0)
     assert final(capacity="large", degree=1.0) < 0.05
 
 
@@ -127,60 +121,3 @@ def test_the_last_task_of_a_full_conflict_is_the_first_one_of_the_mirrored_input
 
     monkeypatch.setattr(torch, "randn", mirrored)
     assert_close(problem.splits().train.targets["f0"], plain["f1"], atol=1e-4, rtol=1e-4)
-
-
-def test_the_derivatives_of_the_solution_are_those_of_autograd():
-    network = Helmholtz(capacity="small").network().double()
-    points = torch.rand(5, 2, dtype=torch.double, requires_grad=True)
-    value, first, second = network.solution(points)
-    (slopes,) = torch.autograd.grad(value.sum(), points, create_graph=True)
-    for axis in (0, 1):
-        assert_close(first[axis, :, 0], slopes[:, axis])
-        (curvatures,) = torch.autograd.grad(slopes[:, axis].sum(), points, retain_graph=True)
-        assert_close(second[axis, :, 0], curvatures[:, axis])
-    with torch.no_grad():
-        assert_close(network.solution(points)[2], second)
-
-
-def test_the_true_solution_has_no_loss_and_no_error(monkeypatch):
-    problem = Helmholtz(frequencies=(1, 2), wavenumber=1.5)
-    network = problem.network().double()
-
-    def truth(points):
-        x, y = points.double().clone().requires_grad_().unbind(dim=1)
-        u = torch.sin(math.pi * x) * torch.sin(2 * math.pi * y)
-        (ux, uy) = torch.autograd.grad(u.sum(), (x, y), create_graph=True)
-        (uxx,), (uyy,) = (torch.autograd.grad(d.sum(), z, retain_graph=True) for d, z in ((ux, x), (uy, y)))
-        return u[:, None], torch.stack([ux, uy])[..., None], torch.stack([uxx, uyy])[..., None]
-
-    monkeypatch.setattr(network, "solution", truth)
-    split = problem.splits().test
-    outputs = network(split.inputs)
-    for task in problem.tasks:
-        metric = task.metric()
-        metric.update(outputs[task.name], split.targets[task.name].double())
-        assert metric.compute() < 1e-5
-        assert task.loss(outputs[task.name], split.targets[task.name].double()) < 1e-6
-
-
-def test_every_kind_of_point_lies_where_it_belongs():
-    points = Helmholtz().splits().train.inputs
-    assert (points.abs() <= 1).all()
-    assert (points[:, 1, 0].abs() == 1).all()
-    assert (points[:, 2, 1].abs() == 1).all()
-    assert (points[:, 0].abs() < 1).all()
-
-
-def test_the_losses_of_the_physics_are_orders_of_magnitude_apart():
-    problem = Helmholtz()
-    losses = run(problem, specify(problem, Method("equal"), 0, steps=1)).train.losses
-    equation, dirichlet, neumann = (losses[name][0] for name in ("equation", "dirichlet", "neumann"))
-    assert equation > 10 * neumann > 1000 * dirichlet
-
-
-def test_the_error_of_nothing_is_one():
-    problem = Helmholtz(test_points=20_000)
-    metric = problem.tasks[0].metric()
-    targets = problem.splits().test.targets["equation"]
-    metric.update(torch.zeros_like(targets), targets)
-    assert metric.compute().item() == pytest.approx(1, abs=0.02)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -11,19 +10,34 @@ from equipoise.engine import Fork, PerLoss
 from equipoise.lab.groups import Groups, tasks_by_group
 
 
-@dataclass(frozen=True)
-class ForkTree:
+class ForkTree(nn.Module):
     """The forks of a nested balancer.
 
-    Attributes:
-        fork: Where the network splits into groups, and into the tasks that are in none.
+    Args:
         before: The layers between the fork above and the layer of this one.
-        groups: The forks below it, by the name of the group.
+        fork: Where the network splits into groups, and into the tasks that are in none.
+        groups: The trees below it, by the name of the group.
+
+    Attributes:
+        fork: The fork.
+        groups: The trees below it.
+
+    Shape:
+        ``forward(inputs)`` takes what ``before`` takes and returns the features of every task by its name.
     """
 
-    fork: Fork
-    before: nn.Module
-    groups: Mapping[str, ForkTree]
+    def __init__(self, before: nn.Module, fork: Fork, groups: Mapping[str, ForkTree]) -> None:
+        super().__init__()
+        self.before, self.fork = before, fork
+        self.below = nn.ModuleList(groups.values())  # by number: a name may hold a dot
+        self.groups = dict(groups)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Compute the features of every task."""
+        features: dict[str, Tensor] = self.fork(self.before(inputs))
+        for name, below in self.groups.items():
+            features |= below(features.pop(name))
+        return features
 
 
 class Network(nn.Module):
@@ -67,7 +81,7 @@ class Network(nn.Module):
         """Compute the outputs of every task."""
         shared = self.trunk(inputs)
         if isinstance(self.source, ForkTree):
-            features = _descend(self.source, shared)
+            features = self.source(shared)
         else:
             features = self.fork(shared)
             for task, paths in self._paths.items():
@@ -90,7 +104,6 @@ class Network(nn.Module):
             raise ValueError("wanted a problem with groups whose network has a branch for each; see Problem.branch")
         tree = self._tree(nn.Identity(), self.fork.shared_layer, self.groups, self.tasks, "")
         self.fork, self.source = tree.fork, tree
-        self.forks = nn.ModuleList(_forks(tree))  # so that they follow train() and eval()
         return tree
 
     def _tree(
@@ -106,15 +119,7 @@ class Network(nn.Module):
             inner = group if isinstance(group, Mapping) else {}
             below[name] = self._tree(*parts, inner, leaves, f"{prefix}{name}/")
         names = list(dict.fromkeys(group_of.get(task, task) for task in tasks))
-        return ForkTree(Fork(layer, names), before, below)
-
-
-def _descend(tree: ForkTree, inputs: Tensor) -> dict[str, Tensor]:
-    """The features of every task."""
-    features: dict[str, Tensor] = tree.fork(tree.before(inputs))
-    for name, below in tree.groups.items():
-        features |= _descend(below, features.pop(name))
-    return features
+        return ForkTree(before, Fork(layer, names), below)
 
 
 def _paths(groups: Groups, tasks: Sequence[str]) -> dict[str, list[str]]:
@@ -124,7 +129,3 @@ def _paths(groups: Groups, tasks: Sequence[str]) -> dict[str, list[str]]:
         for task in some:
             found.setdefault(task, []).append(path)
     return found
-
-
-def _forks(tree: ForkTree) -> list[Fork]:
-    return [tree.fork, *(fork for below in tree.groups.values() for fork in _forks(below))]

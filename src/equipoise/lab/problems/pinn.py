@@ -132,10 +132,11 @@ class _SolutionNetwork(Network):
 
     def __init__(self, width: int, wavenumber: float) -> None:
         nn.Module.__init__(self)
-        self.layers = nn.ModuleList([nn.Linear(2, width), nn.Linear(width, width), nn.Linear(width, width)])
+        self.hidden = [nn.Linear(2, width), nn.Linear(width, width), nn.Linear(width, width)]
+        self.layers = nn.ModuleList(self.hidden)
         self.output = nn.Linear(width, 1)
         self.wavenumber = wavenumber
-        self.source = PerLoss(self.layers[-1], _TASKS)
+        self.source = PerLoss(self.hidden[-1], _TASKS)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """What every loss compares, and u, at the points of each task."""
@@ -156,7 +157,7 @@ class _SolutionNetwork(Network):
         value = points
         first = torch.eye(2, dtype=points.dtype, device=points.device).unsqueeze(1).expand(2, len(points), 2)
         second = torch.zeros_like(first)
-        for layer in self.layers:
+        for layer in self.hidden:
             value, first, second = layer(value), first @ layer.weight.T, second @ layer.weight.T
             value = torch.tanh(value)
             slope = 1 - value**2

@@ -127,4 +127,5 @@ class RelatedRegressions(Problem):
         values = (torch.tanh(x @ weights + shifts) * signs).sum(dim=2).T.double()
         train = values[: self.train_samples]
         factor = torch.linalg.cholesky(torch.cov(train.T).reshape(count, count))
-        return torch.linalg.solve_triangular(factor, (values - train.mean(dim=0)).T, upper=False).T.float()
+        white: Tensor = torch.linalg.solve_triangular(factor, (values - train.mean(dim=0)).T, upper=False)
+        return white.T.float()

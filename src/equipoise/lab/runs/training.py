@@ -43,6 +43,7 @@ class Training:
         diverged: Where and why the run diverged; None while it is sound.
         logs: The balancer's log.
         evaluations: Losses and metrics on the splits.
+        network: The network.
         device: Where the run computes.
     """
 
@@ -56,7 +57,7 @@ class Training:
         self._model, self._optimizer = fabric.setup(network, optimizer_of(problem, network))
         self._schedule = schedule_of(problem, self._optimizer, spec.steps)
         self._balancer = build(method, source, problem, log_every=self._log_every, seed=spec.seed)
-        self.device = fabric.device
+        self.network, self.device = network, fabric.device
         splits = _moved(check_data(problem.splits(), problem), self.device)
         self._batches = Batches(splits.train, problem.batch_size, spec.seed)
         self.logs = Logs(self._balancer, self._tasks)
