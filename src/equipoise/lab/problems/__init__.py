@@ -19,6 +19,7 @@ _CLASSES = {
     "toxcast": "ToxCast",
     "molecules": "MoleculeTargets",
     "rooms": "Rooms",
+    "nyuv2": "NYUv2",
 }
 """The class of each problem. It is in the module of the problem's name, which is imported when it is asked for."""
 

@@ -12,7 +12,8 @@ from torchmetrics import Metric
 from equipoise.lab.problem import Problem, Split, Splits, Task
 from equipoise.lab.record import Evaluation
 
-_BATCH = 500
+_BATCH, _NUMBERS = 500, 2**21
+"""The most samples, and the most numbers in their inputs, that the model reads at once."""
 
 
 class Evaluations:
@@ -129,6 +130,6 @@ def _metrics(task: Task, device: torch.device) -> list[Metric]:
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     model.eval()
-    parts = [model(part) for part in torch.split(inputs, _BATCH)]
+    parts = [model(part) for part in torch.split(inputs, max(1, min(_BATCH, _NUMBERS // inputs[0].numel())))]
     model.train()
     return {task: torch.cat([part[task] for part in parts]) for task in parts[0]}
