@@ -9,7 +9,7 @@ from helpers.processes import CONTEXT, PRELOADED
 
 from equipoise.lab.record import Curves, Evaluation, MetricInfo, Record, RunSpec, TaskInfo
 
-CONTEXT.set_forkserver_preload([*PRELOADED, "equipoise.lab.store.workers"])
+CONTEXT.set_forkserver_preload([*PRELOADED, "equipoise.lab.store.workers", "equipoise.lab.studies.run"])
 
 
 def pytest_collection_modifyitems(items):

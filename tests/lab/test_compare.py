@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.bad_records import make_bad_records
 
 import equipoise
 from equipoise.lab import ComparisonError, Method, Store, compare, load_problem, parse_methods
@@ -132,6 +133,18 @@ def test_a_damaged_record_is_reported_and_run_again(store):
     assert events[0].message == f"{path}: it is not JSON; it may have been cut off"
     assert len(saved(store)) == 2
     assert path.stat().st_size == 100
+
+
+def test_97_bad_records_under_the_name_of_a_run_are_reported_and_it_is_done(store, make_record, tmp_path):
+    problem = load_problem(TINY)
+    (record,) = compare([problem], METHODS[:1], [0], 5, store=Store(tmp_path / "first"), jobs=1)
+    (first,) = (tmp_path / "first").glob("*.json")
+    store.folder.mkdir()
+    make_bad_records(store.folder, Store(tmp_path / "other").save(make_record()).read_text(), first.stem)
+    events = []
+    (again,) = compare([problem], METHODS[:1], [0], 5, store=store, jobs=1, on_event=events.append)
+    assert content(again) == content(record)
+    assert [event.kind for event in events if event.kind != "progressed"] == ["corrupt"] * 97 + ["started", "finished"]
 
 
 @pytest.mark.parametrize(
