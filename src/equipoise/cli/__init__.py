@@ -1,4 +1,4 @@
-"""The command line: ``equipoise compare``, ``report``, ``list`` and ``bench``.
+"""The command line: ``equipoise compare``, ``study``, ``report``, ``list`` and ``bench``.
 
 A command imports what it needs when it runs, so that ``--help`` waits for nothing.
 """
@@ -15,6 +15,7 @@ try:
     from equipoise.cli.compare import compare
     from equipoise.cli.listing import list_known
     from equipoise.cli.report import report
+    from equipoise.cli.study import study
 except ModuleNotFoundError as error:
     if (error.name or "").startswith("equipoise"):
         raise
@@ -23,6 +24,7 @@ except ModuleNotFoundError as error:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(compare)
+app.command()(study)
 app.command()(report)
 app.command("list")(list_known)
 app.command()(bench)

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from equipoise.lab.store.compare import Event as Event
     from equipoise.lab.store.compare import compare as compare
     from equipoise.lab.store.store import Store as Store
+    from equipoise.lab.studies.run import Result as Result
+    from equipoise.lab.studies.run import run_study as run_study
+    from equipoise.lab.studies.study import Candidate as Candidate
+    from equipoise.lab.studies.study import Range as Range
+    from equipoise.lab.studies.study import Simplex as Simplex
+    from equipoise.lab.studies.study import Study as Study
 
 _NAMES = {
     "networks.network": "Network",
@@ -44,6 +50,8 @@ _NAMES = {
     "runs.train": "run specify",
     "store.compare": "ComparisonError Event compare",
     "store.store": "Store",
+    "studies.run": "Result run_study",
+    "studies.study": "Candidate Range Simplex Study",
 }
 """The public names of every module."""
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -28,6 +28,7 @@ class Comparison:
         groups: The tasks of every group by its path.
         single_task: The runs that trained one task alone, by task and seed: the base of ``delta_m``.
         older: Whether there is a comparison with the same settings and newer code.
+        command: The command that makes the runs, where it is not ``equipoise compare``.
     """
 
     spec: RunSpec
@@ -38,6 +39,7 @@ class Comparison:
     groups: Mapping[str, tuple[str, ...]]
     single_task: Mapping[str, Mapping[int, Record]]
     older: bool = False
+    command: str = ""
 
     @property
     def records(self) -> list[Record]:

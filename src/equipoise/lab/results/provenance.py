@@ -38,6 +38,8 @@ def legend(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
 
 def command(comparison: Comparison) -> str:
     """The command that makes these runs. A problem that the library does not know is a file in the working folder."""
+    if comparison.command:
+        return comparison.command
     spec = comparison.spec
     known = PROBLEMS.get(spec.problem)
     defaults = {field.name: field.default for field in fields(known)} if known else {}

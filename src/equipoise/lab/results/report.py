@@ -49,11 +49,23 @@ def write_report(records: Iterable[Record], path: Path, reference: str = "equal"
     comparisons = group(records, reference)
     if not comparisons:
         raise ValueError("report: wanted at least one record, found none")
+    write_comparisons(comparisons, path)
+
+
+def write_comparisons(comparisons: Sequence[Comparison], path: Path, *, lead: str = "") -> None:
+    """Write the report on comparisons.
+
+    Args:
+        comparisons: At least one.
+        path: The file. Its folder is made if need be.
+        lead: HTML that stands before them.
+    """
     scripts = [get_plotlyjs(), (_ASSETS / "report.js").read_text(encoding="utf-8")]
     environment = Environment(loader=FileSystemLoader(_ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template("report.html").render(
         problems=[_problem(comparison) for comparison in comparisons],
         csv=base64.b64encode(to_csv(comparisons).encode()).decode(),
+        lead=Markup(lead),
         runs=sum(len(comparison.records) for comparison in comparisons),
         scripts=[Markup(script) for script in scripts],
         # The page's policy lets these two scripts run and nothing else, with any names in the records.

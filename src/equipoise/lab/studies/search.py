@@ -60,6 +60,7 @@ class Search:
 
     Attributes:
         candidate: The method and its search space.
+        number: Number of trials; one where there is nothing to search.
         trials: The trials so far.
     """
 
@@ -67,20 +68,25 @@ class Search:
         self.candidate = candidate
         self.trials: list[Trial] = []
         self._study, self._problem = study, problem
-        self._number = candidate.trials or study.trials
+        self.number = candidate.trials or study.trials
         self._spaces = {
             **{("problem", name): space for name, space in study.space.items()},
             **{("method", name): space for name, space in candidate.space.items()},
         }
         if not self._spaces:
-            self._number = 1  # there is nothing to search
+            self.number = 1
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna = optuna.create_study(sampler=_sampler(study, self._number))
+        self._optuna = optuna.create_study(sampler=_sampler(study, self.number))
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether there is anything to search."""
+        return bool(self._spaces)
 
     @property
     def is_done(self) -> bool:
         """Whether all trials are done."""
-        return len(self.trials) >= self._number
+        return len(self.trials) >= self.number
 
     @property
     def best(self) -> Trial:
