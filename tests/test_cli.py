@@ -250,3 +250,10 @@ def test_a_run_that_diverges_is_named_and_the_exit_status_is_1(compare):
     assert "equipoise: tiny, equal, seed 0: diverged; " in result.stderr
     assert "run" in result.stdout
     assert "diverged_runs" in Path("numbers.csv").read_text(encoding="utf-8")
+
+
+def test_a_message_with_escape_sequences_is_written_out(compare):
+    for result in (compare("--set", "on_training=raise ValueError('\x1b[31mred')"), compare("--methods", "\x1b[2Jx")):
+        assert result.exit_code in (1, 2)
+        assert not CONTROL.search(result.output)
+        assert "x1b[" in result.stderr

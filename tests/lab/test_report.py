@@ -196,7 +196,8 @@ def test_it_opens_with_the_changes_and_where_runs_are_read(page, make_record):
     ]
     two, many = report.figures[1], page([make_record(tasks=tuple("abc"))]).figures[1]
     assert two["layout"]["xaxis"]["title"]["text"].startswith("alpha: MeanSquaredError")
-    assert many["layout"]["yaxis"]["title"]["text"] == "test L/L(0)"
+    assert many["layout"]["yaxis"]["title"]["text"] == "change of the mean L/L(0), %"
+    assert list(many["data"][0]["y"]) == [0.0, 0.0, 0.0]
 
 
 def test_the_figure_of_the_changes_is_that_of_the_table(make_record):

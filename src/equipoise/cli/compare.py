@@ -82,8 +82,8 @@ def compare(
 
 def _show(records: Sequence[Record], reference: str, report: Path, csv: Path | None) -> None:
     """Print the tables, write the files, and end with exit status 1 if a run diverged."""
+    from equipoise.lab.printable import inert
     from equipoise.lab.results.comparison import group, method_label
-    from equipoise.lab.results.format import inert
     from equipoise.lab.results.report import write_report
     from equipoise.lab.results.selection import divergence
     from equipoise.lab.results.table import to_rich

@@ -36,10 +36,17 @@ def plain_errors(
         from equipoise.lab.store.compare import ComparisonError
 
         if trace:
-            typer.echo("".join(traceback.format_exception(error)), err=True)
+            _say("".join(traceback.format_exception(error)))
         if not isinstance(error, ComparisonError):
-            typer.echo(f"equipoise: {error}{user_line(error)}", err=True)
+            _say(f"equipoise: {error}{user_line(error)}")
             raise typer.Exit(2) from None
-        typer.echo(f"equipoise: {error}", err=True)
+        _say(f"equipoise: {error}")
         typer.echo(f"Finished runs are kept in {runs}; the same command runs only what is missing.", err=True)
         raise typer.Exit(1) from None
+
+
+def _say(text: str) -> None:
+    """Print lines on standard error; names in them come from files."""
+    from equipoise.lab.printable import inert
+
+    typer.echo("\n".join(map(inert, text.split("\n"))), err=True)

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from equipoise.lab.printable import inert
+
 if TYPE_CHECKING:
     from equipoise.lab.record import RunSpec
     from equipoise.lab.store.compare import Event
@@ -88,10 +90,10 @@ class Progress:
             self._say(f"[{self._ended}/{self._runs}] {run}: {what}")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print("\n".join(map(inert, line.split("\n"))), markup=False, soft_wrap=True)
 
 
 def _named(spec: RunSpec) -> str:
     from equipoise.lab.results.comparison import method_label
 
-    return f"{spec.problem}, {method_label(spec)}, seed {spec.seed}"
+    return inert(f"{spec.problem}, {method_label(spec)}, seed {spec.seed}")

@@ -80,6 +80,7 @@ def _records(folders: Sequence[Path]) -> list[Record]:
     Raises:
         ValueError: A folder is not there, or none holds a record.
     """
+    from equipoise.lab.printable import inert
     from equipoise.lab.store.codec import run_key
     from equipoise.lab.store.store import Store
 
@@ -91,7 +92,7 @@ def _records(folders: Sequence[Path]) -> list[Record]:
         for record in store.load_all():
             records.setdefault(run_key(record.spec), record)
         for path, reason in store.corrupt.items():
-            typer.echo(f"equipoise: left out a corrupt record: {path}: {reason}", err=True)
+            typer.echo(inert(f"equipoise: left out a corrupt record: {path}: {reason}"), err=True)
     if not records:
         raise ValueError(f"there is no record in {', '.join(repr(str(folder)) for folder in folders)}")
     return list(records.values())

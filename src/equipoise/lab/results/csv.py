@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from equipoise.lab.printable import inert
 from equipoise.lab.results.comparison import Comparison
-from equipoise.lab.results.format import inert
 from equipoise.lab.results.rows import summarise
 from equipoise.lab.results.statistics import Estimate
 

@@ -12,10 +12,10 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from equipoise.lab.printable import inert
 from equipoise.lab.record import Record
 from equipoise.lab.results.cells import metric_of, read, relative_loss_of
 from equipoise.lab.results.comparison import Comparison
-from equipoise.lab.results.format import inert
 from equipoise.lab.results.palette import method_colors, task_colors
 from equipoise.lab.results.selection import criterion, selected
 
@@ -123,29 +123,35 @@ def _trade_off(comparison: Comparison) -> Panel:
 
 
 def _by_task(comparison: Comparison) -> Panel:
-    """More tasks: the mean of ``L/L(0)`` of every task, a line per method."""
+    """More tasks: how far the test loss of every task is from the reference's, a line per method."""
     figure = go.Figure(layout={"template": _TEMPLATE})
     tasks = [task.name for task in comparison.tasks]
+    means = {
+        method: [
+            float(np.mean(list(values.values())))
+            for values in read(runs, [relative_loss_of(task) for task in tasks], selected)
+        ]
+        for method, runs in comparison.runs.items()
+    }
     for key, (method, color) in enumerate(method_colors(comparison).items()):
-        found = read(comparison.runs[method], [relative_loss_of(task) for task in tasks], selected)
+        pairs = zip(means[method], means[comparison.reference], strict=True)
         figure.add_scatter(
             x=list(range(len(tasks))),
-            y=[float(np.mean(list(values.values()))) for values in found],
+            y=[100 * (ours / theirs - 1) if theirs else math.nan for ours, theirs in pairs],
             text=[_literal(task) for task in tasks],
             mode="lines+markers",
             name=_literal(method),
             legendgroup=str(key),
             line={"color": color, "width": 1.2},
             marker={"size": 5},
-            hovertemplate="%{fullData.name}<br>%{text}: %{y:.4g}<extra></extra>",
+            hovertemplate="%{fullData.name}<br>%{text}: %{y:.3g} %<extra></extra>",
         )
     few = len(tasks) <= 20
     labels = [_literal(task if len(task) <= 14 else f"{task[:13]}…") for task in tasks]
-    figure.update_xaxes(
-        title_text="task", tickvals=list(range(len(tasks))) if few else None, ticktext=labels if few else None
-    )
-    figure.update_yaxes(title_text="test L/L(0)")
-    return Panel("test loss of every task where runs are read", figure)
+    places = {"tickvals": list(range(len(tasks))), "ticktext": labels, "automargin": True} if few else {}
+    figure.update_xaxes(title_text="" if few else "number of the task", **places)
+    figure.update_yaxes(title_text="change of the mean L/L(0), %")
+    return Panel(f"test loss of every task against {inert(comparison.reference)}, where runs are read", figure)
 
 
 def balancing(comparison: Comparison) -> list[list[Panel]]:

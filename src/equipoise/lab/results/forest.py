@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from statistics import fmean
 
+from equipoise.lab.printable import inert
 from equipoise.lab.results.cells import Cell
 from equipoise.lab.results.changes import Changes, named
 from equipoise.lab.results.comparison import Comparison
-from equipoise.lab.results.format import format_estimate, format_sign, inert
+from equipoise.lab.results.format import format_estimate, format_sign
 from equipoise.lab.results.palette import method_colors
 from equipoise.lab.results.rows import summarise
 from equipoise.lab.results.statistics import Estimate, estimate

@@ -13,11 +13,6 @@ WITHHELD = {TURNED: "†", HIDES: "‡"}
 """Sign of the reason why there is no mark."""
 
 
-def inert(text: str) -> str:
-    """The text with every character written out that a terminal obeys rather than prints, such as that of escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def format_estimate(value: Estimate, *, compact: bool = False, signed: bool = False) -> str:
     """``mean ± half-width``, rounded to two digits of the half-width; a value without interval says why.
 

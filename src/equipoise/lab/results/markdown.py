@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from equipoise.lab.printable import inert
 from equipoise.lab.results.cells import at_last_step
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.flags import flags
-from equipoise.lab.results.format import format_cell, format_unit, inert
+from equipoise.lab.results.format import format_cell, format_unit
 from equipoise.lab.results.provenance import legend, provenance
 from equipoise.lab.results.rows import summarise
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from equipoise.lab.printable import inert
 from equipoise.lab.record import Record
 from equipoise.lab.results import figures, forest
 from equipoise.lab.results.cells import Row
@@ -26,7 +27,6 @@ from equipoise.lab.results.format import (
     format_sign,
     format_unit,
     format_value,
-    inert,
 )
 from equipoise.lab.results.palette import method_colors, task_colors
 from equipoise.lab.results.provenance import format_spec, legend, provenance

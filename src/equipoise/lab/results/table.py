@@ -9,10 +9,11 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 from rich.text import Text
 
+from equipoise.lab.printable import inert
 from equipoise.lab.results.cells import Cell, Row, at_last_step
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.flags import flags
-from equipoise.lab.results.format import format_difference, format_last, format_sign, format_unit, format_value, inert
+from equipoise.lab.results.format import format_difference, format_last, format_sign, format_unit, format_value
 from equipoise.lab.results.provenance import legend
 from equipoise.lab.results.rows import summarise
 
