@@ -85,7 +85,8 @@ def test_toxcast_has_all_platforms_by_default():
 
 @needs_data
 @pytest.mark.parametrize(
-    ("method", "capacity"), [("equal", "small"), ("gradnorm", "small"), ("uncertainty", "small"), ("gradnorm", "large")]
+    ("method", "capacity"),
+    [("equal", "small"), ("gradnorm", "small"), ("uncertainty", "small"), ("nested", "small"), ("gradnorm", "large")],
 )
 @pytest.mark.parametrize("problem", [Tox21, ToxCast])
 def test_they_train(problem, method, capacity):

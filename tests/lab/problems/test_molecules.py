@@ -92,7 +92,8 @@ def test_targets_have_labels_in_every_split_and_no_molecule_is_in_two():
 
 @needs_files
 @pytest.mark.parametrize(
-    ("method", "capacity"), [("equal", "small"), ("gradnorm", "small"), ("uncertainty", "small"), ("gradnorm", "large")]
+    ("method", "capacity"),
+    [("equal", "small"), ("gradnorm", "small"), ("uncertainty", "small"), ("nested", "small"), ("gradnorm", "large")],
 )
 def test_it_trains(method, capacity):
     problem = MoleculeTargets(targets=KINASES, capacity=capacity)
