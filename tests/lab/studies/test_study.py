@@ -14,7 +14,7 @@ from helpers.processes import CONTEXT
 
 from equipoise.lab import Candidate, Range, Simplex, Store, Study, load_problem, run_study
 from equipoise.lab.results.selection import normalised_loss
-from equipoise.lab.studies.page import spent_and_best
+from equipoise.lab.studies.page import spent_and_best, trials_figure
 from equipoise.lab.studies.run import number_of_runs
 from equipoise.lab.studies.tuning import to_document, tuning_rows
 
@@ -145,6 +145,15 @@ def test_the_cost_of_the_search_is_on_the_axis(carried_out):
     assert best[-1] == carried_out[0].searches["gradnorm"].best.value
 
 
+def test_every_trial_is_in_the_figure_of_trials(carried_out):
+    result = carried_out[0]
+    by_method = {
+        trace.name: list(zip(trace.x, trace.y, strict=True)) for trace in trials_figure(result, "learning_rate").data
+    }
+    assert by_method["equal"] == [(t.problem.learning_rate, t.value) for t in result.searches["equal"].trials]
+    assert len(by_method["tuned static"]) == 4
+
+
 def test_the_document_says_what_was_expected_and_what_each_search_took(carried_out):
     text = to_document([carried_out[0]])
     assert "Expected beforehand: Nothing is ahead." in text
@@ -194,6 +203,7 @@ def test_a_run_that_diverges_is_the_worst_trial(tmp_path):
         ({"expectation": ""}, "wanted expectation, found none"),
         ({"trials": 0}, "trials: wanted at least 1"),
         ({"seeds": [1, 2]}, "seeds: 1 serves for tuning too"),
+        ({"figures": ["costs"]}, "unknown figure 'costs': did you mean 'cost'"),
         ({"reference": "equl"}, "unknown method in reference 'equl': did you mean 'equal'"),
         ({"space": {"rate": [1]}}, "unknown setting of problem 'Tiny' in space 'rate'"),
         ({"space": {"steps": [1]}}, "unknown setting of problem 'Tiny' in space 'steps'"),

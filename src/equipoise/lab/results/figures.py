@@ -34,7 +34,7 @@ _AXIS = {
     "title": {"standoff": 4},
     "zeroline": False,
 }
-_TEMPLATE = go.layout.Template(
+TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, sans-serif", "size": 11, "color": _TEXT},
         "hoverlabel": {"bgcolor": "#f6f7f8", "bordercolor": _TEXT, "font": {"color": "#1f2328"}},
@@ -108,7 +108,7 @@ def _with_dots(panel: Panel, comparison: Comparison) -> Panel:
 def _trade_off(comparison: Comparison) -> Panel:
     """Two tasks: the metric of one against that of the other, a small dot for every seed and a large one for the mean."""
     first, second = comparison.tasks
-    figure = go.Figure(layout={"template": _TEMPLATE})
+    figure = go.Figure(layout={"template": TEMPLATE})
     for key, (method, color) in enumerate(method_colors(comparison).items()):
         quantities = [metric_of(task.name) for task in (first, second)]
         x, y = (list(values.values()) for values in read(comparison.runs[method], quantities, selected))
@@ -124,7 +124,7 @@ def _trade_off(comparison: Comparison) -> Panel:
 
 def _by_task(comparison: Comparison) -> Panel:
     """More tasks: how far the test loss of every task is from the reference's, a line per method."""
-    figure = go.Figure(layout={"template": _TEMPLATE})
+    figure = go.Figure(layout={"template": TEMPLATE})
     tasks = [task.name for task in comparison.tasks]
     means = {
         method: [
@@ -252,7 +252,7 @@ def _panel(
     """A figure of the lines' means over seeds, with a band from the smallest to the largest seed where it is legible."""
     if not lines:
         return Panel(title, None)
-    figure = go.Figure(layout={"template": _TEMPLATE})
+    figure = go.Figure(layout={"template": TEMPLATE})
     banded = len({line.key for line in lines}) <= BAND_LIMIT
     for line in lines:
         common = {"x": line.step, "legendgroup": str(line.key), "mode": "lines"}

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import html
 import itertools
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from equipoise.lab.results.figures import TEMPLATE
+from equipoise.lab.results.palette import method_colors
 from equipoise.lab.results.report import write_comparisons
 from equipoise.lab.studies.run import Result
 from equipoise.lab.studies.search import Search
+from equipoise.lab.studies.study import Range
 from equipoise.lab.studies.summary import summary
 from equipoise.lab.studies.tuning import HEAD, caption, tuning_rows
 
 _ASSETS = Path(__file__).parent / "assets"
 _LAYOUT = {
-    "template": "none",
-    "height": 380,
-    "margin": {"l": 58, "r": 12, "t": 6, "b": 42},
-    "xaxis": {"title": {"text": "training steps of the search, all trials and seeds"}, "rangemode": "tozero"},
-    "yaxis": {"title": {"text": "smallest validation mean L/L(0) so far"}, "tickformat": "~g"},
+    "template": TEMPLATE,
+    "showlegend": True,
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    "margin": {"t": 12},
 }
 
 
@@ -45,7 +49,7 @@ def write_page(results: list[Result], path: Path) -> None:
                 "title": result.comparison.title,
                 "summary": summary(result),
                 "rows": list(tuning_rows(result)),
-                "cost": Markup(cost_figure(result).to_json()) if "cost" in study.figures else None,
+                "figures": [(title, Markup(figure.to_json())) for title, figure in _figures(result)],
             }
             for result in results
         ],
@@ -53,19 +57,55 @@ def write_page(results: list[Result], path: Path) -> None:
     write_comparisons([result.comparison for result in results], path, lead=lead)
 
 
+def _figures(result: Result) -> Iterator[tuple[str, go.Figure]]:
+    """The figures that the study asks for, with their titles."""
+    if "cost" in result.study.figures:
+        yield "Quality against the cost of the search", cost_figure(result)
+    ranges = [name for name, space in result.study.space.items() if isinstance(space, Range)]
+    if "trials" in result.study.figures and ranges:
+        yield f"Every trial against its {ranges[0]}", trials_figure(result, ranges[0])
+
+
 def cost_figure(result: Result) -> go.Figure:
-    """The best validation loss so far against the training steps that the search took so far, a line for each method."""
+    """The best validation loss so far against the training steps that the search took so far, a line for each method.
+
+    A task alone has no mean over tasks, and no line.
+    """
     figure = go.Figure(layout=_LAYOUT)
-    for search in result.searches.values():
-        steps, best = spent_and_best(search)
+    for label, color in method_colors(result.comparison).items():
+        if label not in result.searches:
+            continue
+        steps, best = spent_and_best(result.searches[label])
         figure.add_scatter(
             x=steps,
             y=best,
             mode="lines+markers",
-            line={"shape": "hv"},
-            name=html.escape(search.candidate.label, quote=False),
+            line={"shape": "hv", "color": color},
+            name=html.escape(label, quote=False),
             hovertemplate="%{fullData.name}<br>after %{x:,d} steps: %{y:.4g}<extra></extra>",
         )
+    figure.update_xaxes(title_text="training steps of the search, all trials and seeds", rangemode="tozero")
+    figure.update_yaxes(title_text="smallest validation mean L/L(0) so far")
+    return figure
+
+
+def trials_figure(result: Result, setting: str) -> go.Figure:
+    """The validation loss of every trial that is sound against one of its settings, by method."""
+    figure = go.Figure(layout=_LAYOUT)
+    for label, color in method_colors(result.comparison).items():
+        trials = result.searches[label].trials if label in result.searches else []
+        sound = [trial for trial in trials if math.isfinite(trial.value)]
+        figure.add_scatter(
+            x=[trial.searched[setting] for trial in sound],
+            y=[trial.value for trial in sound],
+            mode="markers",
+            marker={"color": color, "size": 7},
+            name=html.escape(label, quote=False),
+            hovertemplate=f"%{{fullData.name}}<br>{setting} %{{x:.4g}}: %{{y:.4g}}<extra></extra>",
+        )
+    space = result.study.space[setting]
+    figure.update_xaxes(title_text=setting, type="log" if isinstance(space, Range) and space.log else "linear")
+    figure.update_yaxes(title_text="validation mean L/L(0)")
     return figure
 
 

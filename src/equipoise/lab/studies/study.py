@@ -108,7 +108,8 @@ class Study:
         reference: Label of the method that tables compare the others with.
         sampler: Optuna's sampler: the tree-structured Parzen estimator, or random numbers.
         search_seed: Seed of the sampler, the same for every method, so that the first trials ask for the same settings.
-        figures: The figures of the report beside the tables: quality against the steps spent on the search, curves.
+        figures: The figures on the search in the report: the best validation loss against the steps spent (``"cost"``), and
+            every trial against the first setting of ``space`` that has a range (``"trials"``).
         device: Fabric's accelerator.
         precision: Fabric's precision.
 
@@ -128,7 +129,7 @@ class Study:
     reference: str = "equal"
     sampler: Literal["tpe", "random"] = "tpe"
     search_seed: int = 0
-    figures: Sequence[Literal["cost", "curves"]] = ("cost", "curves")
+    figures: Sequence[Literal["cost", "trials"]] = ("cost", "trials")
     device: str = "cpu"
     precision: str = "32-true"
 
@@ -147,6 +148,9 @@ class Study:
         for candidate in self.methods:
             if candidate.averaged_from and candidate.averaged_from not in labels:
                 raise ValueError(unknown("method in averaged_from", candidate.averaged_from, labels))
+        for figure in self.figures:
+            if figure not in ("cost", "trials"):
+                raise ValueError(unknown("figure", figure, ("cost", "trials")))
         if self.reference not in labels:
             raise ValueError(unknown("method in reference", self.reference, labels))
         for problem in self.problems:
