@@ -93,8 +93,9 @@ def trials_figure(result: Result, setting: str) -> go.Figure:
     """The validation loss of every trial that is sound against one of its settings, by method."""
     figure = go.Figure(layout=_LAYOUT)
     for label, color in method_colors(result.comparison).items():
-        trials = result.searches[label].trials if label in result.searches else []
-        sound = [trial for trial in trials if math.isfinite(trial.value)]
+        if label not in result.searches:
+            continue
+        sound = [trial for trial in result.searches[label].trials if math.isfinite(trial.value)]
         figure.add_scatter(
             x=[trial.searched[setting] for trial in sound],
             y=[trial.value for trial in sound],
