@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 """Coverage of every interval; 1 minus it is the level at which a difference is marked."""
@@ -43,7 +43,7 @@ class Estimate:
             return math.nan
         if not self.half_width:
             return 0.0 if self.mean else 1.0
-        return float(2 * stats.t.sf(abs(self.mean) / self.half_width * _quantile(self.n), self.n - 1))
+        return float(2 * special.stdtr(self.n - 1, -abs(self.mean) / self.half_width * _quantile(self.n)))
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -88,4 +88,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _quantile(n: int) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    """Of Student's distribution with n - 1 degrees of freedom."""
+    return float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
