@@ -156,16 +156,12 @@ def _ignore(step: int) -> None:
 def _reproducible(spec: RunSpec, threads: int) -> Iterator[None]:
     """Seed PyTorch, fix its threads and, on the CPU, its algorithms; put everything back afterwards."""
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(spec.device == "cpu")
-        # Nothing here reads memory that it has not written; filling it takes up to a third of a small network's step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             yield
         finally:
             torch.set_num_threads(before)
             torch.use_deterministic_algorithms(strict)
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
