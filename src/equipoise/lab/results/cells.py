@@ -120,11 +120,6 @@ def read(runs: Mapping[int, Record], quantities: Sequence[Quantity], at: Callabl
     ]
 
 
-def diverged(runs: Mapping[int, Record]) -> int:
-    """The number of runs that diverged."""
-    return sum(diverged_at(run) is not None for run in runs.values())
-
-
 @dataclass(frozen=True)
 class Readings:
     """The values of some quantities.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from equipoise.lab.record import MetricInfo, Record
-from equipoise.lab.results.cells import Cell, Readings, Row, Values, compared, diverged, metric_of, metrics_of, read
+from equipoise.lab.results.cells import Cell, Readings, Row, Values, compared, metric_of, metrics_of, read
 from equipoise.lab.results.comparison import Comparison
-from equipoise.lab.results.selection import last, selected
+from equipoise.lab.results.selection import diverged_at, last, selected
 from equipoise.lab.results.statistics import estimate
 
 Metric = tuple[str, str]
@@ -65,7 +65,8 @@ class Changes:
         ours = dict(zip(self.metrics, read(self.comparison.runs[method], quantities, at), strict=True))
         bases = {task: self.base(task) for task, _ in self.metrics}
         distinct = {
-            id(runs): dict(zip(self.metrics, read(runs, quantities, at), strict=True)) for runs in bases.values()
+            number: dict(zip(self.metrics, read(runs, quantities, at), strict=True))
+            for number, runs in {id(runs): runs for runs in bases.values()}.items()
         }
         found = {}
         for metric, info in self._directions.items():
@@ -108,14 +109,14 @@ class Changes:
         elif method != self.comparison.reference:
             theirs = _readings(found[self.comparison.reference], metrics)
         cell = compared(ours, theirs, higher_is_better=False)
-        if unsound := diverged(self.comparison.runs[method]):
+        if unsound := self.comparison.diverged[method]:
             return replace(cell, diverged=unsound)
         return replace(cell, text=self._lack(found[method], metrics)) if math.isnan(cell.value.mean) else cell
 
     def _lack(self, found: _Found, metrics: Sequence[Metric]) -> str:
         """The reason why a mean is not defined."""
         lacking = next(metric for metric in metrics if any(map(math.isnan, found[0][metric].values())))
-        if diverged(self.base(lacking[0])):
+        if any(diverged_at(run) is not None for run in self.base(lacking[0]).values()):
             return "none: a run of the base diverged"
         return f"none: the base of {named(lacking)} is not above 0"
 

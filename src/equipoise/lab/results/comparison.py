@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from equipoise.lab.record import Record, RunSpec, TaskInfo
+from equipoise.lab.results.selection import diverged_at
 from equipoise.lab.settings import written
 
 
@@ -21,7 +23,7 @@ class Comparison:
 
     Attributes:
         spec: The settings that the runs have in common. Its method, method settings and seed are those of the first run.
-        title: The problem, with those settings in which it differs from other comparisons of the same problem.
+        title: The problem, with those settings in which it differs from its defaults or from other comparisons.
         tasks: The tasks, in order.
         runs: The runs of each method by seed. The reference method comes first.
         reference: Label of the method that the others are compared with.
@@ -45,6 +47,13 @@ class Comparison:
     def records(self) -> list[Record]:
         """All runs, method by method, without those of a single task."""
         return [record for runs in self.runs.values() for record in runs.values()]
+
+    @cached_property
+    def diverged(self) -> dict[str, int]:
+        """The number of each method's runs that diverged."""
+        return {
+            method: sum(diverged_at(run) is not None for run in runs.values()) for method, runs in self.runs.items()
+        }
 
     @property
     def seeds(self) -> list[int]:
@@ -86,15 +95,14 @@ def _date(comparison: Comparison) -> str:
 
 
 def _titled(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons, each titled by the settings that tell it from the others of its problem."""
+    """The comparisons, their titles with the settings that tell each from the others of its problem."""
     titled = []
     for comparison in comparisons:
         others = [_facts(other) for other in comparisons if other.spec.problem == comparison.spec.problem]
         facts = _facts(comparison)
         differing = [key for key in facts if len({repr(other.get(key)) for other in others}) > 1]
-        suffix = ", ".join(f"{key} {facts[key]}" for key in differing)
-        title = f"{comparison.spec.problem}: {suffix}" if suffix else comparison.spec.problem
-        titled.append(replace(comparison, title=title))
+        suffix = ", ".join(f"{key} {facts[key]}" for key in differing if f"{key}=" not in comparison.title)
+        titled.append(replace(comparison, title=f"{comparison.title}: {suffix}" if suffix else comparison.title))
     return titled
 
 
@@ -130,7 +138,8 @@ def _comparison(records: Sequence[Record], reference: str) -> Comparison:
     names = {label: next(iter(of_method.values())).spec.method for label, of_method in runs.items()}
     chosen = next((label for label, name in names.items() if reference in (label, name)), next(iter(runs)))
     ordered = {label: dict(sorted(runs[label].items())) for label in sorted(runs, key=lambda label: label != chosen)}
-    return Comparison(first.spec, first.spec.problem, tuple(first.tasks), ordered, chosen, _groups(first), alone)
+    title = first.title or first.spec.problem
+    return Comparison(first.spec, title, tuple(first.tasks), ordered, chosen, _groups(first), alone)
 
 
 def _check_agreement(record: Record, first: Record, named: str) -> None:

@@ -14,7 +14,6 @@ from equipoise.lab.results.cells import (
     Readings,
     Row,
     compared,
-    diverged,
     metric_of,
     metrics_of,
     readings,
@@ -66,10 +65,10 @@ def _readings(comparison: Comparison, quantities: Sequence[Quantity]) -> dict[st
 def _row(comparison: Comparison, label: str, info: MetricInfo, part: Part, found: Mapping[str, Readings]) -> Row:
     """A row of the mean of what was read of each method."""
     cells = []
-    for method, runs in comparison.runs.items():
+    for method, unsound in comparison.diverged.items():
         against = found[comparison.reference] if method != comparison.reference else None
         cell = compared(found[method], against, info.higher_is_better)
-        cells.append(replace(cell, diverged=diverged(runs)))
+        cells.append(replace(cell, diverged=unsound))
     return Row(label, info.name, info.higher_is_better, part, tuple(cells))
 
 
