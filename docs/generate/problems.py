@@ -152,8 +152,8 @@ def page() -> str:
     lines += [
         "",
         "Below, each problem with one short run of GradNorm or its closed form, seed 0, beside the best constant",
-        "prediction: the same output for every sample, with the smallest training loss. It shows that the problem can be learnt",
-        "in this time, and nothing about methods. Test split, where the task-normalised validation loss is smallest.",
+        "prediction: the same output for every sample, with the smallest training loss. It shows that the problem can be",
+        "learnt in this time, and nothing about methods. Test split, where the task-normalised validation loss is smallest.",
     ]
     for name, cls in PROBLEMS.items():
         lines += ["", f"({name})=", f"## {name}", "", *_described(cls), ""]

@@ -11,6 +11,8 @@ from equipoise.lab.groups import tasks_by_group
 from equipoise.lab.problems.conflict import Conflict
 from equipoise.lab.problems.groups import TaskGroups
 from equipoise.lab.problems.hierarchy import TaskTree
+from equipoise.lab.problems.pinn import Helmholtz
+from equipoise.lab.problems.toy import Toy
 from equipoise.lab.runs.training import Training
 
 
@@ -121,3 +123,22 @@ def test_the_last_task_of_a_full_conflict_is_the_first_one_of_the_mirrored_input
 
     monkeypatch.setattr(torch, "randn", mirrored)
     assert_close(problem.splits().train.targets["f0"], plain["f1"], atol=1e-4, rtol=1e-4)
+
+
+SIZES = {
+    "toy": [Toy(size="fifth"), Toy()],
+    "groups": [TaskGroups(capacity="small"), TaskGroups(capacity="large")],
+    "hierarchy": [TaskTree(capacity="small"), TaskTree(capacity="large")],
+    "conflict": [Conflict(capacity="small"), Conflict(capacity="large")],
+    "pinn": [Helmholtz(capacity="small"), Helmholtz(capacity="large")],
+}
+
+
+@pytest.mark.parametrize("method", ["equal", "gradnorm", "uncertainty"])
+@pytest.mark.parametrize("name", SIZES)
+def test_they_train_small_and_large(name, method):
+    small, large = (run(problem, specify(problem, Method(method), 0, steps=2)) for problem in SIZES[name])
+    for record in (small, large):
+        assert record.evaluated_at == (0, 1, 2)
+        assert all(math.isfinite(loss) for losses in record.test.losses.values() for loss in losses)
+    assert small.test.losses != large.test.losses

@@ -131,9 +131,10 @@ def test_normals_face_the_camera_and_are_missing_where_depth_is():
     assert not normals_of(depth)[97, 100].any()
 
 
+@pytest.mark.parametrize("capacity", ["small", "large"])
 @pytest.mark.parametrize("method", ["equal", "gradnorm", "uncertainty"])
-def test_it_trains(method, tmp_path):
-    problem = NYUv2(path=str(arrays(tmp_path)), validation_samples=2, capacity="small", backbone="resnet_fcn", **SIZE)
+def test_it_trains(method, capacity, tmp_path):
+    problem = NYUv2(path=str(arrays(tmp_path)), validation_samples=2, capacity=capacity, backbone="resnet_fcn", **SIZE)
     record = run(problem, specify(problem, Method(method), 0, steps=2))
     metrics = {name: {"", *more} for name, more in record.test.more_metrics.items()}
     assert metrics["segmentation"] == {"", "pixel accuracy"}

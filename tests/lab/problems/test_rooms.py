@@ -155,9 +155,10 @@ def test_every_network_fits_the_labels(backbone, capacity, folder):
                 assert built.compute().isfinite()
 
 
+@pytest.mark.parametrize("capacity", ["small", "large"])
 @pytest.mark.parametrize("method", ["equal", "gradnorm", "uncertainty"])
-def test_it_trains(method, folder):
-    problem = tiny(folder, backbone="resnet_fcn")
+def test_it_trains(method, capacity, folder):
+    problem = tiny(folder, backbone="resnet_fcn", capacity=capacity)
     record = run(problem, specify(problem, Method(method), 0, steps=2))
     assert set(record.test.more_metrics["normals"]) == {"median", "within 11.25", "within 22.5", "within 30"}
     assert all(torch.tensor(values).isfinite().all() for values in record.test.losses.values())
