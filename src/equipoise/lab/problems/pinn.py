@@ -77,7 +77,7 @@ class Helmholtz(Problem):
         pathologies in physics-informed neural networks", SIAM Journal on Scientific Computing 43(5), section 4.1.
     """
 
-    steps: int = 4000
+    steps: int = 3000
     batch_size: int = 128
     learning_rate: float = 3e-3
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
