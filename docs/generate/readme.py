@@ -75,17 +75,17 @@ def _row(comparison: Comparison) -> Row:
 
 
 def _said(name: str, comparison: Comparison, row: Row) -> str:
-    """Who is marked against equal weights."""
-    marked = {
-        verdict: [
-            f"`{label}`" for label, cell in zip(comparison.runs, row.cells, strict=True) if cell.verdict == verdict
-        ]
+    """The best and the worst mean, and who is marked against equal weights."""
+    cells = dict(zip(comparison.runs, row.cells, strict=True))
+    ranked = sorted(cells, key=lambda label: cells[label].value.mean, reverse=bool(row.higher_is_better))
+    best, worst = (f"{cells[label].value.mean:.2g} with `{label}`" for label in (ranked[0], ranked[-1]))
+    words = [
+        f"{verdict} than equal weights: {', '.join(f'`{label}`' for label in cells if cells[label].verdict == verdict)}"
         for verdict in ("better", "worse")
-    }
-    if not any(marked.values()):
-        return f"On `{name}` no method can be told from equal weights with {len(comparison.seeds)} seeds."
-    words = [f"{verdict} than equal weights: {', '.join(labels)}" for verdict, labels in marked.items() if labels]
-    return f"On `{name}` {'; '.join(words)}."
+        if any(cell.verdict == verdict for cell in cells.values())
+    ]
+    marked = "; ".join(words) or f"no method can be told from equal weights with {len(comparison.seeds)} seeds"
+    return f"On `{name}` means go from {best} to {worst}; {marked}."
 
 
 TABLES = {"results/first_light": first_light, "methods": methods}
