@@ -78,7 +78,7 @@ def _said(name: str, comparison: Comparison, row: Row) -> str:
     """The best and the worst mean, and who is marked against equal weights."""
     cells = dict(zip(comparison.runs, row.cells, strict=True))
     ranked = sorted(cells, key=lambda label: cells[label].value.mean, reverse=bool(row.higher_is_better))
-    best, worst = (f"{cells[label].value.mean:.2g} with `{label}`" for label in (ranked[0], ranked[-1]))
+    best, worst = (f"{cells[label].value.mean:.3g} with `{label}`" for label in (ranked[0], ranked[-1]))
     words = [
         f"{verdict} than equal weights: {', '.join(f'`{label}`' for label in cells if cells[label].verdict == verdict)}"
         for verdict in ("better", "worse")
