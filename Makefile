@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-clients quick coverage check docs bench dist clean
+.PHONY: demo test test-clients quick coverage check docs answers bench dist clean
 
 # yeast lies inside a package that needs Python 3.11; without it, two overlaid digits take its place
 demo: $(VENV)/installed
@@ -38,6 +38,10 @@ check: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,data,docs]"
 	$(BIN)/python -m sphinx -W --keep-going --quiet docs build/docs
+
+# the pages that answer the reviewers of the paper, from the committed records of the studies
+answers: $(VENV)/installed
+	$(BIN)/python -m docs.generate.answers
 
 # for hours, on a machine with nothing else to do
 bench: $(VENV)/installed

@@ -10,7 +10,6 @@ import inspect
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from equipoise.lab.problem import Problem, Split, Task
 from equipoise.lab.problems import PROBLEMS
-from equipoise.lab.record import Curves, Record
+from equipoise.lab.record import Record
 from equipoise.lab.results.comparison import method_label
 from equipoise.lab.results.selection import selected
 from equipoise.lab.runs.batches import taken
@@ -29,6 +28,7 @@ from equipoise.lab.runs.train import run, specify
 from equipoise.lab.store.store import Store
 
 from .pages import ROOT, as_cell, summary
+from .thin import thinned
 
 PAGE = ROOT / "docs" / "problems.md"
 RECORDS = ROOT / "results" / "problems"
@@ -60,7 +60,7 @@ _METHODS = {"pinn": Method("gradnorm_closed_form", {"alpha": 0.0})}
 """The method of a run where it is not ``gradnorm``, which does not get to losses this far apart in so few steps."""
 _EXACT = 1e-3
 """An error below this means that the targets themselves are constant, such as a solution that is 0 on the boundary."""
-_LOGS = 20
+_ROWS = 20
 
 
 def make(name: str) -> tuple[Record, dict[str, float]]:
@@ -74,16 +74,6 @@ def make(name: str) -> tuple[Record, dict[str, float]]:
         for task in problem.tasks
     }
     return thinned(record), constants
-
-
-def thinned(record: Record) -> Record:
-    """The record with about twenty entries of the balancer's log."""
-    every = -(-len(record.curves.step) // _LOGS)
-    parts = {
-        name: value[::every] if name == "step" else {task: series[::every] for task, series in value.items()}
-        for name, value in vars(record.curves).items()
-    }
-    return replace(record, curves=Curves(**parts))
 
 
 @torch.no_grad()
@@ -184,7 +174,7 @@ def _table(record: Record, constant: Mapping[str, float]) -> list[str]:
         "| task | metric | run | constant |",
         "|:--|:--|--:|--:|",
     ]
-    shown = record.tasks if len(record.tasks) <= _LOGS else record.tasks[:_LOGS]
+    shown = record.tasks if len(record.tasks) <= _ROWS else record.tasks[:_ROWS]
     for task in shown:
         arrow = "↑" if task.metric.higher_is_better else "↓"
         value = record.test.metrics[task.name][at]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from equipoise.lab.problem import Problem
-from equipoise.lab.record import Record
+from equipoise.lab.record import Record, RunSpec
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.runs.checks import check_problem
 from equipoise.lab.runs.methods import Method
@@ -85,9 +85,43 @@ def run_study(
         by_key = dict(zip(unique, records, strict=True))
         return [by_key[run_key(spec)] for _, spec in runs]
 
+    for problem in study.problems:
+        check_problem(problem, [])
+    return _carry_out(study, complete_once)
+
+
+def replay_study(study: Study, records: Iterable[Record]) -> list[Result]:
+    """The outcome of a study from records of all its runs, whichever version of the code made them.
+
+    Args:
+        study: The study.
+        records: The records of its runs, and of others.
+
+    Returns:
+        A result for each problem.
+
+    Raises:
+        ValueError: A run has no record.
+    """
+    by_key = {_key(record.spec): record for record in records}
+
+    def found(runs: Sequence[Run]) -> list[Record]:
+        for _, spec in runs:
+            if _key(spec) not in by_key:
+                raise ValueError(f"records: found none of {spec.problem}, {spec.method}, seed {spec.seed}")
+        return [by_key[_key(spec)] for _, spec in runs]
+
+    return _carry_out(study, found)
+
+
+def _key(spec: RunSpec) -> str:
+    return run_key(replace(spec, code=""))
+
+
+def _carry_out(study: Study, complete_once: Complete) -> list[Result]:
+    """Tune all methods, then do the final runs."""
     searches = {}
     for number, problem in enumerate(study.problems):
-        check_problem(problem, [])
         for candidate in _candidates(study, problem):
             searches[number, candidate.label] = Search(study, problem, candidate)
     _tune(list(searches.values()), complete_once)
