@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 
 # yeast lies inside a package that needs Python 3.11; without it, two overlaid digits take its place
 demo: $(VENV)/installed
-	@echo "24 training runs: about 2 minutes on 2 cores, 3 MB in runs/demo"
+	@echo "24 training runs: 2 to 3 minutes on 2 cores, 9 MB in runs/demo"
 	$(BIN)/equipoise compare pinn $$($(BIN)/python -c 'import river.datasets' 2>/dev/null && echo yeast || echo multimnist) \
 		--methods "equal,inverse_initial_loss,gradnorm,gradnorm_closed_form(alpha=0)" --seeds 3 \
 		--runs runs/demo --report runs/demo/report.html

@@ -8,8 +8,8 @@ study = Study(
     title="The toy at a fifth of its size, two tasks",
     expectation=(
         "With the learning rate tuned for every method, 1 / L(0), tuned static weights and GradNorm in closed form, balanced "
-        "from the first batch, are level; GradNorm as published and uncertainty weighting are behind. Uncertainty weighting that "
-        "starts at log L(0) closes its gap."
+        "from the first batch, are level; GradNorm as published and uncertainty weighting are behind. Uncertainty weighting "
+        "that starts at log L(0) closes its gap."
     ),
     problems=[load_problem("toy", {"size": "fifth", "num_tasks": 2})],
     methods=[

@@ -40,10 +40,10 @@ class Answer:
 
 ANSWERS = {
     "toy_fifth": Answer(
-        "Is the toy experiment fair: what do baselines do that are trained on the metric that is evaluated, when the learning "
-        "rate of every method is tuned?",
-        "The toy has a fifth of its size here, two tasks, one draw of its matrices and Adam; where the table says so, runs "
-        "have not converged after 2000 steps. Ten tasks, the full size, SGD and longer runs are not answered by this page. A first "
+        "Is the toy experiment fair: what do baselines do that are trained on the metric that is evaluated, when the "
+        "learning rate of every method is tuned?",
+        "The toy has a fifth of its size here, two tasks, one draw of its matrices and Adam; the table says which runs have "
+        "not converged after 2000 steps. Ten tasks, the full size, SGD and longer runs are not answered by this page. A first "
         "run with learning rates up to 0.03 had its best ones at that edge; the range was then widened for all methods.",
     ),
 }
