@@ -106,6 +106,8 @@ class Problem(ABC):
     warmup: int = 0
     scaled_heads: bool = False
     perturbation: str | tuple[str, ...] = ()
+    evaluations: ClassVar[int] = 20
+    """How often the splits are evaluated over a run: so seldom that it takes no more than about a tenth of the training."""
     tasks_from_data: ClassVar[bool] = False
     """Whether `tasks` reads the data, as a list of all problems does not."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -98,6 +99,8 @@ class MoleculeTargets(MolecularProblem):
         cliffs", Journal of Chemical Information and Modeling 62:5938. Families: Mendez et al. 2019, "ChEMBL: towards direct
         deposition of bioassay data", Nucleic Acids Research 47:D930, and its protein target classification.
     """
+
+    evaluations: ClassVar[int] = 8
 
     steps: int = 1500
     batch_size: int = 256

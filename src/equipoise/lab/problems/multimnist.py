@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class MultiMNIST(Problem):
         Sabour, Frosst and Hinton 2017, "Dynamic routing between capsules", NeurIPS; as a problem of two tasks: Sener and
         Koltun 2018, "Multi-task learning as multi-objective optimization", NeurIPS, section 5.1.
     """
+
+    evaluations: ClassVar[int] = 6
 
     steps: int = 400
     train_samples: int = 10_000

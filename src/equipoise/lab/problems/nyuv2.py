@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -55,6 +55,8 @@ class NYUv2(DenseProblem):
         semantic segmentation using depth information", ICLR: the 13 classes. Liu, Johns and Davison 2019, "End-to-end
         multi-task learning with attention", CVPR. Chen et al. 2018, GradNorm, section 5.1.
     """
+
+    evaluations: ClassVar[int] = 8
 
     steps: int = 20_000
     batch_size: int = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -62,6 +63,8 @@ class Rooms(DenseProblem):
         Chen et al. 2018, GradNorm, section 5.1. Lee et al. 2017, "RoomNet", ICCV. The idea of rendered rooms for these tasks:
         McCormac et al. 2017, "SceneNet RGB-D", ICCV.
     """
+
+    evaluations: ClassVar[int] = 8
 
     steps: int = 2000
     batch_size: int = 8

@@ -36,6 +36,8 @@ class Tox21(Assays):
         Frontiers in Environmental Science 3:85. Wu et al. 2018, "MoleculeNet", Chemical Science 9:513.
     """
 
+    evaluations: ClassVar[int] = 8
+
     steps: int = 600
     file: ClassVar[str] = "tox21.csv.gz"
     sha256: ClassVar[str] = "48b34e4e59a2bae6f95734cd206c1869ab355f50a5e50bb7371a21f861d5e297"

@@ -38,6 +38,8 @@ class ToxCast(Assays):
         "MoleculeNet", Chemical Science 9:513.
     """
 
+    evaluations: ClassVar[int] = 4
+
     steps: int = 300
     platforms: tuple[str, ...] | None = None
     least_labels: int = 3

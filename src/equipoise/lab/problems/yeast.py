@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class Yeast(Problem):
     References:
         Elisseeff and Weston 2001, "A kernel method for multi-labelled classification", NeurIPS.
     """
+
+    evaluations: ClassVar[int] = 8
 
     steps: int = 300
     hidden: int = 128

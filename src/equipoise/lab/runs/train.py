@@ -21,8 +21,6 @@ from equipoise.lab.runs.perturbation import perturbed
 from equipoise.lab.runs.source import settings_of, source_of, title_of
 from equipoise.lab.runs.training import Training
 
-_EVALUATIONS = 20
-
 
 def specify(
     problem: Problem,
@@ -64,7 +62,7 @@ def specify(
         method_settings=method.settings,
         seed=seed,
         steps=steps,
-        evaluate_every=math.ceil(steps / _EVALUATIONS),
+        evaluate_every=math.ceil(steps / problem.evaluations),
         device=device,
         precision=precision,
         code=code_digest(source),
@@ -83,7 +81,8 @@ def run(
 
     On the CPU the record is the same to the last bit whenever the specification is, but for times and environment. Runs
     with the same seed and different methods start from the same parameters and see the same batches. The balancer is
-    logged about 200 times over the run; every split is evaluated as a whole about 20 times. A run whose loss is not finite,
+    logged about 200 times over the run; every split is evaluated as a whole
+    about ``problem.evaluations`` times. A run whose loss is not finite,
     or whose steps the balancer leaves out, for 50 steps on end is stopped; the record says so.
 
     Args:
