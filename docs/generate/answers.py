@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from equipoise.lab.results.forest import to_svg
@@ -56,14 +56,15 @@ def pages() -> dict[Path, str]:
     links = []
     for name, answer in ANSWERS.items():
         study = load_study(ROOT / "studies" / f"{name}.py")
-        results = replay_study(study, Store(RECORDS / name).load_all())
+        command = f"equipoise study studies/{name}.py"
+        found_again = replay_study(study, Store(RECORDS / name).load_all())
+        results = [replace(each, comparison=replace(each.comparison, command=command)) for each in found_again]
         head, rest = to_document(results).split("\n## ", 1)
         pictures = {f"{name}_{number}.svg": to_svg(result.comparison) for number, result in enumerate(results)}
         shown = "\n\n".join(
             f"![Change of every method against the reference, with intervals.]({file})" for file in pictures
         )
-        command = f"`equipoise study studies/{name}.py`"
-        text = f"{head}\n**Question.** {answer.question}\n\n**Limits.** {answer.limits}\n\n**Made by** {command}\n\n{shown}"
+        text = f"{head}\n**Question.** {answer.question}\n\n**Limits.** {answer.limits}\n\n**Made by** `{command}`\n\n{shown}"
         found[PAGES / f"{name}.md"] = f"{text}\n\n## {rest}"
         found |= {PAGES / file: picture for file, picture in pictures.items()}
         said = " ".join(summary(result) for result in results)
@@ -90,11 +91,18 @@ def pages() -> dict[Path, str]:
 
 
 def keep(name: str, folder: Path) -> None:
-    """Commit-sized copies of a study's records, in the place of those that were there."""
+    """Commit-sized copies of a study's records, in the place of those that were there.
+
+    Runs whose weights are averaged and trained with again keep their whole log.
+    """
+    study = load_study(ROOT / "studies" / f"{name}.py")
+    followed = {each.averaged_from for each in study.methods}
+    whole = {each.method for each in study.methods if each.label in followed}
     shutil.rmtree(RECORDS / name, ignore_errors=True)
     store = Store(RECORDS / name)
     for record in Store(folder).load_all():
-        store.save(thinned(record))
+        final = record.spec.method in whole and record.spec.seed in study.seeds
+        store.save(record if final else thinned(record))
 
 
 def main() -> None:
