@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.lab.problem import Problem, Split, Task
+from equipoise.lab.problem import Problem, Split, Splits, Task
 from equipoise.lab.problems import PROBLEMS
 from equipoise.lab.record import Record
-from equipoise.lab.results.comparison import method_label
+from equipoise.lab.results.comparison import group
+from equipoise.lab.results.provenance import command
 from equipoise.lab.results.selection import selected
 from equipoise.lab.runs.batches import taken
 from equipoise.lab.runs.evaluation import labelled
@@ -68,7 +69,8 @@ def make(name: str) -> tuple[Record, dict[str, float]]:
     settings = dict(RUNS[name])
     problem = load_problem(name, settings)
     record = run(problem, specify(problem, _METHODS.get(name, Method("gradnorm")), 0), threads=1)
-    splits, outputs = problem.splits(), _outputs(problem)
+    splits = problem.splits()
+    outputs = _outputs(problem, splits)
     constants = {
         task.name: _metric(task, _constant(task, splits.train, outputs[task.name].shape[1:]), splits.test)
         for task in problem.tasks
@@ -77,8 +79,8 @@ def make(name: str) -> tuple[Record, dict[str, float]]:
 
 
 @torch.no_grad()
-def _outputs(problem: Problem) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = problem.network()(problem.splits().test.inputs[:2])
+def _outputs(problem: Problem, splits: Splits) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = problem.network()(splits.test.inputs[:2])
     return found
 
 
@@ -159,12 +161,10 @@ def _described(cls: type[Problem]) -> list[str]:
 
 def _table(record: Record, constant: Mapping[str, float]) -> list[str]:
     at, won = selected(record), better(record, constant)
-    settings = " ".join(f"--set {key}='{value}'" for key, value in RUNS[record.spec.problem].items() if key != "steps")
-    words = f"equipoise compare {record.spec.problem} {settings} --methods '{method_label(record.spec)}' --seeds 1"
-    words += f" --steps {record.spec.steps}"
+    (comparison,) = group([record])
     environment = record.environment
     lines = [
-        f"`{' '.join(words.split())}`",
+        f"`{command(comparison)}`",
         "",
         f"{record.spec.steps} steps in {record.train_seconds:.0f} s ({environment['processor']}, "
         f"{environment['threads']} thread, PyTorch {environment['torch']}, commit {str(environment['commit'])[:12]}), "
@@ -174,7 +174,7 @@ def _table(record: Record, constant: Mapping[str, float]) -> list[str]:
         "| task | metric | run | constant |",
         "|:--|:--|--:|--:|",
     ]
-    shown = record.tasks if len(record.tasks) <= _ROWS else record.tasks[:_ROWS]
+    shown = record.tasks[:_ROWS]
     for task in shown:
         arrow = "↑" if task.metric.higher_is_better else "↓"
         value = record.test.metrics[task.name][at]
