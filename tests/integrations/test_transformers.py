@@ -269,6 +269,7 @@ def test_tensorboard_has_weights_and_norms(tmp_path, monkeypatch):
 
 def test_wandb_has_weights_and_norms(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
+    wandb.teardown()  # what another test has started would keep its own settings
     for name, value in {"MODE": "offline", "DIR": tmp_path, "SILENT": "true", "CONSOLE": "off"}.items():
         monkeypatch.setenv(f"WANDB_{name}", str(value))
     trainer, _, recorder = trainer_of(tmp_path, report_to="wandb")
