@@ -1,0 +1,198 @@
+"""Paired differences between methods, what they come to, and the sentences that say so.
+
+Every sentence with a figure is made here, so that the same rules hold on every page: a difference counts if the paired t-test
+says so after Holm's correction for all contrasts of its block, the last step agrees and no task goes the other way; two
+methods are level only if the whole 95 % interval lies inside a margin; else they are not told apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from equipoise.lab.results.cells import Cell, Readings, compared, readings, relative_loss_of
+from equipoise.lab.results.changes import Changes
+from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.selection import last
+from equipoise.lab.results.statistics import CONFIDENCE, Estimate, estimate, holm
+
+Outcome = Literal["better", "worse", "level", "not told apart", "diverged"]
+OUTCOMES: tuple[Outcome, ...] = ("better", "worse", "level", "not told apart", "diverged")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity of a run by which methods are compared; smaller is better.
+
+    Attributes:
+        name: The quantity in words.
+        margin: Two methods are level if the whole interval of their difference is smaller.
+        unit: The unit, with a space before it.
+        cell: The value of a method on a problem, and its paired difference from a reference.
+    """
+
+    name: str
+    margin: float
+    unit: str
+    cell: Callable[[Comparison, str, str], Cell]
+
+
+def _loss(comparison: Comparison, method: str, reference: str) -> Cell:
+    quantities = [relative_loss_of(task.name) for task in comparison.tasks]
+    ours, theirs = (readings(comparison.runs[label], quantities) for label in (method, reference))
+    return compared(ours, theirs, higher_is_better=False)
+
+
+def _change(comparison: Comparison, method: str, reference: str) -> Cell:
+    changes = Changes(comparison, lambda task: comparison.runs[reference], relative=True)
+    found, at_last = changes.of(method), changes.of(method, last)
+    ours = Readings(*([some[metric] for metric in changes.metrics] for some in (found, at_last)))
+    nothing = Readings(*([dict.fromkeys(each, 0.0) for each in some] for some in (ours.selected, ours.last)))
+    return compared(ours, nothing, higher_is_better=False)
+
+
+LOSS = Measure("task-normalised test loss", 0.02, "", _loss)
+"""The mean of L/L(0) over the tasks."""
+CHANGE = Measure("change of the test metrics", 2.0, " %", _change)
+"""The mean change of all test metrics in %; positive is worse."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A method against another one on one problem.
+
+    Attributes:
+        problem: The problem, as the page calls it.
+        method: The method.
+        reference: The method that it is compared with.
+        measure: What is compared.
+        cell: The values; its p-value is corrected for the block as soon as there is one.
+        seeds: Number of paired seeds.
+    """
+
+    problem: str
+    method: str
+    reference: str
+    measure: Measure
+    cell: Cell
+    seeds: int
+
+    @property
+    def difference(self) -> Estimate:
+        """The paired difference, method minus reference: below 0 the method is better."""
+        return self.cell.difference or Estimate(math.nan, math.nan, 0)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the contrast comes to."""
+        difference = self.difference
+        if self.cell.diverged or not math.isfinite(difference.mean):
+            return "diverged"
+        if self.cell.p_value < 1 - CONFIDENCE and not self.cell.withheld:
+            return "better" if difference.mean < 0 else "worse"
+        if abs(difference.mean) + difference.half_width < self.measure.margin:
+            return "level"
+        return "not told apart"
+
+
+def contrast(comparison: Comparison, problem: str, method: str, reference: str, measure: Measure = LOSS) -> Contrast:
+    """A method against another one, not yet corrected for a block."""
+    cell = measure.cell(comparison, method, reference)
+    unsound = comparison.diverged[method] + comparison.diverged[reference]
+    common = comparison.runs[method].keys() & comparison.runs[reference].keys()
+    return Contrast(problem, method, reference, measure, replace(cell, diverged=unsound), len(common))
+
+
+def block(contrasts: Iterable[Contrast]) -> list[Contrast]:
+    """The contrasts with their p-values corrected by Holm's method for all of them."""
+    found = list(contrasts)
+    corrected = holm([each.cell.p_value for each in found])
+    return [replace(each, cell=replace(each.cell, p_value=p)) for each, p in zip(found, corrected, strict=True)]
+
+
+def said(one: Contrast, *, where: bool = True) -> str:
+    """A contrast in one sentence, with interval, p-value and number of seeds."""
+    place = f" on {one.problem}" if where else ""
+    if one.outcome == "diverged":
+        return f"{one.method} cannot be compared with {one.reference}{place}: a run diverged."
+    words = {
+        "better": f"{one.method} is better than {one.reference}",
+        "worse": f"{one.method} is worse than {one.reference}",
+        "level": f"{one.method} and {one.reference} are level",
+        "not told apart": f"{one.method} and {one.reference} are not told apart",
+    }[one.outcome]
+    return f"{words}{place}: {figures(one)}."
+
+
+def figures(one: Contrast) -> str:
+    """The figures of a contrast: the difference with its interval, the p-value, the number of seeds."""
+    p = f", p = {one.cell.p_value:.2g}" if math.isfinite(one.cell.p_value) else ""
+    withheld = f", but {one.cell.withheld}" if one.cell.withheld and one.cell.p_value < 1 - CONFIDENCE else ""
+    return f"{interval(one.difference, one.measure.unit)}{p}, n = {one.seeds}{withheld}"
+
+
+def interval(value: Estimate, unit: str = "") -> str:
+    """A signed mean with its 95 % interval.
+
+    Example:
+        >>> interval(Estimate(-0.0342, 0.0101, 5))
+        '-0.034 [-0.044, -0.024]'
+    """
+    if not math.isfinite(value.half_width):
+        return f"{value.mean:+.3g}{unit} (no interval)"
+    decimals = max(0, 1 - math.floor(math.log10(value.half_width))) if value.half_width else 3
+    ends = (value.mean - value.half_width, value.mean + value.half_width)
+    low, high = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in ends)
+    return f"{round(value.mean, decimals) + 0.0:+.{decimals}f}{unit} [{low}, {high}]"
+
+
+def counted(contrasts: Sequence[Contrast]) -> dict[Outcome, int]:
+    """How many contrasts come to what."""
+    return {outcome: sum(each.outcome == outcome for each in contrasts) for outcome in OUTCOMES}
+
+
+def mean_over_problems(contrasts: Sequence[Contrast]) -> Estimate:
+    """The mean difference over problems, with the interval of a mean over problems."""
+    return estimate([each.difference.mean for each in contrasts])
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a row.
+
+    Example:
+        >>> listed(["a", "b", "c"])
+        'a, b and c'
+    """
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def against(
+    comparisons: Mapping[str, Comparison], reference: str, measure: Measure = LOSS, methods: Sequence[str] = ()
+) -> list[Contrast]:
+    """Every method, or those named, against a reference on each problem that has both: one block.
+
+    Args:
+        comparisons: The runs by the problem's name on the page.
+        reference: The method that the others are compared with.
+        measure: What is compared.
+        methods: The methods; without them, all.
+    """
+    return block(
+        contrast(comparison, problem, method, reference, measure)
+        for problem, comparison in comparisons.items()
+        for method in methods or comparison.runs
+        if method != reference and {method, reference} <= comparison.runs.keys()
+    )
+
+
+def standing(problem: str, comparison: Comparison, measure: Measure = LOSS) -> str:
+    """Who has the smallest mean on a problem, and how many of the others it is better than, corrected for all of them."""
+    means = {label: measure.cell(comparison, label, comparison.reference).value.mean for label in comparison.runs}
+    sound = [label for label in means if math.isfinite(means[label]) and not comparison.diverged[label]]
+    best = min(sound, key=lambda label: means[label])
+    found = block(contrast(comparison, problem, best, other, measure) for other in sound if other != best)
+    beaten = [each.reference for each in found if each.outcome == "better"]
+    verdict = f"better than {len(beaten)} of the {len(found)} others" if beaten else "told apart from no other"
+    return f"On {problem} {best} has the smallest mean, {means[best]:.3g}; it is {verdict}."

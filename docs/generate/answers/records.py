@@ -1,0 +1,154 @@
+"""The committed records of the studies: one compressed file for each, with a record in every line."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from equipoise.lab.record import Curves, Evaluation, Record
+from equipoise.lab.results.selection import diverged_at, last, selected
+from equipoise.lab.runs.methods import Method
+from equipoise.lab.runs.source import load_problem, source_of
+from equipoise.lab.runs.train import run, specify
+from equipoise.lab.store.codec import read, run_key, write
+from equipoise.lab.store.store import Store
+from equipoise.lab.studies.run import Result, replay_study
+from equipoise.lab.studies.source import load_study
+from equipoise.lab.studies.study import Study
+
+from ..pages import ROOT
+from ..thin import thinned
+
+FOLDER = ROOT / "results" / "studies"
+DIGITS = 12
+"""Digits of a record's key that stand for it on the command line."""
+
+
+@cache
+def study(name: str) -> Study:
+    """The study of that name."""
+    return load_study(ROOT / "studies" / f"{name}.py")
+
+
+def path_of(name: str) -> Path:
+    """The file with a study's records."""
+    return FOLDER / f"{name}.jsonl.gz"
+
+
+def is_there(name: str) -> bool:
+    """Whether a study's records have been committed."""
+    return path_of(name).is_file()
+
+
+@cache
+def records(name: str) -> tuple[Record, ...]:
+    """The records of a study."""
+    with gzip.open(path_of(name), "rt", encoding="utf-8") as file:
+        return tuple(map(read, file))
+
+
+@cache
+def results(name: str) -> tuple[Result, ...]:
+    """The outcome of a study on each of its problems."""
+    return tuple(replay_study(study(name), records(name)))
+
+
+def keep(name: str, folder: Path) -> None:
+    """Commit-sized copies of a study's records, in the place of those that were there.
+
+    Runs whose weights are averaged and trained with again keep their whole log; a trial of the search keeps no log, and of its
+    evaluations those that a replay reads.
+    """
+    declared = study(name)
+    found = Store(folder).load_all()
+    followed = {each.averaged_from for each in declared.methods}
+    whole = {run_key(run.spec) for run in _finals(replay_study(declared, found), followed)}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with path_of(name).open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+        for record in found:
+            kept = record
+            if record.spec.seed not in declared.seeds:
+                kept = as_trial(record)
+            elif run_key(record.spec) not in whole:
+                kept = thinned(record)
+            file.write(f"{write(kept)}\n".encode())
+
+
+def _finals(found: Iterable[Result], labels: set[str]) -> Iterable[Record]:
+    """The final runs of the methods with these labels."""
+    return (
+        record
+        for result in found
+        for label, runs in result.comparison.runs.items()
+        if label in labels
+        for record in runs.values()
+    )
+
+
+def as_trial(record: Record) -> Record:
+    """The record with those evaluations alone by which a search judges it, and without the balancer's log."""
+    unsound = diverged_at(record)
+    steps = list(record.evaluated_at)
+    places = {0, selected(record), last(record), *([steps.index(unsound)] if unsound in steps else [])}
+    return replace(
+        record,
+        curves=Curves(record.curves.step[:1], *({} for _ in fields(Curves)[1:])),
+        evaluated_at=tuple(steps[place] for place in sorted(places)),
+        **{split: _at(getattr(record, split), sorted(places)) for split in ("train", "validation", "test")},
+    )
+
+
+def _at(evaluation: Evaluation, places: Sequence[int]) -> Evaluation:
+    def some(values: Sequence[float]) -> tuple[float, ...]:
+        return tuple(values[place] for place in places)
+
+    return Evaluation(
+        {task: some(values) for task, values in evaluation.losses.items()},
+        {task: some(values) for task, values in evaluation.metrics.items()},
+        {
+            task: {name: some(values) for name, values in series.items()}
+            for task, series in evaluation.more_metrics.items()
+        },
+    )
+
+
+def key(record: Record) -> str:
+    """The first digits of a record's key."""
+    return run_key(record.spec)[:DIGITS]
+
+
+def train_again(record: Record, among: Study) -> Record:
+    """Do the run of a record once more."""
+    sources = {Path(source_of(problem)).stem: source_of(problem) for problem in among.problems}
+    spec = record.spec
+    problem = load_problem(sources[spec.problem], spec.problem_settings)
+    method = Method(spec.method, spec.method_settings)
+    again = specify(problem, method, spec.seed, steps=spec.steps, device=spec.device, precision=spec.precision)
+    return run(problem, again)
+
+
+def differences(record: Record, again: Record) -> list[str]:
+    """The test losses and metrics that differ in any digit, in words; empty where there are none."""
+    found = []
+    for number, step in enumerate(record.evaluated_at):
+        if step not in again.evaluated_at:
+            found.append(f"step {step} was not evaluated")
+            continue
+        there = list(again.evaluated_at).index(step)
+        for name, before, after in _test_values(record.test, number, again.test, there):
+            if not np.array_equal(before, after, equal_nan=True):
+                found.append(f"{name} at step {step}: {before!r} in the record, {after!r} again")
+    return found
+
+
+def _test_values(one: Evaluation, here: int, other: Evaluation, there: int) -> Iterable[tuple[str, float, float]]:
+    for task in one.losses:
+        yield f"loss of {task}", one.losses[task][here], other.losses[task][there]
+        yield f"metric of {task}", one.metrics[task][here], other.metrics[task][there]
+        for name, values in one.more_metrics.get(task, {}).items():
+            yield f"{name} of {task}", values[here], other.more_metrics[task][name][there]

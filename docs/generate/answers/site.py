@@ -1,0 +1,79 @@
+"""All pages, their index, and the tables of the studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from equipoise.lab.results.markdown import escape
+from equipoise.lab.studies.tuning import to_document
+
+from ..pages import ROOT
+from . import toy
+from .page import has_tables, written
+from .records import is_there, results
+
+PAGES = ROOT / "docs" / "answers"
+ANSWERS: dict[str, ModuleType] = {"toy": toy}
+"""The module of every page in the order of the index, with the names of its studies and the function that gives the page."""
+
+
+def missing() -> dict[str, list[str]]:
+    """The studies without records, by the name of the page that needs them."""
+    lacking = {name: [s for s in answer.STUDIES if not is_there(s)] for name, answer in ANSWERS.items()}
+    return {name: some for name, some in lacking.items() if some}
+
+
+def shown() -> dict[str, ModuleType]:
+    """The answers whose studies all have records."""
+    return {name: answer for name, answer in ANSWERS.items() if name not in missing()}
+
+
+def studies() -> list[str]:
+    """The studies behind the pages."""
+    return list(dict.fromkeys(study for answer in shown().values() for study in answer.STUDIES))
+
+
+def pages() -> dict[Path, str]:
+    """The text of every page and picture by its path."""
+    found = {}
+    lines = []
+    for name, answer in shown().items():
+        page = answer.page()
+        found[PAGES / f"{name}.md"] = written(name, page)
+        found[PAGES / f"{name}.svg"] = page.picture
+        lines.append(f"1. [{page.title}]({name}.md). *{page.question}* {escape(page.line)}")
+    for study in filter(has_tables, studies()):
+        found[PAGES / "tables" / f"{study}.md"] = f"---\norphan: true\n---\n\n{to_document(list(results(study)))}"
+    found[PAGES / "index.md"] = _index(lines)
+    return found
+
+
+def _index(lines: list[str]) -> str:
+    return f"""# Answers to the reviewers
+
+Two reviews of the GradNorm paper asked the following. Each answer is generated from the committed records of studies that tune
+every method with the same search and compare on other seeds; what was expected was written down before the runs; whoever wins.
+
+{chr(10).join(lines)}
+
+Two questions are answered in words: [what Section 3.1 means](../how/gradnorm.md), and
+[how it is implemented](../how/implementation.md).
+
+```{{toctree}}
+:hidden:
+
+{chr(10).join(shown())}
+```
+"""
+
+
+def write() -> None:
+    """Write the pages in the place of those that are there."""
+    texts = pages()
+    for path in [*PAGES.glob("*.*"), *PAGES.glob("tables/*")]:
+        if path not in texts:
+            path.unlink()
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

@@ -1,0 +1,139 @@
+"""The sentences of the answers: a difference is claimed only if the corrected test says so, level only within the margin."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+from generate.answers.contrasts import (
+    CHANGE,
+    LOSS,
+    Contrast,
+    against,
+    block,
+    contrast,
+    counted,
+    figures,
+    interval,
+    mean_over_problems,
+    said,
+    standing,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from lab.conftest import synthetic_record
+
+from equipoise.lab.record import Evaluation
+from equipoise.lab.results.cells import HIDES, TURNED, Cell
+from equipoise.lab.results.comparison import group
+from equipoise.lab.results.statistics import Estimate, estimate
+
+WITHIN = st.floats(-0.1, 0.1)
+
+
+def made(values, p=None, measure=LOSS, **more):
+    difference = estimate(values)
+    cell = Cell(difference, difference, difference.p_value if p is None else p, **more)
+    return Contrast("toy", "ours", "theirs", measure, cell, len(values))
+
+
+def test_a_difference_is_claimed_by_the_corrected_test_alone():
+    clear = [-0.10, -0.11, -0.09, -0.10, -0.10]
+    assert made(clear).outcome == "better"
+    assert made([-value for value in clear]).outcome == "worse"
+    assert made(clear, p=0.06).outcome == "not told apart"
+
+
+def test_a_block_corrects_for_all_its_contrasts():
+    clear = [-0.10, -0.11, -0.09, -0.10, -0.10]
+    weak, weaker = made(clear, p=0.03), made(clear, p=0.04)
+    assert block([weak])[0].outcome == "better"
+    two = block([weak, weaker])
+    assert [each.cell.p_value for each in two] == [0.06, 0.06]
+    assert [each.outcome for each in two] == ["not told apart"] * 2
+
+
+@pytest.mark.parametrize("reason", [TURNED, HIDES])
+def test_a_difference_that_does_not_hold_up_is_not_claimed_and_says_why(reason):
+    one = made([-0.10, -0.11, -0.09, -0.10, -0.10], withheld=reason)
+    assert one.outcome == "not told apart"
+    assert reason in figures(one)
+
+
+@given(st.floats(-0.05, 0.05), st.floats(1e-4, 0.05))
+def test_level_means_that_the_whole_interval_lies_inside_the_margin(mean, half):
+    difference = Estimate(mean, half, 5)
+    for measure, scale in ((LOSS, 1.0), (CHANGE, 100.0)):
+        wide = Estimate(scale * mean, scale * half, 5)
+        outcome = Contrast("toy", "a", "b", measure, Cell(wide, wide, 0.5), 5).outcome
+        inside = mean - half > -0.02 and mean + half < 0.02
+        assert outcome == ("level" if inside else "not told apart"), difference
+
+
+def test_one_seed_is_never_level():
+    assert made([0.0]).outcome == "not told apart"
+
+
+def test_a_diverged_run_is_not_compared():
+    one = made([0.1, 0.1], diverged=1)
+    assert one.outcome == "diverged"
+    assert "cannot be compared" in said(one)
+
+
+@given(st.lists(WITHIN, min_size=2, max_size=10))
+def test_the_sentence_says_what_the_contrast_comes_to(values):
+    (one,) = block([made(values)])
+    words = {
+        "better": "is better than",
+        "worse": "is worse than",
+        "level": "are level",
+        "not told apart": "not told apart",
+    }
+    assert words[one.outcome] in said(one)
+    assert f"n = {len(values)}" in said(one)
+    low, high = map(float, re.search(r"\[(.*), (.*)\]", said(one)).groups())
+    half = one.difference.half_width
+    assert math.isclose(low, one.difference.mean - half, abs_tol=0.06 * half or 1e-3)
+    assert math.isclose(high, one.difference.mean + half, abs_tol=0.06 * half or 1e-3)
+
+
+def test_an_interval_is_written_to_two_digits_of_its_half():
+    assert interval(estimate([1.0, 2.0, 3.0])) == "+2.0 [-0.5, 4.5]"  # 4.303 * 1 / sqrt(3) = 2.484
+    assert interval(Estimate(-12.34, 150.0, 3), " %") == "-12 % [-162, 138]"
+
+
+def test_the_mean_over_problems_has_the_interval_of_the_problems():
+    found = mean_over_problems([made([value - 0.1, value + 0.1]) for value in (1.0, 2.0, 3.0)])
+    assert (found.mean, found.n) == (pytest.approx(2.0), 3)
+    assert found.half_width == pytest.approx(2.484, abs=1e-3)
+
+
+def run(method, seed, final):
+    """A run of two tasks whose L/L(0) on all splits ends at ``final``."""
+    losses = {"a": [2.0, 2.0 * (1 + final) / 2, 2.0 * final], "b": [4.0, 4.0 * (1 + final) / 2, 4.0 * final]}
+    record = synthetic_record(method, seed, ("a", "b"), steps=20)
+    split = Evaluation(losses, losses)
+    return replace(record, evaluated_at=[0, 10, 20], train=split, validation=split, test=split)
+
+
+def comparison(**finals):
+    (found,) = group([run(method, seed, final) for method, some in finals.items() for seed, final in enumerate(some)])
+    return found
+
+
+def test_a_contrast_reads_the_paired_difference_of_the_normalised_test_loss():
+    found = comparison(equal=[0.5, 0.6, 0.7], gradnorm=[0.4, 0.5, 0.61])
+    one = contrast(found, "toy", "gradnorm", "equal")
+    assert one.difference.mean == pytest.approx(-0.29 / 3)
+    assert one.cell.value.mean == pytest.approx(1.51 / 3)
+    in_percent = contrast(found, "toy", "gradnorm", "equal", CHANGE).difference.mean
+    assert in_percent == pytest.approx(-100 * (0.1 / 0.5 + 0.1 / 0.6 + 0.09 / 0.7) / 3)
+
+
+def test_methods_are_counted_and_the_smallest_mean_is_named():
+    found = comparison(equal=[0.5, 0.6, 0.7], gradnorm=[0.4, 0.5, 0.61], cov=[0.501, 0.601, 0.7])
+    contrasts = against({"toy": found}, "equal")
+    assert counted(contrasts) == {"better": 1, "worse": 0, "level": 1, "not told apart": 0, "diverged": 0}
+    assert standing("toy", found) == (
+        "On toy gradnorm has the smallest mean, 0.503; it is better than 2 of the 2 others."
+    )
