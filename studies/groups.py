@@ -10,10 +10,10 @@ from equipoise.lab.studies.baselines import baselines, nested
 study = Study(
     title="Nine regressions in three groups, with scales from 1 to 10 in each group",
     expectation=(
-        "Losses lie a hundredfold apart within each group, and all groups are alike. Methods that take the scale off "
-        "(1 / L(0), uncertainty weighting from log L(0), GradNorm) are ahead of equal weights in the task-normalised test "
-        "loss. The closed form is level whether it is flat or nested; nested with equal weights inside the groups is behind "
-        "both, and level with equal weights."
+        "Losses lie a hundredfold apart within each group, and all groups are alike. Methods that take the scale off (1 "
+        "/ L(0), uncertainty weighting from log L(0), GradNorm) are ahead of equal weights in the task-normalised test "
+        "loss. The closed form is level whether it is flat or nested; nested with equal weights inside the groups is "
+        "behind both, and level with equal weights."
     ),
     problems=[load_problem("groups", {})],
     methods=[

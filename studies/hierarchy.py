@@ -10,9 +10,9 @@ from equipoise.lab.studies.baselines import baselines, nested
 study = Study(
     title="Eight regressions at the leaves of a tree, with scales 1 and 10 for each pair",
     expectation=(
-        "As with groups: methods that take the scale off are ahead of equal weights in the task-normalised test loss. The "
-        "closed form is level whether it is flat or nested at all levels; nested with equal weights below the root is level with "
-        "equal weights, as the scales differ at the lowest level alone."
+        "As with groups: methods that take the scale off are ahead of equal weights in the task-normalised test loss. "
+        "The closed form is level whether it is flat or nested at all levels; nested with equal weights below the root "
+        "is level with equal weights, as the scales differ at the lowest level alone."
     ),
     problems=[load_problem("hierarchy", {})],
     methods=[

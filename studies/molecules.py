@@ -25,9 +25,9 @@ TARGETS = (
 study = Study(
     title="Affinities of molecules to twelve proteins in three families",
     expectation=(
-        "All losses are in the same unit and within a factor of five; nine labels in ten are missing. No method is ahead of "
-        "equal weights by more than 3 % of the task-normalised test loss; flat and nested balancing are level; static weights from "
-        "five trials are no better than equal ones."
+        "All losses are in the same unit and within a factor of five; nine labels in ten are missing. No method is "
+        "ahead of equal weights by more than 3 % of the task-normalised test loss; flat and nested balancing are level; "
+        "static weights from five trials are no better than equal ones."
     ),
     problems=[load_problem("molecules", {"targets": TARGETS, "batch_size": 128})],
     methods=[*baselines(epoch_steps=95, decades=1), *nested()],

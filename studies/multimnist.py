@@ -10,8 +10,8 @@ from equipoise.lab.studies.baselines import baselines
 study = Study(
     title="MultiMNIST: two digits",
     expectation=(
-        "The two tasks have losses of the same size that fall at about the same speed: all methods are level, with differences "
-        "below 0.01 of the mean accuracy."
+        "The two tasks have losses of the same size that fall at about the same speed: all methods are level, with "
+        "differences below 0.01 of the mean accuracy."
     ),
     problems=[load_problem("multimnist", {})],
     methods=baselines(epoch_steps=78, decades=1),

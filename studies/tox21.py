@@ -10,9 +10,9 @@ from equipoise.lab.studies.baselines import baselines
 study = Study(
     title="Tox21: twelve assays",
     expectation=(
-        "Before training all losses are log 2, so that 1 / L(0) is level with equal weights. No method is ahead of equal "
-        "weights by more than 2 % of the task-normalised test loss or by 0.01 of the mean AUROC; GradNorm is level with them. Static "
-        "weights from six trials are no better than equal ones."
+        "Before training all losses are log 2, so that 1 / L(0) is level with equal weights. No method is ahead of "
+        "equal weights by more than 2 % of the task-normalised test loss or by 0.01 of the mean AUROC; GradNorm is "
+        "level with them. Static weights from six trials are no better than equal ones."
     ),
     problems=[load_problem("tox21", {})],
     methods=[

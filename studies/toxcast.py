@@ -10,9 +10,9 @@ from equipoise.lab.studies.baselines import baselines, nested
 study = Study(
     title="ToxCast: twenty-one assays of three platforms",
     expectation=(
-        "Losses are of one size, and most labels are missing. No method is ahead of equal weights by more than 2 % of the "
-        "task-normalised test loss. Nested balancing gives the two small groups the weight of the large one, and is no better "
-        "than flat: it is level or a little behind, since the mean is over assays and not over platforms."
+        "Losses are of one size, and most labels are missing. No method is ahead of equal weights by more than 2 % of "
+        "the task-normalised test loss. Nested balancing gives the two small groups the weight of the large one, and is "
+        "no better than flat: it is level or a little behind, since the mean is over assays and not over platforms."
     ),
     problems=[load_problem("toxcast", {"platforms": ("ACEA", "NCCT", "OT")})],
     methods=[*baselines(epoch_steps=54, decades=1), *nested()],

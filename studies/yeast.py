@@ -10,10 +10,10 @@ from equipoise.lab.studies.baselines import baselines
 study = Study(
     title="Yeast: fourteen functions of a gene",
     expectation=(
-        "All losses are cross entropies of a similar size. With the learning rate tuned, no method is ahead of equal weights "
-        "by more than 2 % of the task-normalised test loss, GradNorm and 1 / L(0) are level with them, and static weights "
-        "from eight trials are no better than equal ones. Every way of joint training is ahead of single-task training in the "
-        "mean AUROC."
+        "All losses are cross entropies of a similar size. With the learning rate tuned, no method is ahead of equal "
+        "weights by more than 2 % of the task-normalised test loss, GradNorm and 1 / L(0) are level with them, and "
+        "static weights from eight trials are no better than equal ones. Every way of joint training is ahead of "
+        "single-task training in the mean AUROC."
     ),
     problems=[load_problem("yeast", {})],
     methods=[
