@@ -15,6 +15,7 @@ from equipoise.lab.problems.groups import TaskGroups
 from equipoise.lab.problems.hierarchy import TaskTree
 from equipoise.lab.problems.multimnist import MultiMNIST
 from equipoise.lab.problems.toy import Toy
+from equipoise.lab.problems.unequal import UnequalTasks
 from equipoise.lab.problems.yeast import Yeast
 from equipoise.lab.runs.evaluation import thinned
 
@@ -27,6 +28,7 @@ SMALL = {
     "groups": TaskGroups(num_groups=2, tasks_per_group=2, train_samples=2000, validation_samples=200, test_samples=200),
     "hierarchy": TaskTree(depth=2, train_samples=2000, validation_samples=200, test_samples=200),
     "conflict": Conflict(train_samples=2000, validation_samples=200, test_samples=200),
+    "unequal": UnequalTasks(train_samples=2000, validation_samples=200, test_samples=200),
     "yeast": Yeast(),
     "multimnist": MultiMNIST(train_samples=3000, validation_samples=200, test_samples=200),
 }

@@ -13,6 +13,7 @@ from equipoise.lab.problems.groups import TaskGroups
 from equipoise.lab.problems.hierarchy import TaskTree
 from equipoise.lab.problems.pinn import Helmholtz
 from equipoise.lab.problems.toy import Toy
+from equipoise.lab.problems.unequal import UnequalTasks
 from equipoise.lab.runs.training import Training
 
 
@@ -70,6 +71,12 @@ def test_targets_have_their_scales_and_their_noise(cls):
         (lambda: Conflict(num_tasks=1), "num_tasks: wanted at least 2, found 1"),
         (lambda: Conflict(degree=1.5), "degree: wanted a number from 0 to 1, found 1.5"),
         (lambda: Conflict(scale_ratio=0), "scale_ratio: wanted a positive, finite number, found 0"),
+        (lambda: UnequalTasks(scales=()), "scales: wanted one per task, found none"),
+        (lambda: UnequalTasks(noises=(0.1,)), "noises: wanted one per task, 2 as scales has, found"),
+        (lambda: UnequalTasks(scales=(1.0, math.inf)), "scales: wanted finite positive numbers, found"),
+        (lambda: UnequalTasks(frequencies=(0.0, 1.0)), "frequencies: wanted finite positive numbers, found"),
+        (lambda: UnequalTasks(noises=(-0.1, 0.0)), "noises: wanted finite numbers of at least 0, found"),
+        (lambda: UnequalTasks(width=0), "width: wanted at least 1, found 0"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(build, message):
@@ -125,11 +132,40 @@ def test_the_last_task_of_a_full_conflict_is_the_first_one_of_the_mirrored_input
     assert_close(problem.splits().train.targets["f0"], plain["f1"], atol=1e-4, rtol=1e-4)
 
 
+def test_unequal_tasks_have_their_scales_and_their_noises():
+    plain, noisy = (UnequalTasks(scales=(1.0, 30.0), noises=noises) for noises in ((0.0, 0.0), (0.0, 0.5)))
+    signal, seen = plain.splits().train.targets, noisy.splits().train.targets
+    for task in plain.tasks:
+        assert_close(signal[task.name].std(dim=0), torch.full((4,), task.scale))
+    assert torch.equal(signal["f0"], seen["f0"])
+    assert (seen["f1"] - signal["f1"]).std().item() == pytest.approx(15, rel=0.05)
+
+
+def final_metrics(**settings):
+    """The test metrics of the tasks after some steps of equal weights."""
+    problem = UnequalTasks(scales=(1.0, 1.0), **settings)
+    record = run(problem, specify(problem, Method("equal"), 0, steps=300))
+    return [metric[-1] for metric in record.test.metrics.values()]
+
+
+def test_a_task_of_higher_frequency_is_harder():
+    easy, hard = final_metrics(frequencies=(1.0, 3.0))
+    assert hard > 3 * easy
+    hard, easy = final_metrics(frequencies=(3.0, 1.0))
+    assert hard > 3 * easy
+
+
+def test_a_narrow_network_lacks_the_neurons_for_hard_tasks():
+    narrow, wide = (max(final_metrics(frequencies=(2.0, 2.0), width=width)) for width in (4, 40))
+    assert narrow > 2 * wide
+
+
 SIZES = {
     "toy": [Toy(size="fifth"), Toy()],
     "groups": [TaskGroups(capacity="small"), TaskGroups(capacity="large")],
     "hierarchy": [TaskTree(capacity="small"), TaskTree(capacity="large")],
     "conflict": [Conflict(capacity="small"), Conflict(capacity="large")],
+    "unequal": [UnequalTasks(width=8), UnequalTasks()],
     "pinn": [Helmholtz(capacity="small"), Helmholtz(capacity="large")],
 }
 

@@ -12,6 +12,7 @@ _CLASSES = {
     "groups": "TaskGroups",
     "hierarchy": "TaskTree",
     "conflict": "Conflict",
+    "unequal": "UnequalTasks",
     "pinn": "Helmholtz",
     "yeast": "Yeast",
     "multimnist": "MultiMNIST",
