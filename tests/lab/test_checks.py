@@ -263,3 +263,12 @@ def test_the_pass_before_a_comparison_leaves_no_trace():
     before = torch.get_rng_state()
     check_problem(problem, [Method("equal"), Method("gradnorm")])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_problem_is_judged_by_an_error_alone(monkeypatch):
+    problem = load_problem(TINY)
+    monkeypatch.setattr(type(problem), "judged_by", "scale_1")
+    check_problem(problem, [])
+    monkeypatch.setattr(type(problem), "judged_by", "scale_2")
+    with pytest.raises(ValueError, match=r"judged_by: .* \(scale_1, scale_10\), found 'scale_2'"):
+        check_problem(problem, [])

@@ -110,6 +110,9 @@ class Problem(ABC):
     """How often the splits are evaluated over a run: so seldom that it takes no more than about a tenth of the training."""
     tasks_from_data: ClassVar[bool] = False
     """Whether `tasks` reads the data, as a list of all problems does not."""
+    judged_by: ClassVar[str] = ""
+    """The task whose metric, an error, tells on the validation split where a run is read and which settings are best, where
+    the task-normalised loss says little about the result."""
 
     @property
     @abstractmethod

@@ -131,6 +131,7 @@ class Record:
         groups: The tasks of every group by its path, as `tasks_by_group` gives them; empty for a problem without groups.
         title: The problem with those of its settings that differ from its defaults, such as ``"toy(size='fifth')"``.
         diverged: Where and why the run diverged; None for a sound run.
+        judged_by: The task by whose metric the run is judged; empty where that is the task-normalised loss.
     """
 
     spec: RunSpec
@@ -148,3 +149,4 @@ class Record:
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     title: str = ""
     diverged: Divergence | None = None
+    judged_by: str = ""

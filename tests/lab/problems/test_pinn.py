@@ -8,6 +8,9 @@ from torch.testing import assert_close
 
 from equipoise.lab import Method, run, specify
 from equipoise.lab.problems.pinn import Helmholtz
+from equipoise.lab.results.comparison import group
+from equipoise.lab.results.provenance import legend
+from equipoise.lab.results.selection import normalised_loss, selected
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,16 @@ def test_the_error_of_nothing_is_one():
     targets = problem.splits().test.targets["equation"]
     metric.update(torch.zeros_like(targets), targets)
     assert metric.compute().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_run_is_read_where_the_error_of_the_solution_is_smallest_on_validation():
+    problem = Helmholtz(capacity="small", train_points=200, validation_points=50, test_points=50)
+    record = run(problem, specify(problem, Method("equal"), 0, steps=40))
+    errors = record.validation.metrics["equation"]
+    assert min(errors) < errors[0]
+    assert selected(record) == errors.index(min(errors))
+    assert selected(record) != normalised_loss(record.validation).argmin()
+    assert "where the validation RelativeL2Error of equation is smallest" in legend(group([record])[0], [])[0]
 
 
 def test_the_physics_is_learned_with_balanced_weights():

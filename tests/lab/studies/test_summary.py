@@ -1,5 +1,7 @@
 """The sentence that a study ends with."""
 
+from dataclasses import replace
+
 import pytest
 
 from equipoise.lab import Candidate, Study, load_problem
@@ -45,6 +47,20 @@ def test_nobody_is_ahead(said):
     assert "nobody is ahead; other, equal are not told apart" in text
     assert "Not told apart from other: equal by 0.002 [-" in text
     assert "Behind other: last by 0.3" in text
+
+
+def test_a_problem_can_be_judged_by_an_error(make_record):
+    losses = {"train": {"a": [1.0, 0.5]}, "validation": {"a": [1.0, 0.5]}, "test": {"a": [1.0, 0.5]}}
+    run = make_record("equal", 0, ("a",), metrics={"a": [0.9, 0.7]}, evaluate_every=40, **losses)
+    comparison = Comparison(
+        run.spec, "toy", tuple(run.tasks), {"equal": {0: replace(run, judged_by="a")}}, "equal", {}, {}
+    )
+    study = Study(
+        title="t", expectation="e", problems=[load_problem("toy")], methods=[Candidate("equal")], space={}, trials=1,
+        tuning_seeds=[99], seeds=[0],
+    )  # fmt: skip
+    text = summary(Result(study, {}, comparison))
+    assert text == "Test MeanSquaredError of a, mean of 1 paired seed: there is equal alone, at 0.700."
 
 
 def test_a_small_lead_of_many_is_no_lead(said):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +69,16 @@ class Helmholtz(Problem):
 
     Units:
         The metric of every task is the relative L2 error of the solution at the task's points, without unit; that of
-        ``equation`` is the error in the domain, by which the problem is judged. 1 is that of u = 0.
+        ``equation`` is the error in the domain, by which runs are judged, on validation as on test: the losses are too far
+        apart for their ratios to L(0) to tell a good solution. 1 is that of u = 0.
 
     References:
         Raissi, Perdikaris and Karniadakis 2019, "Physics-informed neural networks", Journal of Computational Physics 378. The
         equation as a case of unequal losses: Wang, Teng and Perdikaris 2021, "Understanding and mitigating gradient flow
         pathologies in physics-informed neural networks", SIAM Journal on Scientific Computing 43(5), section 4.1.
     """
+
+    judged_by: ClassVar[str] = "equation"
 
     steps: int = 3000
     batch_size: int = 128

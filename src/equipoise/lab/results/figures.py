@@ -17,7 +17,7 @@ from equipoise.lab.record import Record
 from equipoise.lab.results.cells import metric_of, read, relative_loss_of
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.palette import method_colors, task_colors
-from equipoise.lab.results.selection import criterion, selected
+from equipoise.lab.results.selection import criterion, measure, selected
 
 _TEXT, _GRID = "#7c8794", "rgba(128,128,128,0.25)"
 """Text and lines that can be seen on white and on black."""
@@ -84,7 +84,9 @@ class Panel:
 def opening(comparison: Comparison) -> list[Panel]:
     """The fall of all losses together with the steps at which runs are read, and the trade-off between the tasks."""
     lines = _method_lines(comparison, lambda record: list(criterion(record)), "solid")
-    whole = _panel("task-normalised validation loss; dots where runs are read", "mean L/L(0)", lines, _scale(lines))
+    first = comparison.records[0]
+    unit = "error" if first.judged_by else "mean L/L(0)"
+    whole = _panel(f"{measure(first, 'validation')}; dots where runs are read", unit, lines, _scale(lines))
     if whole.drawn is not None:
         whole = _with_dots(whole, comparison)
     return [whole, _trade_off(comparison) if len(comparison.tasks) == 2 else _by_task(comparison)]

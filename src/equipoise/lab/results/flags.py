@@ -8,7 +8,7 @@ import numpy as np
 
 from equipoise.lab.record import Record
 from equipoise.lab.results.comparison import Comparison
-from equipoise.lab.results.selection import converged, criterion, divergence, read_early
+from equipoise.lab.results.selection import converged, criterion, divergence, measure, read_early
 
 
 def flags(comparison: Comparison) -> list[str]:
@@ -29,7 +29,7 @@ def _unsettled(method: str, runs: Mapping[int, Record]) -> Iterator[str]:
         yield f"{method}: {early} of {len(runs)} runs are read before a fifth of their steps; what followed made them worse."
     if falling := sum(converged(run) is False for run in sound):
         yield (
-            f"{method}: {falling} of {len(runs)} runs have not converged: their smallest task-normalised validation loss "
+            f"{method}: {falling} of {len(runs)} runs have not converged: their smallest {measure(sound[0], 'validation')} "
             "fell by 1 % or more over the last 20 % of the steps."
         )
 

@@ -11,6 +11,7 @@ from equipoise.lab.record import RunSpec
 from equipoise.lab.results.cells import HIDES, TURNED, Row
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.format import WITHHELD
+from equipoise.lab.results.selection import measure
 
 
 def format_spec(spec: RunSpec) -> str:
@@ -23,7 +24,8 @@ def legend(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     """How the table is read, in sentences."""
     other = comparison.reference
     lines = [
-        "Test split: mean over seeds ± half of its 95 % t-interval, where the task-normalised validation loss is smallest.",
+        "Test split: mean over seeds ± half of its 95 % t-interval, where the "
+        f"{measure(comparison.records[0], 'validation')} is smallest.",
         f"Then the paired difference from {other}, with its interval. ✓ better and ✗ worse than {other}: p < 0.05 by the "
         "paired t-test after Holm's correction, for the tasks and for the summary each.",
         f"Changes against {other} in %: positive is worse; each metric weighs the same.",

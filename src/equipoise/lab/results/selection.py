@@ -1,7 +1,8 @@
 """The step at which a run is read, and whether it can be read at all.
 
 The test split is read at one evaluation of each run, chosen on the validation split by a criterion fixed beforehand: the
-smallest task-normalised loss ``mean_i L_i / L_i(0)``. The last evaluation is read beside it.
+smallest task-normalised loss ``mean_i L_i / L_i(0)``, or the smallest error of the task by which the problem is judged. The
+last evaluation is read beside it.
 """
 
 from __future__ import annotations
@@ -44,17 +45,30 @@ def normalised_loss(evaluation: Evaluation) -> NDArray[np.float64]:
     return np.asarray(np.mean(list(relative_losses(evaluation).values()), axis=0))
 
 
+def judged(record: Record, evaluation: Evaluation) -> NDArray[np.float64]:
+    """The task-normalised loss of a run's evaluation ``(E,)``, or the error of the task by which the problem is judged."""
+    if record.judged_by:
+        return np.asarray(evaluation.metrics[record.judged_by], dtype=float)
+    return normalised_loss(evaluation)
+
+
+def measure(record: Record, split: str) -> str:
+    """What `judged` gives on a split, in words."""
+    error = {task.name: task.metric.name for task in record.tasks}.get(record.judged_by)
+    return f"{split} {error} of {record.judged_by}" if error else f"task-normalised {split} loss"
+
+
 def criterion(record: Record) -> NDArray[np.float64]:
-    """The task-normalised validation loss ``(E,)``; of a run that trains a single task, that of this task."""
+    """What is `judged` on the validation split ``(E,)``; of a run that trains a single task, this task's relative loss."""
     if record.spec.method == "single_task":
         return relative_losses(record.validation)[record.spec.method_settings["task"]]
-    return normalised_loss(record.validation)
+    return judged(record, record.validation)
 
 
 def selected(record: Record) -> int:
     """Index of the evaluation at which the test split is read.
 
-    It is the one with the smallest task-normalised validation loss, or the last one where that is not defined.
+    It is the one with the smallest value of the `criterion`, or the last one where that is not defined.
     """
     values = criterion(record)
     return int(np.nanargmin(values)) if np.isfinite(values).any() else len(values) - 1
@@ -76,7 +90,7 @@ def read_early(record: Record) -> bool:
 
 
 def converged(record: Record) -> bool | None:
-    """Whether the smallest task-normalised validation loss fell by less than 1 % over the last 20 % of the steps.
+    """Whether the smallest value of the `criterion` fell by less than 1 % over the last 20 % of the steps.
 
     None where that is not defined, or where the run was not evaluated in both parts.
     """

@@ -34,6 +34,7 @@ def check_problem(problem: Problem, methods: Iterable[Method]) -> None:
             names the split or the task.
     """
     problem = perturbed(problem)
+    _check_judge(problem)
     with torch.random.fork_rng(devices=[]):
         with _named("network", problem):
             network = problem.network()
@@ -109,6 +110,15 @@ def check_data(splits: Splits, problem: Problem) -> Splits:
         for task, targets in split.targets.items():
             _check_finite(f"split {part!r}, targets of task {task!r}", targets, split.labelled.get(task))
     return splits
+
+
+def _check_judge(problem: Problem) -> None:
+    errors = [task.name for task in problem.tasks if not task.metric().higher_is_better]
+    if problem.judged_by and problem.judged_by not in errors:
+        raise ValueError(
+            f"judged_by: wanted a task with a metric that is better when it is smaller ({', '.join(errors) or 'none is'}), found "
+            f"{problem.judged_by!r}"
+        )
 
 
 @contextmanager

@@ -129,6 +129,7 @@ def _record(problem: Problem, spec: RunSpec, training: Training, threads: int) -
         groups=_groups(perturbed(problem)),
         title=title_of(problem),
         diverged=training.diverged,
+        judged_by=problem.judged_by,
     )
 
 

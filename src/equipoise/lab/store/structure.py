@@ -37,6 +37,8 @@ def check_structure(record: Record) -> None:
                 raise ValueError(f"{place}.{task}: wanted {length} values, found {len(values)}")
     for place in ("floor_hits", "cap_hits"):
         _check_tasks(place, getattr(record, place), tasks)
+    if record.judged_by not in ("", *tasks):
+        raise ValueError(f"judged_by: wanted one of the tasks {tasks} or nothing, found {record.judged_by!r}")
     for path, members in record.groups.items():
         if not set(members) <= set(tasks):
             raise ValueError(f"groups.{path}: wanted some of the tasks {tasks}, found {list(members)}")

@@ -85,7 +85,7 @@ def cost_figure(result: Result) -> go.Figure:
             hovertemplate="%{fullData.name}<br>after %{x:,d} steps: %{y:.4g}<extra></extra>",
         )
     figure.update_xaxes(title_text="training steps of the search, all trials and seeds", rangemode="tozero")
-    figure.update_yaxes(title_text="smallest validation mean L/L(0) so far")
+    figure.update_yaxes(title_text="smallest validation loss so far")
     return figure
 
 
@@ -106,7 +106,7 @@ def trials_figure(result: Result, setting: str) -> go.Figure:
         )
     space = result.study.space[setting]
     figure.update_xaxes(title_text=setting, type="log" if isinstance(space, Range) and space.log else "linear")
-    figure.update_yaxes(title_text="validation mean L/L(0)")
+    figure.update_yaxes(title_text="validation loss")
     return figure
 
 

@@ -34,8 +34,8 @@ class Trial:
         method: The method with the settings of the trial.
         searched: The searched settings, by name.
         at_edge: The searched settings that lie at an edge of their space.
-        value: The task-normalised validation loss where the runs are read, a mean over the tuning seeds; infinite if one of
-            them diverged.
+        value: The validation loss by which runs are judged, where they are read, a mean over the tuning seeds; infinite if
+            one of them diverged.
         steps: Training steps of the trial, of all its seeds.
     """
 
@@ -127,7 +127,7 @@ def runs_of(study: Study, problem: Problem, method: Method, seeds: Sequence[int]
 
 
 def validation_loss(record: Record) -> float:
-    """The task-normalised validation loss where the run is read; infinite for one that diverged."""
+    """The value of the `criterion` where the run is read; infinite for one that diverged."""
     value = float(criterion(record)[selected(record)])
     return value if diverged_at(record) is None and math.isfinite(value) else math.inf
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from equipoise.lab.record import Record
-from equipoise.lab.results.selection import diverged_at, normalised_loss, selected
+from equipoise.lab.results.selection import diverged_at, judged, measure, selected
 from equipoise.lab.results.statistics import Estimate, estimate, holm, paired_difference
 from equipoise.lab.studies.run import Result
 
@@ -39,7 +39,7 @@ class Pair:
 
 
 def final_losses(result: Result) -> dict[str, dict[int, float]]:
-    """The task-normalised test loss of the final runs, by method and seed; NaN for a run that diverged."""
+    """The test loss by which the final runs are judged, by method and seed; NaN for a run that diverged."""
     return {
         label: {seed: _loss(record) for seed, record in runs.items()} for label, runs in result.comparison.runs.items()
     }
@@ -60,15 +60,16 @@ def pairs(losses: Mapping[str, Mapping[int, float]]) -> list[Pair]:
 
 
 def summary(result: Result) -> str:
-    """Who is ahead in the task-normalised test loss on the final seeds, or that nobody is."""
+    """Who is ahead on the test split on the final seeds, in the loss by which runs are judged, or that nobody is."""
     losses = final_losses(result)
     means = {label: estimate(list(values.values())).mean for label, values in losses.items()}
     ranked = sorted((label for label in means if math.isfinite(means[label])), key=lambda label: means[label])
     seeds = len(result.study.seeds)
-    measure = f"Task-normalised test loss, mean of {seeds} paired seed{'s' if seeds > 1 else ''}"
+    what = measure(result.comparison.records[0], "test")
+    of_seeds = f"{what[0].upper()}{what[1:]}, mean of {seeds} paired seed{'s' if seeds > 1 else ''}"
     lost = "".join(f" {label} diverged." for label in means if label not in ranked)
     if not ranked:
-        return f"{measure}: no method has a sound run.{lost}"
+        return f"{of_seeds}: no method has a sound run.{lost}"
     best, *others = ranked
     told = {
         ({pair.better, pair.worse} - {best}).pop(): pair for pair in pairs(losses) if best in (pair.better, pair.worse)
@@ -82,7 +83,7 @@ def summary(result: Result) -> str:
     else:
         names = ", ".join([best, *(pair.worse for pair in level)])
         lead = f"nobody is ahead; {names} are not told apart ({best} has the smallest mean, {means[best]:.3f})."
-    text = [f"{measure}: {lead}"]
+    text = [f"{of_seeds}: {lead}"]
     if level:
         text.append(f"Not told apart from {best}: {_listed(level)}.")
     if behind:
@@ -94,7 +95,7 @@ def summary(result: Result) -> str:
 
 
 def _loss(record: Record) -> float:
-    value = float(normalised_loss(record.test)[selected(record)])
+    value = float(judged(record, record.test)[selected(record)])
     return value if diverged_at(record) is None else math.nan
 
 

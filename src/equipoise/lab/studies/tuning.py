@@ -36,7 +36,8 @@ def caption(study: Study) -> str:
     """How the table of the search is read."""
     seeds = ", ".join(map(str, study.tuning_seeds))
     return (
-        f"Validation loss: task-normalised, mean L/L(0), the smallest of a run, a mean over the tuning seeds {seeds}. At the "
+        "Validation loss: task-normalised, mean L/L(0), or the error by which the problem is judged; the smallest of a run, a "
+        f"mean over the tuning seeds {seeds}. At the "
         "edge: the best value lies in the outer tenth of its range or is the first or last of its list, so that a wider "
         "search could find a better one."
     )
