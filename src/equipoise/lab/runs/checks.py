@@ -116,8 +116,8 @@ def _check_judge(problem: Problem) -> None:
     errors = [task.name for task in problem.tasks if not task.metric().higher_is_better]
     if problem.judged_by and problem.judged_by not in errors:
         raise ValueError(
-            f"judged_by: wanted a task with a metric that is better when it is smaller ({', '.join(errors) or 'none is'}), found "
-            f"{problem.judged_by!r}"
+            f"judged_by: wanted a task with a metric that is better when it is smaller ({', '.join(errors) or 'none is'}), "
+            f"found {problem.judged_by!r}"
         )
 
 
