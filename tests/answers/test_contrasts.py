@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 from generate.answers.contrasts import (
-    CHANGE,
-    LOSS,
     Contrast,
     against,
     block,
@@ -19,6 +17,7 @@ from generate.answers.contrasts import (
     said,
     standing,
 )
+from generate.answers.measures import LOSS, LOSS_CHANGE, METRICS_CHANGE, mean_metric
 from hypothesis import given
 from hypothesis import strategies as st
 from lab.conftest import synthetic_record
@@ -63,7 +62,7 @@ def test_a_difference_that_does_not_hold_up_is_not_claimed_and_says_why(reason):
 @given(st.floats(-0.05, 0.05), st.floats(1e-4, 0.05))
 def test_level_means_that_the_whole_interval_lies_inside_the_margin(mean, half):
     difference = Estimate(mean, half, 5)
-    for measure, scale in ((LOSS, 1.0), (CHANGE, 100.0)):
+    for measure, scale in ((LOSS, 1.0), (METRICS_CHANGE, 100.0)):
         wide = Estimate(scale * mean, scale * half, 5)
         outcome = Contrast("toy", "a", "b", measure, Cell(wide, wide, 0.5), 5).outcome
         inside = mean - half > -0.02 and mean + half < 0.02
@@ -126,14 +125,21 @@ def test_a_contrast_reads_the_paired_difference_of_the_normalised_test_loss():
     one = contrast(found, "toy", "gradnorm", "equal")
     assert one.difference.mean == pytest.approx(-0.29 / 3)
     assert one.cell.value.mean == pytest.approx(1.51 / 3)
-    in_percent = contrast(found, "toy", "gradnorm", "equal", CHANGE).difference.mean
-    assert in_percent == pytest.approx(-100 * (0.1 / 0.5 + 0.1 / 0.6 + 0.09 / 0.7) / 3)
+    for measure in (METRICS_CHANGE, LOSS_CHANGE):
+        in_percent = contrast(found, "toy", "gradnorm", "equal", measure).difference.mean
+        assert in_percent == pytest.approx(-100 * (0.1 / 0.5 + 0.1 / 0.6 + 0.09 / 0.7) / 3)
+
+
+def test_of_a_metric_that_rises_more_is_better():
+    found = comparison(equal=[0.5, 0.6, 0.7], gradnorm=[0.6, 0.7, 0.81])
+    for higher, outcome in ((True, "better"), (False, "worse")):
+        measure = mean_metric("", "score", 0.01, higher_is_better=higher)
+        (one,) = block([contrast(found, "toy", "gradnorm", "equal", measure)])
+        assert one.outcome == outcome
 
 
 def test_methods_are_counted_and_the_smallest_mean_is_named():
     found = comparison(equal=[0.5, 0.6, 0.7], gradnorm=[0.4, 0.5, 0.61], cov=[0.501, 0.601, 0.7])
     contrasts = against({"toy": found}, "equal")
     assert counted(contrasts) == {"better": 1, "worse": 0, "level": 1, "not told apart": 0, "diverged": 0}
-    assert standing("toy", found) == (
-        "On toy gradnorm has the smallest mean, 0.503; it is better than 2 of the 2 others."
-    )
+    assert standing("toy", found) == ("On toy gradnorm has the best mean, 0.503; it is better than 2 of the 2 others.")

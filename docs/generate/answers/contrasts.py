@@ -8,55 +8,18 @@ methods are level only if the whole 95 % interval lies inside a margin; else the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from equipoise.lab.results.cells import Cell, Readings, compared, readings, relative_loss_of
-from equipoise.lab.results.changes import Changes
+from equipoise.lab.results.cells import Cell
 from equipoise.lab.results.comparison import Comparison
-from equipoise.lab.results.selection import last
 from equipoise.lab.results.statistics import CONFIDENCE, Estimate, estimate, holm
+
+from .measures import LOSS, Measure
 
 Outcome = Literal["better", "worse", "level", "not told apart", "diverged"]
 OUTCOMES: tuple[Outcome, ...] = ("better", "worse", "level", "not told apart", "diverged")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A quantity of a run by which methods are compared; smaller is better.
-
-    Attributes:
-        name: The quantity in words.
-        margin: Two methods are level if the whole interval of their difference is smaller.
-        unit: The unit, with a space before it.
-        cell: The value of a method on a problem, and its paired difference from a reference.
-    """
-
-    name: str
-    margin: float
-    unit: str
-    cell: Callable[[Comparison, str, str], Cell]
-
-
-def _loss(comparison: Comparison, method: str, reference: str) -> Cell:
-    quantities = [relative_loss_of(task.name) for task in comparison.tasks]
-    ours, theirs = (readings(comparison.runs[label], quantities) for label in (method, reference))
-    return compared(ours, theirs, higher_is_better=False)
-
-
-def _change(comparison: Comparison, method: str, reference: str) -> Cell:
-    changes = Changes(comparison, lambda task: comparison.runs[reference], relative=True)
-    found, at_last = changes.of(method), changes.of(method, last)
-    ours = Readings(*([some[metric] for metric in changes.metrics] for some in (found, at_last)))
-    nothing = Readings(*([dict.fromkeys(each, 0.0) for each in some] for some in (ours.selected, ours.last)))
-    return compared(ours, nothing, higher_is_better=False)
-
-
-LOSS = Measure("task-normalised test loss", 0.02, "", _loss)
-"""The mean of L/L(0) over the tasks."""
-CHANGE = Measure("change of the test metrics", 2.0, " %", _change)
-"""The mean change of all test metrics in %; positive is worse."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +44,7 @@ class Contrast:
 
     @property
     def difference(self) -> Estimate:
-        """The paired difference, method minus reference: below 0 the method is better."""
+        """The paired difference, method minus reference."""
         return self.cell.difference or Estimate(math.nan, math.nan, 0)
 
     @property
@@ -91,7 +54,7 @@ class Contrast:
         if self.cell.diverged or not math.isfinite(difference.mean):
             return "diverged"
         if self.cell.p_value < 1 - CONFIDENCE and not self.cell.withheld:
-            return "better" if difference.mean < 0 else "worse"
+            return "better" if (difference.mean > 0) == self.measure.higher_is_better else "worse"
         if abs(difference.mean) + difference.half_width < self.measure.margin:
             return "level"
         return "not told apart"
@@ -188,11 +151,11 @@ def against(
 
 
 def standing(problem: str, comparison: Comparison, measure: Measure = LOSS) -> str:
-    """Who has the smallest mean on a problem, and how many of the others it is better than, corrected for all of them."""
+    """Who has the best mean on a problem, and how many of the others it is better than, corrected for all of them."""
     means = {label: measure.cell(comparison, label, comparison.reference).value.mean for label in comparison.runs}
     sound = [label for label in means if math.isfinite(means[label]) and not comparison.diverged[label]]
-    best = min(sound, key=lambda label: means[label])
+    best = (max if measure.higher_is_better else min)(sound, key=lambda label: means[label])
     found = block(contrast(comparison, problem, best, other, measure) for other in sound if other != best)
     beaten = [each.reference for each in found if each.outcome == "better"]
     verdict = f"better than {len(beaten)} of the {len(found)} others" if beaten else "told apart from no other"
-    return f"On {problem} {best} has the smallest mean, {means[best]:.3g}; it is {verdict}."
+    return f"On {problem} {best} has the best mean, {means[best]:.3g}; it is {verdict}."

@@ -37,8 +37,8 @@ def page() -> Page:
         picture=forest(contrasts, "Every method against equal weights"),
         alt="Difference of every method from equal weights, with intervals",
         table=table(contrasts, found),
-        for_user="Give every method its own learning rate before you compare them, and standardise the targets: a rate that all "
-        "share favours the method whose rate it happens to be.",
+        for_user="Give every method its own learning rate before you compare them, and standardise the targets: a rate that "
+        "all share favours the method whose rate it happens to be.",
         limits="The toy has a fifth of its size here, two tasks, one draw of its matrices and Adam; the tables say which runs "
         "have not converged after 2000 steps. Ten tasks, the full size, SGD and longer runs are not answered by this page.",
         studies=STUDIES,

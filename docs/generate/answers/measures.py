@@ -1,0 +1,96 @@
+"""The quantities by which the answers compare methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from equipoise.lab.results.cells import (
+    Cell,
+    Quantity,
+    Readings,
+    compared,
+    metric_of,
+    metrics_of,
+    readings,
+    relative_loss_of,
+)
+from equipoise.lab.results.changes import Changes
+from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.selection import last
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity of a run by which methods are compared.
+
+    Attributes:
+        name: The quantity in words.
+        margin: Two methods are level if the whole interval of their difference is smaller.
+        cell: The value of a method on a problem, and its paired difference from a reference.
+        unit: The unit of a measure whose value itself is a change against the reference, with a space before it.
+        higher_is_better: The direction.
+    """
+
+    name: str
+    margin: float
+    cell: Callable[[Comparison, str, str], Cell]
+    unit: str = ""
+    higher_is_better: bool = False
+
+
+def _mean(comparison: Comparison, method: str, reference: str, quantities: Sequence[Quantity], higher: bool) -> Cell:
+    ours, theirs = (readings(comparison.runs[label], quantities) for label in (method, reference))
+    return compared(ours, theirs, higher)
+
+
+def _loss(comparison: Comparison, method: str, reference: str) -> Cell:
+    quantities = [relative_loss_of(task.name) for task in comparison.tasks]
+    return _mean(comparison, method, reference, quantities, higher=False)
+
+
+def _against_nothing(ours: Readings) -> Cell:
+    nothing = Readings(*([dict.fromkeys(each, 0.0) for each in some] for some in (ours.selected, ours.last)))
+    return compared(ours, nothing, higher_is_better=False)
+
+
+def _metrics_change(comparison: Comparison, method: str, reference: str) -> Cell:
+    changes = Changes(comparison, lambda task: comparison.runs[reference], relative=True)
+    found, at_last = changes.of(method), changes.of(method, last)
+    return _against_nothing(Readings(*([some[metric] for metric in changes.metrics] for some in (found, at_last))))
+
+
+def _loss_change(comparison: Comparison, method: str, reference: str) -> Cell:
+    quantities = [relative_loss_of(task.name) for task in comparison.tasks]
+    ours, theirs = (readings(comparison.runs[label], quantities) for label in (method, reference))
+    parts = []
+    for mine, base in ((ours.selected, theirs.selected), (ours.last, theirs.last)):
+        seeds = mine[0].keys() & base[0].keys()
+        sums = {seed: (sum(each[seed] for each in mine), sum(each[seed] for each in base)) for seed in sorted(seeds)}
+        parts.append([{seed: 100 * (one / other - 1) for seed, (one, other) in sums.items()}])
+    return replace(_against_nothing(Readings(*parts)), withheld=_loss(comparison, method, reference).withheld)
+
+
+LOSS = Measure("task-normalised test loss", 0.02, _loss)
+"""The mean of L/L(0) over the tasks."""
+LOSS_CHANGE = Measure("change of the task-normalised test loss", 2.0, _loss_change, " %")
+"""The change of the mean of L/L(0) in %: for problems whose losses fall to different parts of their start."""
+METRICS_CHANGE = Measure("change of the test metrics", 2.0, _metrics_change, " %")
+"""The mean change of all test metrics in %; positive is worse."""
+
+
+def mean_metric(name: str, title: str, margin: float, *, higher_is_better: bool) -> Measure:
+    """The mean of a test metric over the tasks.
+
+    Args:
+        name: The further metric's name; empty for the main one.
+        title: The metric in words.
+        margin: Half the width of what counts as level.
+        higher_is_better: The direction.
+    """
+
+    def cell(comparison: Comparison, method: str, reference: str) -> Cell:
+        tasks = [task.name for task in comparison.tasks if name in metrics_of(task)]
+        return _mean(comparison, method, reference, [metric_of(task, name) for task in tasks], higher_is_better)
+
+    return Measure(title, margin, cell, higher_is_better=higher_is_better)
