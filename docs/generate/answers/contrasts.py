@@ -77,16 +77,22 @@ def block(contrasts: Iterable[Contrast]) -> list[Contrast]:
 
 def said(one: Contrast, *, where: bool = True) -> str:
     """A contrast in one sentence, with interval, p-value and number of seeds."""
+    ours, theirs = quoted(one.method), quoted(one.reference)
     place = f" on {one.problem}" if where else ""
     if one.outcome == "diverged":
-        return f"{one.method} cannot be compared with {one.reference}{place}: a run diverged."
+        return f"{ours} cannot be compared with {theirs}{place}: a run diverged."
     words = {
-        "better": f"{one.method} is better than {one.reference}",
-        "worse": f"{one.method} is worse than {one.reference}",
-        "level": f"{one.method} and {one.reference} are level",
-        "not told apart": f"{one.method} and {one.reference} are not told apart",
+        "better": f"{ours} is better than {theirs}",
+        "worse": f"{ours} is worse than {theirs}",
+        "level": f"{ours} and {theirs} are level",
+        "not told apart": f"{ours} and {theirs} are not told apart",
     }[one.outcome]
     return f"{words}{place}: {figures(one)}."
+
+
+def quoted(method: str) -> str:
+    """The name of a method within a sentence."""
+    return f"“{method}”" if " " in method and method != "1 / L(0)" else method
 
 
 def figures(one: Contrast) -> str:
@@ -114,6 +120,22 @@ def interval(value: Estimate, unit: str = "") -> str:
 def counted(contrasts: Sequence[Contrast]) -> dict[Outcome, int]:
     """How many contrasts come to what."""
     return {outcome: sum(each.outcome == outcome for each in contrasts) for outcome in OUTCOMES}
+
+
+def tally(contrasts: Sequence[Contrast], method: str) -> str:
+    """How a method does over the problems of a block, and the mean over them with its interval."""
+    ours = [each for each in contrasts if each.method == method]
+    reference, measure = ours[0].reference, ours[0].measure
+    words = []
+    for outcome, number in counted(ours).items():
+        if number:
+            names = listed([each.problem for each in ours if each.outcome == outcome])
+            words.append(f"{outcome} on {number} ({names})" if number <= 4 else f"{outcome} on {number}")
+    text = f"{quoted(method)} against {quoted(reference)} on {len(ours)} problems: {', '.join(words)}"
+    sound = [each for each in ours if each.outcome != "diverged"]
+    if len(sound) > 1:
+        text += f"; {measure.name}, mean over problems: {interval(mean_over_problems(sound), measure.unit)}"
+    return f"{text}."
 
 
 def mean_over_problems(contrasts: Sequence[Contrast]) -> Estimate:
@@ -158,4 +180,4 @@ def standing(problem: str, comparison: Comparison, measure: Measure = LOSS) -> s
     found = block(contrast(comparison, problem, best, other, measure) for other in sound if other != best)
     beaten = [each.reference for each in found if each.outcome == "better"]
     verdict = f"better than {len(beaten)} of the {len(found)} others" if beaten else "told apart from no other"
-    return f"On {problem} {best} has the best mean, {means[best]:.3g}; it is {verdict}."
+    return f"On {problem} {quoted(best)} has the best mean, {means[best]:.3g}; it is {verdict}."

@@ -9,9 +9,11 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.format import format_estimate
 from equipoise.lab.results.markdown import escape
 
-from .contrasts import Contrast
+from .contrasts import Contrast, listed
 from .pictures import SIGNS
 from .records import study
+
+_US = "python -m docs.generate.answers"
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Page:
         title: The title.
         asked_by: Who asked.
         question: The question in one line.
-        line: The answer in one line, for the index.
-        answer: The answer: sentences with their figures.
+        line: The answer in one sentence with its figures, here and in the index.
+        answer: Further sentences with their figures.
         predictions: What was expected, and what came.
         picture: The picture, as SVG.
         alt: The picture in words.
@@ -75,7 +77,8 @@ def written(name: str, page: Page) -> str:
     parts = [
         f"# {page.title}",
         f"**Question** ({page.asked_by}). {page.question}",
-        "**Answer.** " + " ".join(map(escape, page.answer)),
+        f"**Answer.** {escape(page.line)}",
+        "\n".join(f"- {escape(each)}" for each in page.answer),
         "## Expected beforehand",
         *(_prediction(each) for each in page.predictions),
         "## The picture",
@@ -99,16 +102,17 @@ def _prediction(each: Prediction) -> str:
 
 
 def _commands(studies: Sequence[str]) -> str:
-    lines = ["```sh"]
-    for name in studies:
-        lines.append(f"equipoise study studies/{name}.py --runs runs/{name}      # all runs anew")
-        lines.append(f"python -m docs.generate.answers keep {name} runs/{name}   # their records in the place of these")
-        lines.append(
-            f"python -m docs.generate.answers rerun {name}              # one record, drawn at random, run again"
-        )
-    lines += ["make answers   # this page from the committed records", "```"]
+    lines = [f"equipoise study studies/{name}.py --runs runs/{name}" for name in studies]
+    first = studies[0]
+    steps = {
+        "All runs anew": lines,
+        "Their records in the place of the committed ones, here of the first study": [f"{_US} keep {first} runs/{first}"],
+        "One committed record, drawn at random, run again and compared to the last digit": [f"{_US} rerun {first}"],
+        "This page from the committed records": ["make answers"],
+    }
+    parts = ["\n".join([f"{words}:", "", "```sh", *commands, "```"]) for words, commands in steps.items()]
     links = ", ".join(f"[{study(name).title}](tables/{name}.md)" for name in studies if has_tables(name))
-    return "\n".join(lines) + (f"\n\nEvery row, and the search of every method: {links}." if links else "")
+    return "\n\n".join([*parts, *([f"Every row, and the search of every method: {links}."] if links else [])])
 
 
 def has_tables(name: str) -> bool:
@@ -126,15 +130,15 @@ def table(contrasts: Sequence[Contrast], comparisons: Mapping[str, Comparison]) 
     problems = list(dict.fromkeys(each.problem for each in contrasts))
     methods = list(dict.fromkeys(each.method for each in contrasts))
     by_place = {(each.method, each.problem): each for each in contrasts}
-    first = contrasts[0]
-    lines = [["method", *problems], [":--", *["--:"] * len(problems)]]
-    lines.append([first.reference, *(_reference(first, comparisons[problem]) for problem in problems)])
+    first = {problem: next(each for each in contrasts if each.problem == problem) for problem in problems}
+    lines = [[contrasts[0].reference, *(_reference(each, comparisons[name]) for name, each in first.items())]]
     for method in methods:
         cells = (by_place.get((method, problem)) for problem in problems)
         lines.append([method, *("" if each is None else cell(each) for each in cells)])
-    head, rule, *body = lines
-    shown = [_line(map(escape, head)), _line(rule), *(_line(map(escape, line)) for line in body)]
-    return "\n".join(shown) + "\n\n" + escape(legend(first))
+    heads = ["method", *(_head(each) for each in first.values())]
+    shown = [_line(map(escape, heads)), _line([":--", *["--:"] * len(problems)])]
+    shown += [_line(map(escape, line)) for line in lines]
+    return "\n".join(shown) + "\n\n" + escape(legend(contrasts))
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -159,16 +163,22 @@ def cell(each: Contrast) -> str:
     return f"{format_estimate(each.cell.value, compact=True)} ({difference}) {sign}".rstrip()
 
 
-def legend(first: Contrast) -> str:
+def _head(each: Contrast) -> str:
+    return f"{each.problem} {'↑' if each.measure.higher_is_better else '↓'}"
+
+
+def legend(contrasts: Sequence[Contrast]) -> str:
     """How a table of contrasts is read."""
-    measure, other = first.measure, first.reference
-    kind = f"{measure.name[0].upper()}{measure.name[1:]}"
-    if measure.unit:
-        kind += f" against {other} in{measure.unit}; positive is worse"
+    measures = list({each.measure.name: each.measure for each in contrasts}.values())
+    reference, first = contrasts[0].reference, measures[0]
+    kind = listed([measure.name for measure in measures])
+    if first.unit:
+        kind += f" against {reference} in{first.unit}; positive is worse"
     else:
-        kind += f", mean over seeds; in brackets the paired difference from {other}"
+        kind += f", mean over seeds; in brackets the paired difference from {reference}"
+    margins = listed([f"±{m.margin:g}{m.unit}" + (f" ({m.name})" if len(measures) > 1 else "") for m in measures])
     return (
-        f"{kind}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ worse: p < 0.05 by the paired "
-        "t-test after Holm's correction for the whole table, with the same sign at the last step and no task that goes the "
-        f"other way. = level: the whole interval lies inside ±{measure.margin:g}{measure.unit}. No mark: not told apart."
+        f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ worse: "
+        "p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the last step and no "
+        f"task that goes the other way. = level: the whole interval lies inside {margins}. No mark: not told apart."
     )

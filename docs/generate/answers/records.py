@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -54,8 +56,20 @@ def records(name: str) -> tuple[Record, ...]:
 
 @cache
 def results(name: str) -> tuple[Result, ...]:
-    """The outcome of a study on each of its problems."""
-    return tuple(replay_study(study(name), records(name)))
+    """The outcome of a study on each of its problems. It needs no data."""
+    with _tasks_of(records(name), study(name)):
+        return tuple(replay_study(study(name), records(name)))
+
+
+@contextmanager
+def _tasks_of(found: Sequence[Record], declared: Study) -> Iterator[None]:
+    """Problems that read their tasks from data take them from the records."""
+    with ExitStack() as stack:
+        for cls in {type(problem) for problem in declared.problems if problem.tasks_from_data}:
+            (problem,) = (each for each in declared.problems if type(each) is cls)
+            record = next(each for each in found if each.spec.problem == Path(source_of(problem)).stem)
+            stack.enter_context(patch.multiple(cls, tasks=record.tasks, groups=record.groups))
+        yield
 
 
 def keep(name: str, folder: Path) -> None:

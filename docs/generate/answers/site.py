@@ -9,12 +9,12 @@ from equipoise.lab.results.markdown import escape
 from equipoise.lab.studies.tuning import to_document
 
 from ..pages import ROOT
-from . import toy
+from . import biology, groups, toy
 from .page import has_tables, written
 from .records import is_there, results
 
 PAGES = ROOT / "docs" / "answers"
-ANSWERS: dict[str, ModuleType] = {"toy": toy}
+ANSWERS: dict[str, ModuleType] = {"toy": toy, "groups": groups, "biology": biology}
 """The module of every page in the order of the index, with the names of its studies and the function that gives the page."""
 
 
