@@ -13,9 +13,10 @@ from generate.answers.contrasts import (
     counted,
     figures,
     interval,
-    mean_over_problems,
+    mean_change,
     said,
     standing,
+    tally,
 )
 from generate.answers.measures import LOSS, LOSS_CHANGE, METRICS_CHANGE, mean_metric
 from hypothesis import given
@@ -101,10 +102,19 @@ def test_an_interval_is_written_to_two_digits_of_its_half():
     assert interval(Estimate(-12.34, 150.0, 3), " %") == "-12 % [-162, 138]"
 
 
-def test_the_mean_over_problems_has_the_interval_of_the_problems():
-    found = mean_over_problems([made([value - 0.1, value + 0.1]) for value in (1.0, 2.0, 3.0)])
-    assert (found.mean, found.n) == (pytest.approx(2.0), 3)
-    assert found.half_width == pytest.approx(2.484, abs=1e-3)
+def test_twice_as_much_and_half_as_much_cancel_in_the_mean_over_problems():
+    found = mean_change([made([change, change], measure=LOSS_CHANGE) for change in (100.0, -50.0)])
+    assert found.mean == pytest.approx(0, abs=1e-9)
+    three = mean_change([made([100 * (math.e**log - 1)] * 2, measure=LOSS_CHANGE) for log in (1.0, 2.0, 3.0)])
+    assert (three.mean, three.n) == (pytest.approx(100 * (math.e**2 - 1)), 3)
+    assert three.high == pytest.approx(100 * (math.exp(2 + 2.484) - 1), rel=1e-3)  # 4.303 * 1 / sqrt(3) = 2.484
+
+
+def test_a_problem_on_which_a_run_diverged_is_counted_and_not_averaged():
+    sound = [made([change, change], measure=LOSS_CHANGE) for change in (10.0, 20.0)]
+    lost = made([900.0, 900.0], measure=LOSS_CHANGE, diverged=1)
+    assert mean_change([*sound, lost]).n == 2
+    assert "diverged on 1 (toy)" in tally([*sound, lost], "ours")
 
 
 def run(method, seed, final):

@@ -40,10 +40,26 @@ def page() -> Page:
             *(
                 not_ahead(name, words, [each for each in loss if each.problem == name], limit)
                 for name, words, limit in (
-                    ("yeast", "no method is ahead of equal weights by more than 2 % of the task-normalised test loss", 2.0),
-                    ("tox21", "No method is ahead of equal weights by more than 2 % of the task-normalised test loss", 2.0),
-                    ("toxcast", "No method is ahead of equal weights by more than 2 % of the task-normalised test loss.", 2.0),
-                    ("molecules", "No method is ahead of equal weights by more than 3 % of the task-normalised test loss", 3.0),
+                    (
+                        "yeast",
+                        "no method is ahead of equal weights by more than 2 % of the task-normalised test loss",
+                        2.0,
+                    ),
+                    (
+                        "tox21",
+                        "No method is ahead of equal weights by more than 2 % of the task-normalised test loss",
+                        2.0,
+                    ),
+                    (
+                        "toxcast",
+                        "No method is ahead of equal weights by more than 2 % of the task-normalised test loss.",
+                        2.0,
+                    ),
+                    (
+                        "molecules",
+                        "No method is ahead of equal weights by more than 3 % of the task-normalised test loss",
+                        3.0,
+                    ),
                 )
             ),
             not_ahead("tox21", "by 0.01 of the mean AUROC", _of(metrics, "tox21", AUROC), 0.01),
@@ -57,14 +73,14 @@ def page() -> Page:
             ),
         ],
         picture=forest(loss, "Every method against equal weights, with intervals"),
-        alt="Change of the task-normalised test loss of every method against equal weights on four biological problems, with 95 % "
-        "intervals",
+        alt="Change of the task-normalised test loss of every method against equal weights on four biological "
+        "problems, with 95 % intervals",
         table=table(metrics, {f"{name}, {m.name}": found[name] for name, some in METRICS.items() for m in some}),
         for_user=_advice(metrics),
-        limits="Networks on fingerprints and on measured features, some hundreds of steps, five seeds, one split of each data set: "
-        "molecules are split at random, which is easier than by scaffold. Nine labels in ten of molecules, most of toxcast "
-        "and a part of tox21 are missing. A larger machine would add all platforms and proteins, splits by scaffold, "
-        "and 8 trials for every static weight.",
+        limits="Networks on fingerprints and on measured features, some hundreds of steps, five seeds, one split of "
+        "each data set: molecules are split at random, which is easier than by scaffold. Nine labels in ten of "
+        "molecules, most of toxcast and a part of tox21 are missing. A larger machine would add all platforms and "
+        "proteins, splits by scaffold, and 8 trials for every static weight.",
         studies=STUDIES,
     )
 
@@ -93,6 +109,6 @@ def _advice(metrics: list[Contrast]) -> str:
     if helpful:
         return f"Start with equal weights; {listed(helpful)} did better by a metric of the field somewhere, and worse nowhere."
     return (
-        "Where all losses are of one kind and one size, start with equal weights and spend the effort on the learning rate: no "
-        "method was better by a metric of the field without being worse by another."
+        "Where all losses are of one kind and one size, start with equal weights and spend the effort on the learning "
+        "rate: no method was better by a metric of the field without being worse by another."
     )

@@ -132,15 +132,40 @@ def tally(contrasts: Sequence[Contrast], method: str) -> str:
             names = listed([each.problem for each in ours if each.outcome == outcome])
             words.append(f"{outcome} on {number} ({names})" if number <= 4 else f"{outcome} on {number}")
     text = f"{quoted(method)} against {quoted(reference)} on {len(ours)} problems: {', '.join(words)}"
-    sound = [each for each in ours if each.outcome != "diverged"]
-    if len(sound) > 1:
-        text += f"; {measure.name}, mean over problems: {interval(mean_over_problems(sound), measure.unit)}"
+    if measure.unit:
+        text += f"; {measure.name}, geometric mean over problems: {mean_change(ours)}"
     return f"{text}."
 
 
-def mean_over_problems(contrasts: Sequence[Contrast]) -> Estimate:
-    """The mean difference over problems, with the interval of a mean over problems."""
-    return estimate([each.difference.mean for each in contrasts])
+@dataclass(frozen=True)
+class Ends:
+    """A mean change in % with the ends of its 95 % interval, which need not lie alike on both sides.
+
+    Attributes:
+        mean: The mean.
+        low, high: The ends.
+        n: Number of values.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} % [{self.low:.1f}, {self.high:.1f}]"
+
+
+def mean_change(contrasts: Sequence[Contrast]) -> Ends:
+    """The geometric mean over problems of a change in %, so that half as much and twice as much cancel; diverged ones left out.
+
+    Example:
+        A change of +100 % and one of -50 % have the mean 0.
+    """
+    sound = [each for each in contrasts if each.outcome != "diverged"]
+    found = estimate([math.log1p(each.difference.mean / 100) for each in sound])
+    ends = (found.mean, found.mean - found.half_width, found.mean + found.half_width)
+    return Ends(*(100 * math.expm1(end) for end in ends), found.n)
 
 
 def listed(names: Sequence[str]) -> str:

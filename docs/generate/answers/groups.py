@@ -27,8 +27,8 @@ def page() -> Page:
     flat = {(each.problem, each.method): each for each in nested}
     scale_free = ("1 / L(0)", "uncertainty from log L(0)", "GradNorm")
     words_ahead = {
-        "groups": "Methods that take the scale off (1 / L(0), uncertainty weighting from log L(0), GradNorm) are ahead of equal "
-        "weights in the task-normalised test loss.",
+        "groups": "Methods that take the scale off (1 / L(0), uncertainty weighting from log L(0), GradNorm) are ahead "
+        "of equal weights in the task-normalised test loss.",
         "hierarchy": "methods that take the scale off are ahead of equal weights in the task-normalised test loss.",
     }
     gains = [each for each in nested if each.method == BOTH and each.outcome == "better"]
@@ -43,8 +43,8 @@ def page() -> Page:
     return Page(
         title="Groups and hierarchies of tasks",
         asked_by="review 1",
-        question="Tasks come in groups, correlated within and not between, or in a tree: is it better to balance groups first and "
-        "the tasks within them after?",
+        question="Tasks come in groups, correlated within and not between, or in a tree: is it better to balance "
+        "groups first and the tasks within them after?",
         line=tally(nested, BOTH),
         answer=[tally(nested, method) for method in (BOTH, ROOT, LEAVES)]
         + [tally(equal, method) for method in (FLAT, BOTH, "GradNorm")],
@@ -87,13 +87,13 @@ def page() -> Page:
             no_better("toxcast", "is no better than flat", [flat["toxcast", BOTH]]),
         ],
         picture=forest(nested, "Nested against flat balancing, with intervals"),
-        alt="Change of the task-normalised test loss of three ways of nested balancing against the flat closed form, problem by "
-        "problem, with 95 % intervals",
+        alt="Change of the task-normalised test loss of three ways of nested balancing against the flat closed form, "
+        "problem by problem, with 95 % intervals",
         table=table(equal, found),
-        for_user=f"{advice} Nest where a group should count as one task however many members it has: then the number of its "
-        "members no longer decides its weight. That is a choice about the objective, and no table can make it.",
-        limits="Two generated problems and two on data (twelve proteins, twenty-one assays of three platforms), with some hundreds "
-        "of steps and five seeds; one network each. Runs end before they converge. A larger machine would add all thirty "
-        "proteins and all twelve platforms, longer runs, more trials, and groups of very unequal size.",
+        for_user=f"{advice} Nest where a group should count as one task however many members it has: then the number "
+        "of its members no longer decides its weight. That is a choice about the objective, and no table can make it.",
+        limits="Two generated problems and two on data (twelve proteins, twenty-one assays of three platforms), with "
+        "some hundreds of steps and five seeds; one network each. Runs end before they converge. A larger machine "
+        "would add all thirty proteins and all twelve platforms, longer runs, more trials, and groups of very unequal size.",
         studies=STUDIES,
     )

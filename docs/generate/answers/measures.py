@@ -44,9 +44,15 @@ def _mean(comparison: Comparison, method: str, reference: str, quantities: Seque
     return compared(ours, theirs, higher)
 
 
+def _judged(comparison: Comparison) -> list[Quantity]:
+    """L/L(0) of every task, or the error of the task by which the problem is judged."""
+    if task := comparison.records[0].judged_by:
+        return [metric_of(task)]
+    return [relative_loss_of(task.name) for task in comparison.tasks]
+
+
 def _loss(comparison: Comparison, method: str, reference: str) -> Cell:
-    quantities = [relative_loss_of(task.name) for task in comparison.tasks]
-    return _mean(comparison, method, reference, quantities, higher=False)
+    return _mean(comparison, method, reference, _judged(comparison), higher=False)
 
 
 def _against_nothing(ours: Readings) -> Cell:
@@ -61,8 +67,7 @@ def _metrics_change(comparison: Comparison, method: str, reference: str) -> Cell
 
 
 def _loss_change(comparison: Comparison, method: str, reference: str) -> Cell:
-    quantities = [relative_loss_of(task.name) for task in comparison.tasks]
-    ours, theirs = (readings(comparison.runs[label], quantities) for label in (method, reference))
+    ours, theirs = (readings(comparison.runs[label], _judged(comparison)) for label in (method, reference))
     parts = []
     for mine, base in ((ours.selected, theirs.selected), (ours.last, theirs.last)):
         seeds = mine[0].keys() & base[0].keys()
@@ -72,9 +77,9 @@ def _loss_change(comparison: Comparison, method: str, reference: str) -> Cell:
 
 
 LOSS = Measure("task-normalised test loss", 0.02, _loss)
-"""The mean of L/L(0) over the tasks."""
+"""The mean of L/L(0) over the tasks, or the error of the task by which the problem is judged."""
 LOSS_CHANGE = Measure("change of the task-normalised test loss", 2.0, _loss_change, " %")
-"""The change of the mean of L/L(0) in %: for problems whose losses fall to different parts of their start."""
+"""The change of the same in %: for problems whose losses fall to different parts of their start."""
 METRICS_CHANGE = Measure("change of the test metrics", 2.0, _metrics_change, " %")
 """The mean change of all test metrics in %; positive is worse."""
 

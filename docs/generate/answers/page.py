@@ -11,8 +11,12 @@ from equipoise.lab.results.markdown import escape
 
 from .contrasts import Contrast, listed
 from .pictures import SIGNS
-from .records import study
+from .records import budget, study
 
+_ELSEWHERE = (
+    "No study was run for this page alone: what each of them expected is held against its figures on the page that it "
+    "was run for."
+)
 _US = "python -m docs.generate.answers"
 
 
@@ -52,7 +56,7 @@ class Page:
         alt: The picture in words.
         table: The table, as Markdown, and how it is read.
         for_user: What follows for a user.
-        limits: Where the answer ends.
+        limits: Where the answer ends. What each study cost, and what a larger machine would add, comes from its file.
         studies: The studies whose records it rests on.
         more: Further parts of the page by heading, as Markdown.
     """
@@ -80,7 +84,7 @@ def written(name: str, page: Page) -> str:
         f"**Answer.** {escape(page.line)}",
         "\n".join(f"- {escape(each)}" for each in page.answer),
         "## Expected beforehand",
-        *(_prediction(each) for each in page.predictions),
+        *([_prediction(each) for each in page.predictions] or [_ELSEWHERE]),
         "## The picture",
         f"![{page.alt}]({name}.svg)",
         "## The table",
@@ -90,6 +94,7 @@ def written(name: str, page: Page) -> str:
         page.for_user,
         "## Limits",
         page.limits,
+        "\n".join(f"- `{name}`: {budget(name)}" for name in page.studies),
         "## Made again",
         _commands(page.studies),
     ]
@@ -98,7 +103,7 @@ def written(name: str, page: Page) -> str:
 
 def _prediction(each: Prediction) -> str:
     verdict = {True: "The figures agree.", False: "The figures disagree.", None: "The figures do not decide it."}
-    return f"- “{escape(each.words)}” **{verdict[each.agrees]}** {escape(each.figures)}"
+    return f"- `{each.study}`: “{escape(each.words)}” **{verdict[each.agrees]}** {escape(each.figures)}"
 
 
 def _commands(studies: Sequence[str]) -> str:
@@ -106,7 +111,9 @@ def _commands(studies: Sequence[str]) -> str:
     first = studies[0]
     steps = {
         "All runs anew": lines,
-        "Their records in the place of the committed ones, here of the first study": [f"{_US} keep {first} runs/{first}"],
+        "Their records in the place of the committed ones, here of the first study": [
+            f"{_US} keep {first} runs/{first}"
+        ],
         "One committed record, drawn at random, run again and compared to the last digit": [f"{_US} rerun {first}"],
         "This page from the committed records": ["make answers"],
     }
@@ -178,7 +185,7 @@ def legend(contrasts: Sequence[Contrast]) -> str:
         kind += f", mean over seeds; in brackets the paired difference from {reference}"
     margins = listed([f"±{m.margin:g}{m.unit}" + (f" ({m.name})" if len(measures) > 1 else "") for m in measures])
     return (
-        f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ worse: "
-        "p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the last step and no "
-        f"task that goes the other way. = level: the whole interval lies inside {margins}. No mark: not told apart."
+        f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ "
+        "worse: p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the "
+        f"last step and no task that goes the other way. = level: the whole interval lies inside {margins}. No mark: not told apart."
     )

@@ -13,7 +13,7 @@ from html import escape
 from equipoise.lab.results.format import format_estimate
 from equipoise.lab.results.palette import METHOD_COLORS, TASK_COLORS
 
-from .contrasts import Contrast, Outcome
+from .contrasts import Contrast, Ends, Outcome
 
 WIDTH = 420
 COLORS = tuple(dict.fromkeys((*METHOD_COLORS[1:], *TASK_COLORS)))
@@ -26,8 +26,9 @@ SIGNS: dict[Outcome, tuple[str, str]] = {
 }
 _STYLE = (
     "text{fill:#1f2328;font:12px system-ui,sans-serif}.quiet{fill:#59616b}.head{font-weight:600}.paper{fill:#fff}"
-    ".axis{stroke:#8a9099;fill:none}.grid{stroke:#8a909040;fill:none}"
-    "@media(prefers-color-scheme:dark){text{fill:#e6e8eb}.quiet{fill:#a3abb5}.paper{fill:#131416}}"
+    ".mean{stroke:#1f2328}.dot{fill:#1f2328}.axis{stroke:#8a9099;fill:none}.grid{stroke:#8a909040;fill:none}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6e8eb}.quiet{fill:#a3abb5}.paper{fill:#131416}"
+    ".mean{stroke:#e6e8eb}.dot{fill:#e6e8eb}}"
 )
 
 
@@ -262,3 +263,45 @@ def _row(each: Contrast, y: float, ends: tuple[float, float], limit: float) -> l
         parts.append(f'<circle cx="{_f(at(difference.mean))}" cy="{_f(y)}" r="4" fill="{color}"/>')
     text = f"{format_estimate(difference, compact=True, signed=True)} {sign}".rstrip()
     return [*parts, _text(right + 10, y + 4, text)]
+
+
+def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) -> str:
+    """The changes of every method, a dot for each problem, with the mean over problems and its interval below.
+
+    Args:
+        contrasts: The contrasts of all methods on all problems with the same reference.
+        means: The mean change of each method.
+        title: The picture in words.
+    """
+    left, right, line, top = 168.0, 352.0, 30.0, 26.0
+    sizes = sorted(abs(each.difference.mean) for each in contrasts if each.outcome != "diverged")
+    limit = min(60.0, 1.2 * sizes[int(0.9 * (len(sizes) - 1))])
+    scale = Scale(-limit, limit, False)
+
+    def at(value: float) -> float:
+        return left + scale.part(value) * (right - left)
+
+    parts = [_text(at(0) - 8, 16, "← better", "quiet", "end"), _text(at(0) + 8, 16, "worse →", "quiet")]
+    for method, mean in means.items():
+        ours = [each for each in contrasts if each.method == method and each.outcome != "diverged"]
+        parts.append(_text(6, top + 17, method))
+        for each in ours:
+            value, (_, color) = each.difference.mean, SIGNS[each.outcome]
+            parts.append(f'<circle cx="{_f(at(value))}" cy="{_f(top + 8)}" r="3.5" fill="{color}" fill-opacity=".8"/>')
+        ends = f"M{_f(at(mean.low))} {_f(top + 19)}H{_f(at(mean.high))}"
+        parts.append(f'<path class="mean" d="{ends}" stroke-width="2"/>')
+        parts.append(f'<path class="dot" d="M{_f(at(mean.mean))} {_f(top + 14.5)}l4.5 4.5l-4.5 4.5l-4.5 -4.5z"/>')
+        parts.append(_text(right + 8, top + 17, f"{mean.mean:+.1f} %"))
+        top += line
+    frame = []
+    for tick in scale.ticks():
+        kind = "grid" if tick else "axis"
+        frame.append(f'<path class="{kind}" d="M{_f(at(tick))} 24V{_f(top)}"/>')
+        frame.append(_text(at(tick), top + 14, f"{tick:g}", "quiet", "middle"))
+    legend = (
+        f"change against {contrasts[0].reference} in %, beyond ±{limit:.0f} at the edge",
+        "dots: problems, green better, orange worse, blue level, grey open",
+        "diamond: geometric mean over problems, 95 % interval",
+    )
+    parts += [_text(WIDTH / 2, top + 33 + 17 * row, text, "quiet", "middle") for row, text in enumerate(legend)]
+    return _svg([*frame, *parts], top + 33 + 17 * len(legend), title)

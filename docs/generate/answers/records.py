@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,6 +38,17 @@ def study(name: str) -> Study:
     return load_study(ROOT / "studies" / f"{name}.py")
 
 
+def budget(name: str) -> str:
+    """The budget of a study and what a larger machine would add, as its file says, and what its runs took."""
+    text = ast.get_docstring(ast.parse((ROOT / "studies" / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    said = [" ".join(part.split()) for part in text.split("\n\n") if part.startswith("Budget:")]
+    if not is_there(name):
+        return " ".join(said)
+    found = records(name)
+    hours = sum(record.train_seconds for record in found) / 3600
+    return " ".join([*said, f"Done: {len(found):,} runs, {hours:.2g} hours of training on one core."])
+
+
 def path_of(name: str) -> Path:
     """The file with a study's records."""
     return FOLDER / f"{name}.jsonl.gz"
@@ -45,6 +57,11 @@ def path_of(name: str) -> Path:
 def is_there(name: str) -> bool:
     """Whether a study's records have been committed."""
     return path_of(name).is_file()
+
+
+def is_tabulated(name: str) -> bool:
+    """Whether a table of a study's runs has been committed in the place of its records, which are too many."""
+    return (FOLDER / f"{name}.json").is_file()
 
 
 @cache

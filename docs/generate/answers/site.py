@@ -9,18 +9,27 @@ from equipoise.lab.results.markdown import escape
 from equipoise.lab.studies.tuning import to_document
 
 from ..pages import ROOT
-from . import biology, groups, toy
+from . import baselines, biology, dense, groups, toy
 from .page import has_tables, written
-from .records import is_there, results
+from .records import is_tabulated, is_there, results
 
 PAGES = ROOT / "docs" / "answers"
-ANSWERS: dict[str, ModuleType] = {"toy": toy, "groups": groups, "biology": biology}
+ANSWERS: dict[str, ModuleType] = {
+    "toy": toy,
+    "baselines": baselines,
+    "groups": groups,
+    "biology": biology,
+    "dense": dense,
+}
 """The module of every page in the order of the index, with the names of its studies and the function that gives the page."""
 
 
 def missing() -> dict[str, list[str]]:
     """The studies without records, by the name of the page that needs them."""
-    lacking = {name: [s for s in answer.STUDIES if not is_there(s)] for name, answer in ANSWERS.items()}
+    lacking = {
+        name: [study for study in answer.STUDIES if not (is_there(study) or is_tabulated(study))]
+        for name, answer in ANSWERS.items()
+    }
     return {name: some for name, some in lacking.items() if some}
 
 
@@ -30,8 +39,9 @@ def shown() -> dict[str, ModuleType]:
 
 
 def studies() -> list[str]:
-    """The studies behind the pages."""
-    return list(dict.fromkeys(study for answer in shown().values() for study in answer.STUDIES))
+    """The studies behind the pages whose records have been committed."""
+    named = dict.fromkeys(study for answer in shown().values() for study in answer.STUDIES)
+    return list(filter(is_there, named))
 
 
 def pages() -> dict[Path, str]:

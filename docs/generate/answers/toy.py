@@ -22,8 +22,8 @@ def page() -> Page:
     return Page(
         title="Is the toy fair?",
         asked_by="review 2",
-        question="What do baselines do on the toy that are trained on the evaluated metric, once every method has its own "
-        "learning rate?",
+        question="What do baselines do on the toy that are trained on the evaluated metric, once every method has its "
+        "own learning rate?",
         line=" ".join(map(said, planned)),
         answer=[*(standing(problem, comparison) for problem, comparison in found.items()), *map(said, planned)],
         predictions=[
@@ -37,9 +37,9 @@ def page() -> Page:
         picture=forest(contrasts, "Every method against equal weights"),
         alt="Difference of every method from equal weights, with intervals",
         table=table(contrasts, found),
-        for_user="Give every method its own learning rate before you compare them, and standardise the targets: a rate that "
-        "all share favours the method whose rate it happens to be.",
-        limits="The toy has a fifth of its size here, two tasks, one draw of its matrices and Adam; the tables say which runs "
-        "have not converged after 2000 steps. Ten tasks, the full size, SGD and longer runs are not answered by this page.",
+        for_user="Give every method its own learning rate before you compare them, and standardise the targets: a rate "
+        "that all share favours the method whose rate it happens to be.",
+        limits="The toy has a fifth of its size here, two tasks, one draw of its matrices and Adam; the tables say "
+        "which runs have not converged after 2000 steps. Ten tasks, the full size, SGD and longer runs are not answered by this page.",
         studies=STUDIES,
     )
