@@ -26,6 +26,7 @@ class RunSpec:
         device: Fabric's accelerator, for instance ``"cpu"``.
         precision: Fabric's precision, for instance ``"32-true"``.
         code: Digest of the source that computes the run (the library and the problem).
+        vectorized: Whether the run was trained together with others; the results then differ by rounding.
     """
 
     problem: str
@@ -38,6 +39,7 @@ class RunSpec:
     device: str
     precision: str
     code: str
+    vectorized: bool = False
 
 
 @dataclass(frozen=True)

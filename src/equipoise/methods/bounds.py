@@ -30,7 +30,7 @@ def within_bounds(weights: Tensor, step: Step, floor: float, cap: float) -> Tens
     rise = (slope[:-1] * kinks.diff()).cumsum(0)
     sums = floor * number + torch.cat([rise.new_zeros(1), rise])
     # One index, but in a vector: an index without dimensions would be read on the host.
-    last = (torch.searchsorted(sums, total.reshape(1), right=True) - 1).clamp(min=0, max=len(kinks) - 2)
+    last = ((sums <= total).sum(0, keepdim=True) - 1).clamp(min=0, max=len(kinks) - 2)
     slope_there = slope.index_select(0, last).clamp(min=torch.finfo(slope.dtype).tiny)
     low, high = kinks.index_select(0, last), kinks.index_select(0, last + 1)
     scale = low + (total - sums.index_select(0, last)) / slope_there

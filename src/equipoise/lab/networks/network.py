@@ -52,6 +52,7 @@ class Network(nn.Module):
 
     Attributes:
         source: Where gradient norms are taken: what a balancer is built with.
+        branches_of: For each task that is in a group, the numbers of its branches from the root on.
 
     Shape:
         ``forward(inputs)`` takes a batch ``(B, *)`` of the problem's inputs and returns each head's output by task name.
@@ -75,7 +76,9 @@ class Network(nn.Module):
         self.groups = groups or {}
         self.branches = nn.ModuleList((branches or {}).values())
         self._branch = {path: i for i, path in enumerate(branches or {})}
-        self._paths = _paths(self.groups, self.tasks)
+        self.branches_of = {
+            task: [self._branch[path] for path in paths] for task, paths in _paths(self.groups, self.tasks).items()
+        }
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Compute the outputs of every task."""
@@ -84,9 +87,9 @@ class Network(nn.Module):
             features = self.source(shared)
         else:
             features = self.fork(shared)
-            for task, paths in self._paths.items():
-                for path in paths:
-                    features[task] = self.branches[self._branch[path]](features[task])
+            for task, branches in self.branches_of.items():
+                for branch in branches:
+                    features[task] = self.branches[branch](features[task])
         return {task: head(features[task]) for task, head in zip(self.tasks, self.heads, strict=True)}
 
     def nest(self) -> ForkTree:

@@ -96,7 +96,10 @@ def _run_rows(comparison: Comparison) -> list[Row]:
         records = list(runs.values())
         reads.append(Cell(text=_range([read_at(run) for run in records]), note=_early(records)))
         ends.append(Cell(text=_converged(records)))
-        times.append(Cell(estimate([1000 * run.train_seconds / run.evaluated_at[-1] for run in records])))
+        if any(run.spec.vectorized for run in records):
+            times.append(Cell(text="trained with others"))
+        else:
+            times.append(Cell(estimate([1000 * run.train_seconds / run.evaluated_at[-1] for run in records])))
     return [
         Row("read at step", "median over seeds", None, "run", tuple(reads)),
         Row("converged", "runs", None, "run", tuple(ends)),

@@ -13,9 +13,10 @@ from equipoise.lab.problems import PROBLEMS
 
 _PACKAGE = Path(equipoise.__file__).parent
 _ENTRY = "equipoise.lab.runs.train"
+_VECTORIZED = "equipoise.lab.runs.vectorized.run"
 
 
-def code_digest(source: str) -> str:
+def code_digest(source: str, *, vectorized: bool = False) -> str:
     """The digest of all source that computes a run: the library's as far as it takes part, and the problem's.
 
     What takes part is found by following the imports from the training loop and from the problem. Comments, docstrings and
@@ -23,9 +24,10 @@ def code_digest(source: str) -> str:
 
     Args:
         source: A key of ``PROBLEMS`` or the path of a file.
+        vectorized: Whether the run is trained together with others.
     """
     digest = hashlib.sha256()
-    modules = [_ENTRY]
+    modules = [_ENTRY, *([_VECTORIZED] if vectorized else [])]
     if source in PROBLEMS:
         modules.append(f"equipoise.lab.problems.{source}")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class Evaluations:
         self._splits = {"train": train, "validation": splits.validation, "test": splits.test}
         device = splits.test.inputs.device
         # Built once, as that takes longer than an update does.
-        self._metrics = {task.name: _metrics(task, device) for task in self._tasks}
+        self._metrics = {task.name: metrics_of(task, device) for task in self._tasks}
         self._found: dict[str, dict[str, list[list[float]]]] = {
             split: {task.name: [] for task in self._tasks} for split in self._splits
         }
@@ -54,13 +55,7 @@ class Evaluations:
 
     def of(self, split: str) -> Evaluation:
         """The losses and metrics on one split."""
-        columns = {task: [tuple(c) for c in zip(*rows, strict=True)] for task, rows in self._found[split].items()}
-        more = {task.name: dict(zip(task.more_metrics, columns[task.name][2:], strict=True)) for task in self._tasks}
-        return Evaluation(
-            losses={task: column[0] for task, column in columns.items()},
-            metrics={task: column[1] for task, column in columns.items()},
-            more_metrics={task: found for task, found in more.items() if found},
-        )
+        return evaluation(self._tasks, self._found[split])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that was found."""
@@ -123,7 +118,19 @@ def evaluate(task: Task, outputs: Tensor, targets: Tensor, metrics: list[Metric]
     return [loss, *(float(metric.compute()) for metric in metrics)]
 
 
-def _metrics(task: Task, device: torch.device) -> list[Metric]:
+def evaluation(tasks: Sequence[Task], rows: Mapping[str, Sequence[Sequence[float]]]) -> Evaluation:
+    """What `evaluate` found, by task a row for each step."""
+    columns = {task: list(zip(*found, strict=True)) for task, found in rows.items()}
+    more = {task.name: dict(zip(task.more_metrics, columns[task.name][2:], strict=True)) for task in tasks}
+    return Evaluation(
+        losses={task: column[0] for task, column in columns.items()},
+        metrics={task: column[1] for task, column in columns.items()},
+        more_metrics={task: found for task, found in more.items() if found},
+    )
+
+
+def metrics_of(task: Task, device: torch.device) -> list[Metric]:
+    """The task's metric and its further ones."""
     return [build().to(device) for build in (task.metric, *task.more_metrics.values())]
 
 

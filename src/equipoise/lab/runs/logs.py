@@ -37,7 +37,7 @@ class Logs:
         known = {task: math.nan if loss is None else loss.item() for task, loss in losses.items()}
         row = _by_task(self._balancer) | {"losses": known}
         self._rows[step] = {
-            name: [_short(row[name].get(task, math.nan)) for task in self._tasks] for name in _QUANTITIES if name in row
+            name: [short(row[name].get(task, math.nan)) for task in self._tasks] for name in _QUANTITIES if name in row
         }
 
     @property
@@ -89,6 +89,6 @@ def _by_task(balancer: Balancer | Hierarchy) -> dict[str, dict[str, float]]:
     return found
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Nine digits: all that single precision has, in half the space of a record."""
     return float(f"{value:.9g}")

@@ -30,6 +30,7 @@ def specify(
     steps: int | None = None,
     device: str = "cpu",
     precision: str = "32-true",
+    vectorized: bool = False,
 ) -> RunSpec:
     """Write down everything that decides the outcome of a run.
 
@@ -40,6 +41,8 @@ def specify(
         steps: Optimiser steps; None: as many as the problem says.
         device: Fabric's accelerator, for instance ``"cpu"``.
         precision: Fabric's precision, for instance ``"32-true"``.
+        vectorized: Whether the run is trained together with others, by `run_together`, which knows ``"cpu"`` and single
+            precision alone.
 
     Raises:
         ValueError: A setting of the problem does not fit its annotation, its groups do not fit its tasks, or seed or steps are
@@ -50,10 +53,14 @@ def specify(
         raise ValueError(f"steps: wanted at least 1, found {steps}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: wanted a number from 0 to 2**32 - 1, found {seed}")
+    if vectorized and (device, precision) != ("cpu", "32-true"):
+        raise ValueError(
+            f"device, precision: wanted cpu and 32-true for vectorized runs, found {device} and {precision}"
+        )
     if device == "auto":
         raise ValueError("device: name one, such as 'cpu' or 'cuda', for a run is known by it")
     check_settings(problem, steps)
-    _groups(perturbed(problem))
+    groups_of(problem)
     source = source_of(problem)
     return RunSpec(
         problem=Path(source).stem,
@@ -65,7 +72,8 @@ def specify(
         evaluate_every=math.ceil(steps / problem.evaluations),
         device=device,
         precision=precision,
-        code=code_digest(source),
+        code=code_digest(source, vectorized=vectorized),
+        vectorized=vectorized,
     )
 
 
@@ -103,7 +111,7 @@ def run(
             f"problem {spec.problem!r}: the problem or the source is not the one that was specified; if a file was "
             "changed meanwhile, start again"
         )
-    with _reproducible(spec, threads):
+    with reproducible(spec, threads):
         training = Training(problem, method, spec)
         if checkpoint is not None:
             training.resume(Path(checkpoint))
@@ -113,10 +121,9 @@ def run(
 
 def _record(problem: Problem, spec: RunSpec, training: Training, threads: int) -> Record:
     logs, evaluations = training.logs, training.evaluations
-    tasks = perturbed(problem).tasks
     return Record(
         spec=spec,
-        tasks=tuple(_info(task) for task in tasks),
+        tasks=tasks_of(problem),
         curves=logs.curves,
         evaluated_at=tuple(evaluations.steps),
         train=evaluations.of("train"),
@@ -126,15 +133,26 @@ def _record(problem: Problem, spec: RunSpec, training: Training, threads: int) -
         skipped_steps=logs.skipped_steps,
         **logs.counts(),
         environment=environment(training.device, threads),
-        groups=_groups(perturbed(problem)),
+        groups=groups_of(problem),
         title=title_of(problem),
         diverged=training.diverged,
         judged_by=problem.judged_by,
     )
 
 
-def _groups(problem: Problem) -> dict[str, tuple[str, ...]]:
-    return tasks_by_group(problem.groups, [task.name for task in problem.tasks])
+def tasks_of(problem: Problem) -> tuple[TaskInfo, ...]:
+    """The tasks as a record has them."""
+    return tuple(_info(task) for task in perturbed(problem).tasks)
+
+
+def groups_of(problem: Problem) -> dict[str, tuple[str, ...]]:
+    """The groups as a record has them.
+
+    Raises:
+        ValueError: They do not fit the tasks.
+    """
+    changed = perturbed(problem)
+    return tasks_by_group(changed.groups, [task.name for task in changed.tasks])
 
 
 def _info(task: Task) -> TaskInfo:
@@ -153,7 +171,7 @@ def _ignore(step: int) -> None:
 
 
 @contextmanager
-def _reproducible(spec: RunSpec, threads: int) -> Iterator[None]:
+def reproducible(spec: RunSpec, threads: int) -> Iterator[None]:
     """Seed PyTorch, fix its threads and, on the CPU, its algorithms; put everything back afterwards."""
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=[]):

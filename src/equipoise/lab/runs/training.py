@@ -25,7 +25,8 @@ from equipoise.lab.runs.methods import Method, build, source_for
 from equipoise.lab.runs.optimizer import optimizer_of, schedule_of
 from equipoise.lab.runs.perturbation import perturbed
 
-_LOGS = 200
+LOGS = 200
+"""About so many entries of the balancer's log are kept of a run."""
 _CHECKPOINT_SECONDS = 60.0
 
 
@@ -52,7 +53,7 @@ class Training:
         fabric = Fabric(accelerator=spec.device, devices=1, precision=spec.precision)  # type: ignore[arg-type]
         network = problem.network()
         self._fabric, self._spec, self._tasks = fabric, spec, problem.tasks
-        self._log_every = math.ceil(spec.steps / _LOGS)
+        self._log_every = math.ceil(spec.steps / LOGS)
         source = source_for(method, network)
         self._model, self._optimizer = fabric.setup(network, optimizer_of(problem, network))
         self._schedule = schedule_of(problem, self._optimizer, spec.steps)

@@ -26,6 +26,7 @@ def write(record: Record) -> str:
         TypeError: A setting is nothing that JSON can say.
     """
     body = _encode(asdict(record))
+    body["spec"] = _spec(record.spec)
     return json.dumps({"schema": _SCHEMA, "digest": _digest(body), "record": body}, allow_nan=False)
 
 
@@ -45,7 +46,13 @@ def read(text: str) -> Record:
 
 def run_key(spec: RunSpec) -> str:
     """The digest of a specification: equal for equal content, and for nothing else."""
-    return _digest(_encode(asdict(spec)))
+    return _digest(_spec(spec))
+
+
+def _spec(spec: RunSpec) -> Any:
+    """A specification in JSON; of a run that was trained by itself without the word that it was not."""
+    body = _encode(asdict(spec))
+    return body if spec.vectorized else {name: value for name, value in body.items() if name != "vectorized"}
 
 
 def _read(text: str) -> Record:

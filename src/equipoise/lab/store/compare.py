@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -22,6 +22,7 @@ from equipoise.lab.store.cluster import perform_on_cluster
 from equipoise.lab.store.codec import run_key
 from equipoise.lab.store.job import Job, Outcome, RunError, perform
 from equipoise.lab.store.store import Store
+from equipoise.lab.store.together import perform_together
 from equipoise.lab.store.workers import Workers
 
 _WAIT_SECONDS = 0.5
@@ -201,13 +202,22 @@ def _performer(jobs: int, cluster: str | None, report: Callable[[Event], None]) 
     def on_step(spec: RunSpec, step: int) -> None:
         report(Event("progressed", spec, step))
 
-    if cluster is not None:
-        yield partial(perform_on_cluster, cluster=cluster, on_started=on_started)
-    elif jobs > 1:
-        with closing(Workers(jobs)) as workers:
-            yield partial(workers.perform, on_started=on_started, on_step=on_step)
-    else:
-        yield partial(_perform_here, on_started=on_started, on_step=on_step)
+    with ExitStack() as stack:
+        if cluster is not None:
+            one_by_one: _Performer = partial(perform_on_cluster, cluster=cluster, on_started=on_started)
+        elif jobs > 1:
+            workers = stack.enter_context(closing(Workers(jobs)))
+            one_by_one = partial(workers.perform, on_started=on_started, on_step=on_step)
+        else:
+            one_by_one = partial(_perform_here, on_started=on_started, on_step=on_step)
+
+        def perform_once(some: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+            vectorized = [job for job in some if job.spec.vectorized]
+            if vectorized:
+                yield from perform_together(vectorized, max(jobs, 1), on_started, on_step)
+            yield from one_by_one([job for job in some if not job.spec.vectorized])
+
+        yield perform_once
 
 
 def _perform_here(

@@ -54,7 +54,7 @@ def perform(job: Job, on_step: Callable[[int], None] | None = None) -> bool:
         RunError: The run failed.
     """
     store = Store(job.folder)
-    with as_run_error(), _claims(job.folder).take(stem(job.spec)) as mine:
+    with as_run_error(), claims(job.folder).take(stem(job.spec)) as mine:
         if not mine:
             return False
         if store.find(job.spec) is None:  # it may have come since it was found missing
@@ -79,6 +79,6 @@ def as_run_error() -> Iterator[None]:
 
 
 @cache
-def _claims(folder: Path) -> Claims:
+def claims(folder: Path) -> Claims:
     """The claims of a folder as this process has seen them so far."""
     return Claims(folder)

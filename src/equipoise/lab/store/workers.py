@@ -31,7 +31,7 @@ class Workers:
     """
 
     def __init__(self, number: int) -> None:
-        context = _context()
+        context = process_context()
         self._idle = [_Worker(context) for _ in range(number)]
         self._all = list(self._idle)
 
@@ -112,7 +112,7 @@ class _Worker:
         return ProcessPoolExecutor(1, self._context, initializer=_start, initargs=(self._step, self._stop))
 
 
-def _context() -> BaseContext:
+def process_context() -> BaseContext:
     """Workers are forked from a server that imports the lab once, where the system can do that."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -159,8 +159,9 @@ def _expanded(candidate: Candidate, problem: Problem) -> list[Candidate]:
 
 
 def _tune(searches: Sequence[Search], complete_once: Complete) -> None:
-    """Do all trials: one of every method at a time, so that all workers have something to do."""
+    """Do all trials: one of every method at a time, so that all workers have something to do; or all that are foreseen."""
     while waiting := [search for search in searches if not search.is_done]:
+        waiting = [search for search in waiting for _ in range(search.number if search.foresees else 1)]
         asked = [search.ask() for search in waiting]
         records = iter(complete_once([run for _, _, runs in asked for run in runs]))
         for search, (number, trial, runs) in zip(waiting, asked, strict=True):

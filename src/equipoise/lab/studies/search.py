@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import optuna
@@ -16,6 +17,8 @@ from equipoise.lab.results.selection import criterion, diverged_at, selected
 from equipoise.lab.runs.methods import Method
 from equipoise.lab.runs.source import source_of
 from equipoise.lab.runs.train import specify
+from equipoise.lab.runs.vectorized.run import can_be_vectorized
+from equipoise.lab.studies.sobol import Point, sobol_points
 from equipoise.lab.studies.study import Candidate, Range, Simplex, Space, Study
 
 _EDGE = 0.1
@@ -23,6 +26,8 @@ _EDGE = 0.1
 
 Run = tuple[str, RunSpec]
 """A run with the source of its problem."""
+Asked = optuna.Trial | Point
+"""Where the settings of a trial come from."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,10 @@ class Search:
         if not self._spaces:
             self.number = 1
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna = optuna.create_study(sampler=_sampler(study, self.number))
+        self._optuna = optuna.create_study(sampler=_sampler(study, self.number)) if study.sampler == "tpe" else None
+        dimensions = sum(_dimensions(space, len(problem.tasks)) for space in self._spaces.values())
+        self._points = sobol_points(dimensions, self.number) if self._spaces and self._optuna is None else []
+        self._asked = 0
 
     @property
     def is_searched(self) -> bool:
@@ -93,9 +101,14 @@ class Search:
         """The trial with the smallest value, the first of several."""
         return min(self.trials, key=lambda trial: trial.value)
 
-    def ask(self) -> tuple[optuna.Trial, Trial, list[Run]]:
+    @property
+    def foresees(self) -> bool:
+        """Whether all trials are known before the first is done."""
+        return self._optuna is None
+
+    def ask(self) -> tuple[Asked, Trial, list[Run]]:
         """The next trial and its runs."""
-        asked = self._optuna.ask()
+        asked = self._next()
         found: dict[str, dict[str, Any]] = {"problem": {}, "method": {}}
         edges = []
         for (owner, name), space in self._spaces.items():
@@ -110,20 +123,27 @@ class Search:
         )
         return asked, trial, runs_of(self._study, trial.problem, method, self._study.tuning_seeds)
 
-    def tell(self, asked: optuna.Trial, trial: Trial, records: Sequence[Record]) -> None:
-        """Note the outcome of the trial that was asked for last."""
+    def tell(self, asked: Asked, trial: Trial, records: Sequence[Record]) -> None:
+        """Note the outcome of a trial; they come in the order in which they were asked for."""
         value = statistics.fmean(map(validation_loss, records))
-        self._optuna.tell(asked, value)
+        if self._optuna is not None:
+            assert isinstance(asked, optuna.Trial)
+            self._optuna.tell(asked, value)
         self.trials.append(replace(trial, value=value, steps=sum(record.spec.steps for record in records)))
+
+    def _next(self) -> Asked:
+        self._asked += 1
+        if self._optuna is not None:
+            return self._optuna.ask()
+        return self._points[self._asked - 1] if self._points else Point(())
 
 
 def runs_of(study: Study, problem: Problem, method: Method, seeds: Sequence[int]) -> list[Run]:
     """The runs of a method with each seed."""
     source = source_of(problem)
-    return [
-        (source, specify(problem, method, seed, steps=study.steps, device=study.device, precision=study.precision))
-        for seed in seeds
-    ]
+    vectorized = study.vectorized and can_be_vectorized(problem, method)
+    specify_one = partial(specify, steps=study.steps, device=study.device, precision=study.precision)
+    return [(source, specify_one(problem, method, seed, vectorized=vectorized)) for seed in seeds]
 
 
 def validation_loss(record: Record) -> float:
@@ -133,13 +153,15 @@ def validation_loss(record: Record) -> float:
 
 
 def _sampler(study: Study, trials: int) -> optuna.samplers.BaseSampler:
-    if study.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=study.search_seed)
     startup = min(10, max(3, trials // 2))
     return optuna.samplers.TPESampler(seed=study.search_seed, n_startup_trials=startup)
 
 
-def _suggest(asked: optuna.Trial, name: str, space: Space, tasks: int) -> tuple[Any, bool]:
+def _dimensions(space: Space, tasks: int) -> int:
+    return tasks - 1 if isinstance(space, Simplex) else 1
+
+
+def _suggest(asked: Asked, name: str, space: Space, tasks: int) -> tuple[Any, bool]:
     """A value out of the space, and whether it lies at the space's edge."""
     if isinstance(space, Range):
         value = _short(_float(asked, name, space))
@@ -156,7 +178,7 @@ def _suggest(asked: optuna.Trial, name: str, space: Space, tasks: int) -> tuple[
     return space[index], ordered and index in (0, len(space) - 1)
 
 
-def _float(asked: optuna.Trial, name: str, space: Range) -> float:
+def _float(asked: Asked, name: str, space: Range) -> float:
     return asked.suggest_float(name, space.low, space.high, log=space.log)
 
 

@@ -106,10 +106,13 @@ class Study:
         seeds: Seeds of the final runs, the same for all methods.
         steps: Steps of every run; None: as many as each problem says.
         reference: Label of the method that tables compare the others with.
-        sampler: Optuna's sampler: the tree-structured Parzen estimator, or random numbers.
+        sampler: The tree-structured Parzen estimator of Optuna; or Sobol's points, which cover the space evenly and do not
+            depend on what was found before. For each setting, ``2**n - 1`` trials are a grid.
         search_seed: Seed of the sampler, the same for every method, so that the first trials ask for the same settings.
         figures: The figures on the search in the report: the best validation loss against the steps spent (``"cost"``), and
             every trial against the first setting of ``space`` that has a range (``"trials"``).
+        vectorized: Whether runs of one problem are trained together where they can be, which makes small networks several
+            times as fast; see `can_be_vectorized`. It takes ``sampler="sobol"``, so that all trials are known beforehand.
         device: Fabric's accelerator.
         precision: Fabric's precision.
 
@@ -127,9 +130,10 @@ class Study:
     seeds: Sequence[int]
     steps: int | None = None
     reference: str = "equal"
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "sobol"] = "tpe"
     search_seed: int = 0
     figures: Sequence[Literal["cost", "trials"]] = ("cost", "trials")
+    vectorized: bool = False
     device: str = "cpu"
     precision: str = "32-true"
 
@@ -141,6 +145,10 @@ class Study:
             raise ValueError("trials: wanted at least 1")
         if both := set(self.tuning_seeds) & set(self.seeds):
             raise ValueError(f"seeds: {min(both)} serves for tuning too; wanted others for the final runs")
+        if self.vectorized and self.sampler != "sobol":
+            raise ValueError(
+                f"vectorized: wanted the sampler 'sobol', as all trials are done at once; found {self.sampler!r}"
+            )
         labels = [candidate.label for candidate in self.methods]
         for label in labels:
             if labels.count(label) > 1:

@@ -1,0 +1,326 @@
+"""Runs of one problem, trained together."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.balancer import Balancer
+from equipoise.lab.networks.network import Network
+from equipoise.lab.problem import Problem, Split
+from equipoise.lab.record import Curves, Divergence, Evaluation, Record, RunSpec, Series
+from equipoise.lab.runs.batches import Batches
+from equipoise.lab.runs.checks import check_data
+from equipoise.lab.runs.divergence import PATIENCE
+from equipoise.lab.runs.environment import environment
+from equipoise.lab.runs.evaluation import evaluate, evaluation, metrics_of, thinned
+from equipoise.lab.runs.logs import short
+from equipoise.lab.runs.methods import Method, build, source_for
+from equipoise.lab.runs.perturbation import perturbed
+from equipoise.lab.runs.source import title_of
+from equipoise.lab.runs.train import groups_of, reproducible, specify, tasks_of
+from equipoise.lab.runs.training import LOGS
+from equipoise.lab.runs.vectorized.balancers import StackedBalancers
+from equipoise.lab.runs.vectorized.networks import StackedNetworks
+from equipoise.lab.runs.vectorized.optimizer import StackedOptimizer
+
+VECTORIZED = frozenset(
+    {
+        *(
+            "equal",
+            "static",
+            "single_task",
+            "inverse_initial_loss",
+            "uncertainty",
+            "si",
+            "dwa",
+            "gls",
+            "cov",
+            "imtl_l",
+            "uwso",
+        ),
+        *("inverse_loss_variance", "famo", "softadapt", "gradnorm", "gradnorm_closed_form", "gradnorm_log_space"),
+    }
+)
+"""The methods whose rules `torch.vmap` can follow: those that neither combine task gradients nor draw random numbers."""
+
+_DIFFERING = {"learning_rate"}
+"""The settings of a problem in which runs that are trained together may differ."""
+_RUNS = 64
+"""So many networks at a time are evaluated."""
+
+
+def can_be_vectorized(problem: Problem, method: Method) -> bool:
+    """Whether `run_together` can do a run: a plain network of linear layers, all labels there, and one of `VECTORIZED`."""
+    if method.name not in VECTORIZED or method.settings.get("every", 1) != 1 or method.settings.get("start", 0) != 0:
+        return False
+    return _is_plain(replace(problem, learning_rate=1.0))
+
+
+@cache
+def _is_plain(problem: Problem) -> bool:
+    changed = perturbed(problem)
+    network = changed.network()
+    if type(network) is not Network or not isinstance(network.fork.shared_layer, nn.Linear):
+        return False
+    layers = (nn.Linear, nn.ReLU, nn.Tanh, nn.ModuleList)
+    plain = all(isinstance(module, layers) for module in network.modules() if not list(module.children()))
+    return plain and not changed.splits().train.labelled
+
+
+def together(spec: RunSpec) -> str:
+    """Runs for which this text is equal can be trained together."""
+    settings = {name: value for name, value in spec.problem_settings.items() if name not in _DIFFERING}
+    return repr((spec.problem, sorted(settings.items()), spec.steps, spec.evaluate_every, spec.code))
+
+
+def run_together(
+    problems: Sequence[Problem],
+    specs: Sequence[RunSpec],
+    *,
+    threads: int = 1,
+    on_step: Callable[[int], None] | None = None,
+) -> list[Record]:
+    """Train and evaluate several runs at once.
+
+    Seeds mean the same as in `run`: the same initial parameters, the same batches. The losses of the two agree up to rounding,
+    which training makes larger. The records are the same to the last bit whenever they are made on the same machine,
+    whichever runs are trained together. No time per step is known of a single run; ``train_seconds`` is its share.
+
+    Args:
+        problems: The problem of each run; they differ in the learning rate alone.
+        specs: The specification of each run, with ``vectorized=True``.
+        threads: PyTorch's threads.
+        on_step: Called now and then with the number of steps done.
+
+    Raises:
+        ValueError: A specification is not that of its problem and of this source, or the runs cannot be trained together.
+    """
+    for problem, spec in zip(problems, specs, strict=True):
+        method = Method(spec.method, spec.method_settings)
+        if specify(problem, method, spec.seed, steps=spec.steps, vectorized=True) != spec:
+            raise ValueError(f"problem {spec.problem!r}: the problem or the source is not the one that was specified")
+    if len({together(spec) for spec in specs}) != 1:
+        raise ValueError("specs: wanted runs that differ in method, seed and learning rate alone")
+    order = sorted(range(len(specs)), key=lambda i: _rule(specs[i]))
+    with reproducible(specs[0], threads):
+        records = _Together([problems[i] for i in order], [specs[i] for i in order], threads).finish(on_step)
+    by_place = dict(zip(order, records, strict=True))
+    return [by_place[i] for i in range(len(specs))]
+
+
+def _rule(spec: RunSpec) -> str:
+    """Runs for which this text is equal have weights by the same rule."""
+    settings = {} if spec.method in ("static", "single_task") else spec.method_settings
+    return repr((spec.method, sorted(settings.items())))
+
+
+class _Together:
+    """The training of runs that are sorted by their rules."""
+
+    def __init__(self, problems: Sequence[Problem], specs: Sequence[RunSpec], threads: int) -> None:
+        self._problems, self._specs, self._threads = problems, specs, threads
+        self._spec, self._problem = specs[0], perturbed(problems[0])
+        self._tasks = self._problem.tasks
+        networks, balancers = [], []
+        for problem, spec in zip(problems, specs, strict=True):
+            torch.manual_seed(spec.seed)
+            network = self._problem.network()
+            method = Method(spec.method, spec.method_settings)
+            balancer = build(method, source_for(method, network), perturbed(problem), log_every=1, seed=spec.seed)
+            assert isinstance(balancer, Balancer)
+            networks.append(network)
+            balancers.append(balancer)
+        self._optimizer = StackedOptimizer(problems, networks, self._spec.steps)
+        self._networks = StackedNetworks(networks)
+        self._groups = list(_grouped(specs, balancers))
+        splits = check_data(self._problem.splits(), self._problem)
+        self._train, self._batch = splits.train, self._problem.batch_size
+        rows = Split(torch.arange(len(splits.train)), {})
+        seeds = sorted({spec.seed for spec in specs})
+        self._batches = [Batches(rows, self._batch, seed) for seed in seeds]
+        self._batch_of = torch.tensor([seeds.index(spec.seed) for spec in specs])
+        self._splits = {
+            "train": thinned(splits.train, len(splits.test)),
+            "validation": splits.validation,
+            "test": splits.test,
+        }
+        self._log_every = math.ceil(self._spec.steps / LOGS)
+        self._logged: dict[str, list[Tensor]] = defaultdict(list)
+        self._logged_at: list[int] = []
+        self._initial: Tensor | None = None
+        self._recent: list[Tensor] = []
+        self._since: list[Divergence | None] = [None] * len(specs)
+        self._ended: list[tuple[int, Divergence] | None] = [None] * len(specs)
+        self._evaluated: list[dict[int, dict[str, list[list[float]]]]] = [{} for _ in specs]
+        self._metrics = {task.name: metrics_of(task, torch.device("cpu")) for task in self._tasks}
+
+    def finish(self, on_step: Callable[[int], None] | None) -> list[Record]:
+        """Do all steps."""
+        seconds = 0.0
+        for step in range(self._spec.steps):
+            if step % self._spec.evaluate_every == 0:
+                self._evaluate(step)
+                if on_step is not None:
+                    on_step(step)
+            began = perf_counter()
+            self._step(step)
+            if len(self._recent) == PATIENCE:
+                self._judge(step + 1)
+            seconds += perf_counter() - began
+        self._judge(self._spec.steps, last=True)
+        self._evaluate(self._spec.steps)
+        return [self._record(i, seconds / len(self._specs)) for i in range(len(self._specs))]
+
+    def _step(self, number: int) -> None:
+        networks = self._networks
+        rows = torch.stack([next(batches).inputs for batches in self._batches])[self._batch_of]
+        targets = {task.name: self._train.targets[task.name][rows] for task in self._tasks}
+        losses, before, features = networks.losses(self._train.inputs[rows], targets, self._tasks)
+        known = losses.detach()
+        if number == 0:
+            self._initial = known
+            if any(group.balances for _, group in self._groups):
+                _, at_features = networks.gradients(losses, torch.ones_like(known), features, keep=True)
+                norms = networks.norms(before.detach(), at_features)
+                for runs, group in self._groups:
+                    if group.balances:
+                        group.balance(norms[runs])
+        weights = torch.cat([group.weigh(known[runs]) for runs, group in self._groups])
+        gradient, at_features = networks.gradients(losses, weights, features)
+        logs = number % self._log_every == 0
+        norms = self._norms(before.detach(), at_features, everyone=logs)
+        self._optimizer.step(networks.parameters, gradient)
+        for runs, group in self._groups:
+            group.step(known[runs], weights[runs], norms[runs] / weights[runs] if group.needs_norms else None)
+        self._recent.append(known)
+        if logs:
+            self._log(number, known, weights, norms)
+
+    def _norms(self, before: Tensor, at_features: Sequence[Tensor], *, everyone: bool) -> Tensor:
+        """The norms of the weighted gradients ``(K, T)``; NaN where nobody asks for them."""
+        if everyone:
+            return self._networks.norms(before, at_features)
+        norms = torch.full((len(before), len(at_features)), math.nan)
+        for runs, group in self._groups:
+            if group.needs_norms:
+                norms[runs] = self._networks.norms(before[runs], [gradient[runs] for gradient in at_features])
+        return norms
+
+    def _log(self, step: int, losses: Tensor, weights: Tensor, norms: Tensor) -> None:
+        assert self._initial is not None
+        ratios = losses / self._initial
+        none = torch.full_like(losses[:1], math.nan)
+        targets = [
+            none.expand(len(losses[runs]), -1) if group.targets is None else group.targets
+            for runs, group in self._groups
+        ]
+        self._logged_at.append(step)
+        found = {"losses": losses, "weights": weights, "gradient_norms": norms, "targets": torch.cat(targets)}
+        found["training_rates"] = ratios / ratios.mean(dim=1, keepdim=True)
+        for name, values in found.items():
+            self._logged[name].append(values.clone())
+
+    def _judge(self, step: int, *, last: bool = False) -> None:
+        """Note which runs have diverged: those whose losses were not finite in the last steps."""
+        if not self._recent:
+            return
+        start = step - len(self._recent)
+        sound = torch.stack(self._recent).isfinite()
+        self._recent = []
+        some = (~sound.all(dim=2).all(dim=0)).tolist()
+        for i, unsound in enumerate(some):
+            if self._ended[i] is not None:
+                continue
+            if not unsound:
+                self._since[i] = None
+                continue
+            for number, each in enumerate(sound[:, i].tolist(), start):
+                if all(each):
+                    self._since[i] = None
+                elif self._since[i] is None:
+                    names = [repr(task.name) for task, fine in zip(self._tasks, each, strict=True) if not fine]
+                    self._since[i] = Divergence(number, f"the loss of {', '.join(names)} was not finite")
+            since = self._since[i]
+            if since is not None and (last or step - since.step >= PATIENCE):
+                self._evaluate(step, [i])
+                self._ended[i] = step, since
+
+    def _evaluate(self, step: int, some: Sequence[int] | None = None) -> None:
+        """Evaluate those of some runs that go on."""
+        for name, split in self._splits.items():
+            for begin in range(0, len(self._specs), _RUNS):
+                runs = slice(begin, min(begin + _RUNS, len(self._specs)))
+                asked = [i for i in range(runs.start, runs.stop) if some is None or i in some]
+                asked = [i for i in asked if self._ended[i] is None]
+                if not asked:
+                    continue
+                outputs = self._networks.outputs(split.inputs, runs)
+                for i in asked:
+                    row = self._evaluated[i].setdefault(step, {})
+                    row[name] = [
+                        evaluate(
+                            task, outputs[task.name][i - begin], split.targets[task.name], self._metrics[task.name]
+                        )
+                        for task in self._tasks
+                    ]
+
+    def _record(self, i: int, seconds: float) -> Record:
+        problem, spec, ended = self._problems[i], self._specs[i], self._ended[i]
+        until = self._spec.steps if ended is None else ended[0]
+        runs, group = next((runs, group) for runs, group in self._groups if i < runs.stop)
+        kept = [entry for entry, step in enumerate(self._logged_at) if step < until]
+        curves: dict[str, Series] = {}
+        for name, values in self._logged.items():
+            table = torch.stack([values[entry][i] for entry in kept]).T.tolist()
+            curves[name] = {}
+            if not all(math.isnan(value) for column in table for value in column):
+                curves[name] = {
+                    task.name: tuple(map(short, column)) for task, column in zip(self._tasks, table, strict=True)
+                }
+        evaluated, place = self._evaluated[i], i - runs.start
+        hits = {name: self._hits(group, name, place) for name in ("floor_hits", "cap_hits")}
+        found = {name: self._evaluation([row[name] for row in evaluated.values()]) for name in self._splits}
+        return Record(
+            spec=spec,
+            tasks=tasks_of(problem),
+            curves=Curves(step=tuple(self._logged_at[entry] for entry in kept), **curves),
+            evaluated_at=tuple(evaluated),
+            train=found["train"],
+            validation=found["validation"],
+            test=found["test"],
+            train_seconds=seconds,
+            skipped_steps=int(group.skipped[place]),
+            floor_hits=hits["floor_hits"],
+            cap_hits=hits["cap_hits"],
+            environment=environment(torch.device("cpu"), self._threads),
+            groups=groups_of(problem),
+            title=title_of(problem),
+            diverged=None if ended is None else ended[1],
+        )
+
+    def _evaluation(self, rows: Sequence[Sequence[Sequence[float]]]) -> Evaluation:
+        return evaluation(self._tasks, {task.name: [row[t] for row in rows] for t, task in enumerate(self._tasks)})
+
+    def _hits(self, group: StackedBalancers, name: str, place: int) -> dict[str, int]:
+        hits = group.hits(name)
+        values = [0] * len(self._tasks) if hits is None else hits[place].tolist()
+        return {task.name: value for task, value in zip(self._tasks, values, strict=True)}
+
+
+def _grouped(specs: Sequence[RunSpec], balancers: Sequence[Balancer]) -> Iterator[tuple[slice, StackedBalancers]]:
+    """The runs of every rule, which lie side by side."""
+    begin = 0
+    while begin < len(specs):
+        end = begin
+        while end < len(specs) and _rule(specs[end]) == _rule(specs[begin]):
+            end += 1
+        yield slice(begin, end), StackedBalancers(balancers[begin:end])
+        begin = end
