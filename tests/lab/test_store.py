@@ -100,6 +100,7 @@ def test_an_empty_or_missing_folder_has_no_records(store):
         {"device": "cuda"},
         {"precision": "bf16-mixed"},
         {"code": "changed"},
+        {"vectorized": True},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -116,7 +117,7 @@ def test_a_run_with_anything_changed_is_another_run(change, store):
 def test_every_field_of_the_specification_is_tested():
     assert {field.name for field in fields(RunSpec)} == {
         "problem", "problem_settings", "method", "method_settings", "seed", "steps", "evaluate_every", "device",
-        "precision", "code",
+        "precision", "code", "vectorized",
     }  # fmt: skip
 
 
