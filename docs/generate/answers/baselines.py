@@ -36,7 +36,8 @@ def page() -> Page:
         table=f"{counts(contrasts)}\n\n{table(contrasts, found)}",
         for_user=_advice(contrasts),
         limits="Every method has the same few trials of the learning rate on each problem. The mean weighs every "
-        "problem alike, and these problems are no sample of yours. Of `pinn` the error of the solution takes the place of the loss.",
+        "problem alike, and these problems are no sample of yours. Of `pinn` the error of the solution takes the "
+        "place of the loss.",
         studies=STUDIES,
     )
 
@@ -77,9 +78,11 @@ def _advice(contrasts: Sequence[Contrast]) -> str:
     if not simple:
         return (
             "No one-liner is a safe default: each is worse than equal weights on some problem or better on none. "
-            "Standardise the targets, start with equal weights, and take a line of the table for a reason that holds for your losses."
+            "Standardise the targets, start with equal weights, and take a line of the table for a reason that holds "
+            "for your losses."
         )
     return (
-        f"Standardise the targets and start with equal weights. If losses still differ in size, {listed([*map(quoted, simple)])} "
+        f"Standardise the targets and start with equal weights. If losses still differ in size, "
+        f"{listed([*map(quoted, simple)])} "
         "cost one line and were worse than equal weights on no problem here."
     )

@@ -96,7 +96,8 @@ def _advice(first: Sequence[Contrast]) -> str:
     if found["better"] > found["worse"]:
         return (
             "Compare on your own data: GradNorm was better than equal weights on more real problems than it was worse "
-            "on, and none of them tells you which kind yours is. Two methods with tuned rates and five seeds are an afternoon."
+            "on, and none of them tells you which kind yours is. Two methods with tuned rates and five seeds are an "
+            "afternoon."
         )
     return (
         "Do not expect GradNorm to improve a network whose losses are of one size: on real problems it was not better "

@@ -94,6 +94,7 @@ def page() -> Page:
         "of its members no longer decides its weight. That is a choice about the objective, and no table can make it.",
         limits="Two generated problems and two on data (twelve proteins, twenty-one assays of three platforms), with "
         "some hundreds of steps and five seeds; one network each. Runs end before they converge. A larger machine "
-        "would add all thirty proteins and all twelve platforms, longer runs, more trials, and groups of very unequal size.",
+        "would add all thirty proteins and all twelve platforms, longer runs, more trials, and groups of very "
+        "unequal size.",
         studies=STUDIES,
     )

@@ -187,5 +187,6 @@ def legend(contrasts: Sequence[Contrast]) -> str:
     return (
         f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ "
         "worse: p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the "
-        f"last step and no task that goes the other way. = level: the whole interval lies inside {margins}. No mark: not told apart."
+        f"last step and no task that goes the other way. = level: the whole interval lies inside {margins}. No mark: "
+        "not told apart."
     )

@@ -21,7 +21,7 @@ ANSWERS: dict[str, ModuleType] = {
     "biology": biology,
     "dense": dense,
 }
-"""The module of every page in the order of the index, with the names of its studies and the function that gives the page."""
+"""The module of every page, in the order of the index: the names of its studies, and the function that gives the page."""
 
 
 def missing() -> dict[str, list[str]]:

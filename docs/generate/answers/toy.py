@@ -40,6 +40,7 @@ def page() -> Page:
         for_user="Give every method its own learning rate before you compare them, and standardise the targets: a rate "
         "that all share favours the method whose rate it happens to be.",
         limits="The toy has a fifth of its size here, two tasks, one draw of its matrices and Adam; the tables say "
-        "which runs have not converged after 2000 steps. Ten tasks, the full size, SGD and longer runs are not answered by this page.",
+        "which runs have not converged after 2000 steps. Ten tasks, the full size, SGD and longer runs are not "
+        "answered by this page.",
         studies=STUDIES,
     )
