@@ -26,19 +26,22 @@ study = Study(
     tuning_seeds=[0],
     seeds=[100, 101],
     steps=60,
+    VECTORIZED
 )
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("studies")
+@pytest.fixture(scope="module", params=["", "vectorized=True, sampler='sobol'"], ids=["alone", "together"])
+def folder(tmp_path_factory, request):
+    """The folder of a small study, whose runs are trained one by one or together."""
+    folder = tmp_path_factory.mktemp("studies")
+    (folder / "tiny.py").write_text(STUDY.replace("VECTORIZED", request.param))
+    return folder
 
 
 @pytest.fixture(scope="module")
 def done(folder):
-    """The outcome of a small study, and the folder with its records."""
-    (folder / "tiny.py").write_text(STUDY)
+    """The outcome of the study."""
     return run_study(load_study(folder / "tiny.py"), store=Store(folder / "runs"), jobs=1)
 
 

@@ -18,6 +18,7 @@ from equipoise.lab.results.selection import diverged_at, last, selected
 from equipoise.lab.runs.methods import Method
 from equipoise.lab.runs.source import load_problem, source_of
 from equipoise.lab.runs.train import run, specify
+from equipoise.lab.runs.vectorized.run import run_together
 from equipoise.lab.store.codec import read, run_key, write
 from equipoise.lab.store.store import Store
 from equipoise.lab.studies.run import Result, replay_study
@@ -159,8 +160,12 @@ def train_again(record: Record, among: Study) -> Record:
     spec = record.spec
     problem = load_problem(sources[spec.problem], spec.problem_settings)
     method = Method(spec.method, spec.method_settings)
-    again = specify(problem, method, spec.seed, steps=spec.steps, device=spec.device, precision=spec.precision)
-    return run(problem, again)
+    common = {"steps": spec.steps, "device": spec.device, "precision": spec.precision, "vectorized": spec.vectorized}
+    again = specify(problem, method, spec.seed, **common)
+    if spec.vectorized:
+        (found,) = run_together([problem], [again], threads=record.environment["threads"])
+        return found
+    return run(problem, again, threads=record.environment["threads"])
 
 
 def differences(record: Record, again: Record) -> list[str]:
