@@ -40,7 +40,7 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "groups": {"steps": 2000},
     "hierarchy": {"steps": 2000},
     "conflict": {"steps": 2000},
-    "unequal": {"steps": 1500},
+    "unequal": {"steps": 1000},
     "pinn": {"steps": 4000},
     "yeast": {"steps": 300},
     "multimnist": {"steps": 400},

@@ -108,6 +108,20 @@ def test_learning_rates_may_differ():
         agree(record, alone(problem, method))
 
 
+def test_data_may_differ_where_the_problem_says_so():
+    problems = [
+        load_problem("unequal", {"width": 8, "train_samples": 512, "frequencies": (1, frequency), "data_seed": seed})
+        for frequency, seed in ((1, 0), (3, 0), (3, 1))
+    ]
+    for method in parse_methods("equal,gradnorm"):
+        specs = [specify(problem, method, 0, steps=STEPS, vectorized=True) for problem in problems]
+        found = run_together(problems, specs)
+        for problem, spec, record in zip(problems, specs, found, strict=True):
+            agree(record, alone(problem, method))
+            (one,) = run_together([problem], [spec])
+            assert (one.test, one.train, one.curves) == (record.test, record.train, record.curves)
+
+
 def test_a_run_that_diverges_stops_where_it_does_by_itself_and_alone():
     problems = [replace(TOY, optimizer="sgd", learning_rate=rate) for rate in (1e3, 1e-4)]
     specs = [specify(p, Method("equal"), 0, steps=150, vectorized=True) for p in problems]
@@ -131,7 +145,7 @@ def test_what_cannot_be_vectorized():
 def test_runs_of_two_problems_are_refused():
     problems = [TOY, replace(TOY, batch_size=50)]
     specs = [specify(problem, Method("equal"), 0, steps=STEPS, vectorized=True) for problem in problems]
-    with pytest.raises(ValueError, match="wanted runs that differ in method, seed and learning rate alone"):
+    with pytest.raises(ValueError, match="wanted runs that differ in method, seed, learning rate and data alone"):
         run_together(problems, specs)
     with pytest.raises(ValueError, match="not the one that was specified"):
         run_together([TOY], [replace(specs[0], vectorized=False)])

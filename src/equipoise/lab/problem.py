@@ -108,6 +108,8 @@ class Problem(ABC):
     perturbation: str | tuple[str, ...] = ()
     evaluations: ClassVar[int] = 20
     """How often the splits are evaluated over a run: so seldom that it takes no more than about a tenth of the training."""
+    data_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings that change the numbers in the data and nothing else: runs that differ in them can be trained together."""
     tasks_from_data: ClassVar[bool] = False
     """Whether `tasks` reads the data, as a list of all problems does not."""
     judged_by: ClassVar[str] = ""

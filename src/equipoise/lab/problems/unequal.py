@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class UnequalTasks(Problem):
 
     Attributes:
         scales: The scale of each task.
-        frequencies: The frequency of each task. One of 3 takes several times the steps and the neurons of one of 1.
+        frequencies: The frequency of each task. One of 2 takes several times the steps of one of 1, and more neurons.
         noises: The standard deviation of each task's noise, in units of its scale.
         width: The width of the three shared layers.
         inputs: Number of inputs.
@@ -45,18 +46,20 @@ class UnequalTasks(Problem):
         loss over the squared scale: 1 is that of a constant, and the squared noise is the best that can be reached.
     """
 
-    steps: int = 1500
-    batch_size: int = 100
+    steps: int = 1000
+    batch_size: int = 64
     learning_rate: float = 1e-2
     scales: tuple[float, ...] = (1.0, 10.0)
     frequencies: tuple[float, ...] = (1.0, 2.0)
     noises: tuple[float, ...] = (0.1, 0.1)
     width: int = 20
     inputs: int = 5
-    train_samples: int = 2000
+    train_samples: int = 2048
     validation_samples: int = 500
     test_samples: int = 1000
     data_seed: int = 0
+    evaluations: ClassVar[int] = 10
+    data_settings: ClassVar[frozenset[str]] = frozenset({"frequencies", "noises", "data_seed"})
 
     def __post_init__(self) -> None:
         if not self.scales:

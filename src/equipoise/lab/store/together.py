@@ -66,7 +66,7 @@ def _sets(jobs: Sequence[Job], processes: int) -> Iterator[list[Job]]:
 
 
 def _kind(job: Job) -> str:
-    return f"{job.source} {together(job.spec)}"
+    return f"{job.source} {together(problem_class(job.source), job.spec)}"
 
 
 def _attempt(jobs: Sequence[Job], on_step: Callable[[int], None] | None = None) -> list[Outcome]:

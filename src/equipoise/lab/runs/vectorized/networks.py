@@ -35,14 +35,13 @@ class StackedNetworks:
         self._branches = {task: [f"branches.{i}" for i in paths.get(task, [])] for task in self._form.tasks}
 
     def outputs(self, inputs: Tensor, runs: slice) -> dict[str, Tensor]:
-        """The outputs of some of the networks for the same inputs.
+        """The outputs of some of the networks.
 
         Shape:
-            ``inputs`` is ``(N, *)``; each output is ``(len(runs), N, *)``.
+            ``inputs`` is ``(len(runs), N, *)``, and so is each output.
         """
-        number = len(range(*runs.indices(len(self.parameters))))
         with torch.no_grad():
-            before = self._called("trunk", inputs.expand(number, *inputs.shape), runs)
+            before = self._called("trunk", inputs, runs)
             features = self._called("fork.shared_layer", before, runs)
             return {task: self._head(i, task, features, runs) for i, task in enumerate(self._form.tasks)}
 

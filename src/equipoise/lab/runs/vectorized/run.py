@@ -51,8 +51,6 @@ VECTORIZED = frozenset(
 )
 """The methods whose rules `torch.vmap` can follow: those that neither combine task gradients nor draw random numbers."""
 
-_DIFFERING = {"learning_rate"}
-"""The settings of a problem in which runs that are trained together may differ."""
 _RUNS = 64
 """So many networks at a time are evaluated."""
 
@@ -75,9 +73,10 @@ def _is_plain(problem: Problem) -> bool:
     return plain and not changed.splits().train.labelled
 
 
-def together(spec: RunSpec) -> str:
-    """Runs for which this text is equal can be trained together."""
-    settings = {name: value for name, value in spec.problem_settings.items() if name not in _DIFFERING}
+def together(problem: type[Problem], spec: RunSpec) -> str:
+    """Runs of a class of problems for which this text is equal can be trained together."""
+    differing = problem.data_settings | {"learning_rate"}
+    settings = {name: value for name, value in spec.problem_settings.items() if name not in differing}
     return repr((spec.problem, sorted(settings.items()), spec.steps, spec.evaluate_every, spec.code))
 
 
@@ -95,7 +94,7 @@ def run_together(
     whichever runs are trained together. No time per step is known of a single run; ``train_seconds`` is its share.
 
     Args:
-        problems: The problem of each run; they differ in the learning rate alone.
+        problems: The problem of each run; they differ in the learning rate and in their `Problem.data_settings` alone.
         specs: The specification of each run, with ``vectorized=True``.
         threads: PyTorch's threads.
         on_step: Called now and then with the number of steps done.
@@ -107,8 +106,8 @@ def run_together(
         method = Method(spec.method, spec.method_settings)
         if specify(problem, method, spec.seed, steps=spec.steps, vectorized=True) != spec:
             raise ValueError(f"problem {spec.problem!r}: the problem or the source is not the one that was specified")
-    if len({together(spec) for spec in specs}) != 1:
-        raise ValueError("specs: wanted runs that differ in method, seed and learning rate alone")
+    if len({together(type(problem), spec) for problem, spec in zip(problems, specs, strict=True)}) != 1:
+        raise ValueError("specs: wanted runs that differ in method, seed, learning rate and data alone")
     order = sorted(range(len(specs)), key=lambda i: _rule(specs[i]))
     with reproducible(specs[0], threads):
         records = _Together([problems[i] for i in order], [specs[i] for i in order], threads).finish(on_step)
@@ -141,17 +140,20 @@ class _Together:
         self._optimizer = StackedOptimizer(problems, networks, self._spec.steps)
         self._networks = StackedNetworks(networks)
         self._groups = list(_grouped(specs, balancers))
-        splits = check_data(self._problem.splits(), self._problem)
-        self._train, self._batch = splits.train, self._problem.batch_size
-        rows = Split(torch.arange(len(splits.train)), {})
-        seeds = sorted({spec.seed for spec in specs})
-        self._batches = [Batches(rows, self._batch, seed) for seed in seeds]
-        self._batch_of = torch.tensor([seeds.index(spec.seed) for spec in specs])
+        same = [replace(problem, learning_rate=1.0) for problem in problems]
+        different = list(dict.fromkeys(same))
+        self._data_of = torch.tensor([different.index(problem) for problem in same])
+        data = [check_data(changed.splits(), changed) for changed in map(perturbed, different)]
+        self._train = _stacked([splits.train for splits in data])
         self._splits = {
-            "train": thinned(splits.train, len(splits.test)),
-            "validation": splits.validation,
-            "test": splits.test,
+            "train": _stacked([thinned(splits.train, len(splits.test)) for splits in data]),
+            "validation": _stacked([splits.validation for splits in data]),
+            "test": _stacked([splits.test for splits in data]),
         }
+        rows = Split(torch.arange(len(data[0].train)), {})
+        seeds = sorted({spec.seed for spec in specs})
+        self._batches = [Batches(rows, self._problem.batch_size, seed) for seed in seeds]
+        self._batch_of = torch.tensor([seeds.index(spec.seed) for spec in specs])
         self._log_every = math.ceil(self._spec.steps / LOGS)
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
         self._logged_at: list[int] = []
@@ -182,8 +184,9 @@ class _Together:
     def _step(self, number: int) -> None:
         networks = self._networks
         rows = torch.stack([next(batches).inputs for batches in self._batches])[self._batch_of]
-        targets = {task.name: self._train.targets[task.name][rows] for task in self._tasks}
-        losses, before, features = networks.losses(self._train.inputs[rows], targets, self._tasks)
+        taken = self._data_of.unsqueeze(1), rows
+        targets = {task.name: self._train.targets[task.name][taken] for task in self._tasks}
+        losses, before, features = networks.losses(self._train.inputs[taken], targets, self._tasks)
         known = losses.detach()
         if number == 0:
             self._initial = known
@@ -262,12 +265,15 @@ class _Together:
                 asked = [i for i in asked if self._ended[i] is None]
                 if not asked:
                     continue
-                outputs = self._networks.outputs(split.inputs, runs)
+                outputs = self._networks.outputs(split.inputs[self._data_of[runs]], runs)
                 for i in asked:
                     row = self._evaluated[i].setdefault(step, {})
                     row[name] = [
                         evaluate(
-                            task, outputs[task.name][i - begin], split.targets[task.name], self._metrics[task.name]
+                            task,
+                            outputs[task.name][i - begin],
+                            split.targets[task.name][self._data_of[i]],
+                            self._metrics[task.name],
                         )
                         for task in self._tasks
                     ]
@@ -313,6 +319,12 @@ class _Together:
         hits = group.hits(name)
         values = [0] * len(self._tasks) if hits is None else hits[place].tolist()
         return {task.name: value for task, value in zip(self._tasks, values, strict=True)}
+
+
+def _stacked(splits: Sequence[Split]) -> Split:
+    """Splits of the same form as one, with a dimension in front that counts them."""
+    targets = {task: torch.stack([split.targets[task] for split in splits]) for task in splits[0].targets}
+    return Split(torch.stack([split.inputs for split in splits]), targets)
 
 
 def _grouped(specs: Sequence[RunSpec], balancers: Sequence[Balancer]) -> Iterator[tuple[slice, StackedBalancers]]:
