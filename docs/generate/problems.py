@@ -146,7 +146,8 @@ def page() -> str:
         "",
         "Below, each problem with one short run of GradNorm or its closed form, seed 0, beside the best constant",
         "prediction: the same output for every sample, with the smallest training loss. It shows that the problem can be",
-        "learnt in this time, and nothing about methods. Test split, where the task-normalised validation loss is smallest.",
+        "learnt in this time, and nothing about methods. Test split, where the task-normalised validation loss is smallest,",
+        "or the validation error of the task that the problem names as `judged_by`.",
     ]
     for name, cls in PROBLEMS.items():
         lines += ["", f"({name})=", f"## {name}", "", *_described(cls), ""]
