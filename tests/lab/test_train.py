@@ -277,3 +277,13 @@ def test_a_metric_that_does_not_say_what_is_better_is_refused(monkeypatch):
     monkeypatch.setattr(type(problem), "tasks", tasks)
     with pytest.raises(ValueError, match="task 'scale_1': its metric MeanMetric does not say if higher is better"):
         run(problem, specify(problem, Method("equal"), 0))
+
+
+def test_rates_from_validation_losses_are_those_of_the_evaluations():
+    problem = load_problem("toy", {"size": "fifth", "num_tasks": 2, "train_samples": 500})
+    record = run(problem, specify(problem, Method("gradnorm_validation"), 0, steps=40))
+    losses = torch.tensor(list(record.validation.losses.values()))
+    for step, rates in zip(record.curves.step, zip(*record.curves.training_rates.values(), strict=True), strict=True):
+        seen = max(i for i, evaluated in enumerate(record.evaluated_at) if evaluated <= step)
+        ratios = losses[:, seen] / losses[:, 0]
+        torch.testing.assert_close(torch.tensor(rates), ratios / ratios.mean(), rtol=1e-5, atol=1e-6)

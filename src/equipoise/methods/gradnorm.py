@@ -166,7 +166,7 @@ class GradNorm(GradNormFamily):
         """One step of Adam along the gradient of ``L_grad``, and the renormalisation (Algorithm 1)."""
         assert step.norms is not None
         gradient_norms = step.weights * step.norms
-        targets = gradnorm_targets(gradient_norms, self.ratios(step), self.alpha, self.priors, step)
+        targets = gradnorm_targets(gradient_norms, self.ratios(step, state), self.alpha, self.priors, step)
         unit = state.unit
         if not (step.on_host and unit.item() > 0):
             unit = torch.where(unit > 0, unit, step.mean(step.norms))
@@ -178,5 +178,5 @@ class GradNorm(GradNormFamily):
             hits = hits[0] + (weights <= self._floor), hits[1] + (weights >= self._cap)
         state = State(*moments, unit, *hits, state.observed_first, state.observed_last)
         loss = partial(gradnorm_loss, gradient_norms, targets, step)
-        log: Log = {"targets": targets, "training_rates": partial(self.rates, step), "gradnorm_loss": loss}
+        log: Log = {"targets": targets, "training_rates": partial(self.rates, step, state), "gradnorm_loss": loss}
         return weights, state, {**log, "floor_hits": state.floor_hits, "cap_hits": state.cap_hits}

@@ -100,7 +100,7 @@ class GradNormClosedForm(GradNormFamily):
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
         """The weights at rest, from the smoothed pulls."""
         assert step.norms is not None
-        ratios = self.ratios(step)
+        ratios = self.ratios(step, state)
         pulls = torch.log(ratios**self.alpha) - torch.log(step.norms)  # not finite where a norm or a ratio is zero
         here = pulls.isfinite() & (step.uniform > 0)
         mean = torch.where(here, state.pull_mean.lerp(pulls.nan_to_num(), 1 - self._decay), state.pull_mean)
@@ -112,5 +112,5 @@ class GradNormClosedForm(GradNormFamily):
         weights = step.as_if_present(balanced).in_proportion(self.priors * factors)
         targets = gradnorm_targets(step.weights * step.norms, ratios, self.alpha, self.priors, step)
         state = State(mean, counts, state.observed_first, state.observed_last)
-        log: Log = {"targets": targets, "training_rates": partial(self.rates, step)}
+        log: Log = {"targets": targets, "training_rates": partial(self.rates, step, state)}
         return torch.where(balanced, weights, step.weights), state, log

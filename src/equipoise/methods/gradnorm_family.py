@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,17 +83,18 @@ class GradNormFamily(Balancer, ABC):
         self.observed_last.copy_(torch.where(given, last, self.observed_last))
         self._observing = True
 
-    def ratios(self, step: Step) -> Tensor:
+    def ratios(self, step: Step, state: Any) -> Tensor:
         r""":math:`\tilde L_i` ``(T,)``: of the training losses, or of those observed."""
         ratios = step.losses / step.initial_losses
         if not self._observing:
             return ratios
-        observed = self.observed_first > 0
-        return torch.where(observed, self.observed_last / torch.where(observed, self.observed_first, 1.0), ratios)
+        first, last = state.observed_first, state.observed_last
+        observed = first > 0
+        return torch.where(observed, last / torch.where(observed, first, 1.0), ratios)
 
-    def rates(self, step: Step) -> Tensor:
+    def rates(self, step: Step, state: Any) -> Tensor:
         """The training rates for the log ``(T,)``."""
-        ratios = self.ratios(step)
+        ratios = self.ratios(step, state)
         return ratios / step.mean(ratios)
 
     def set_extra_state(self, state: Tensor) -> None:

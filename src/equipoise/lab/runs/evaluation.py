@@ -53,6 +53,10 @@ class Evaluations:
                 found = evaluate(task, *labelled(split, task.name, outputs[task.name]), self._metrics[task.name])
                 self._found[name][task.name].append(found)
 
+    def last_losses(self, split: str) -> dict[str, float]:
+        """The losses that were found last on one split."""
+        return {task: rows[-1][0] for task, rows in self._found[split].items()}
+
     def of(self, split: str) -> Evaluation:
         """The losses and metrics on one split."""
         return evaluation(self._tasks, self._found[split])

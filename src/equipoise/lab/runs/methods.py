@@ -55,6 +55,11 @@ def static(tasks: Fork, weights: Mapping[str, float] | tuple[float, ...], *, eve
     return Static(tasks, weights, every=every)
 
 
+def gradnorm_validation(fork: Fork, alpha: float = 1.5, *, lr: float = 0.025) -> GradNorm:
+    """`GradNorm` whose training rates are those of the validation losses, which a run hands in whenever it evaluates."""
+    return GradNorm(fork, alpha, lr=lr)
+
+
 METHODS: dict[str, tuple[Callable[..., Balancer | Hierarchy], str]] = {
     "equal": (Equal, "every weight is 1"),
     "static": (static, "given weights, for instance static(weights=(1, 2))"),
@@ -74,6 +79,7 @@ METHODS: dict[str, tuple[Callable[..., Balancer | Hierarchy], str]] = {
     "softadapt": (SoftAdapt, "softmax of the slopes of the losses (Heydari et al. 2019)"),
     "relobralo": (ReLoBRaLo, "relative loss balancing with random lookback (Bischof and Kraus 2021)"),
     "gradnorm": (GradNorm, "gradient normalization (Chen et al. 2018)"),
+    "gradnorm_validation": (gradnorm_validation, "GradNorm with training rates from the validation losses"),
     "gradnorm_closed_form": (GradNormClosedForm, "GradNorm's steady state, taken at once: no learning rate"),
     "gradnorm_log_space": (GradNormLogSpace, "GradNorm that moves the weights by factors"),
     "upgrad": (upgrad, "task gradients projected so that none conflicts, by TorchJD (Quinton and Rey 2024)"),
@@ -131,6 +137,11 @@ class Method:
             read = {name: _balancer_of_a_fork(name, text) for name, text in read.items()}
         differing = {name: read[name] for name in sorted(read) if read[name] != known[name].default}
         object.__setattr__(self, "settings", differing)
+
+    @property
+    def observes(self) -> bool:
+        """Whether its balancer is to be told the validation losses."""
+        return self.name == "gradnorm_validation"
 
     def __str__(self) -> str:
         return written(self.name, self.settings)

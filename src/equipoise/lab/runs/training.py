@@ -58,6 +58,7 @@ class Training:
         self._model, self._optimizer = fabric.setup(network, optimizer_of(problem, network))
         self._schedule = schedule_of(problem, self._optimizer, spec.steps)
         self._balancer = build(method, source, problem, log_every=self._log_every, seed=spec.seed)
+        self._observes = method.observes
         self.network, self.device = network, fabric.device
         splits = _moved(check_data(problem.splits(), problem), self.device)
         self._batches = Batches(splits.train, problem.batch_size, spec.seed)
@@ -79,6 +80,8 @@ class Training:
         while self.done < spec.steps and self.diverged is None:
             if self.done % spec.evaluate_every == 0 and self.done not in self.evaluations.steps:
                 self.evaluations.take(self.done)
+                if self._observes:
+                    self._balancer.observe(self.evaluations.last_losses("validation"))
             until = min(spec.steps, (self.done // spec.evaluate_every + 1) * spec.evaluate_every)
             before, began = self.seconds, _now(self.device)
             while self.done < until and self.diverged is None:

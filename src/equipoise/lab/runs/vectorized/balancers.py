@@ -10,6 +10,7 @@ from torch import Tensor
 
 from equipoise.balancer import Balancer, Step
 from equipoise.balancer.first_step import check_first_loss
+from equipoise.balancer.shown import training_rates
 from equipoise.balancer.state import initial_losses_after
 from equipoise.lab.runs.single_task import SingleTask
 
@@ -25,6 +26,7 @@ class StackedBalancers:
         skipped: How many steps changed nothing because something was not finite ``(K,)``.
         needs_norms: Whether the rule asks for gradient norms.
         balances: Whether `balance` comes before the first step.
+        rates: The training rates of the last step ``(K, T)``.
         targets: The norms that the rule aimed at in the last step ``(K, T)``; None for a rule without.
     """
 
@@ -38,6 +40,7 @@ class StackedBalancers:
         self._seen = torch.stack([balancer.initial_seen for balancer in balancers])
         self.skipped = torch.zeros(number, dtype=torch.int64)
         self.targets: Tensor | None = None
+        self.rates = torch.ones(number, tasks)
         self._aims = False
         self._steps = 0
 
@@ -77,12 +80,16 @@ class StackedBalancers:
             losses, weights, initial, norms, state = given
             step = Step(losses, weights, self._uniform, 1.0, initial, norms, number, False)
             weights, state, log = self._rule.update(step, state)
-            targets = log.get("targets")
-            self._aims = targets is not None
-            return weights, state, losses if targets is None else targets() if callable(targets) else targets
+            self._aims = "targets" in log
+            shown = [log.get(name, losses) for name in ("targets", "training_rates")]
+            if "training_rates" not in log:
+                shown[1] = training_rates(losses, initial, step)
+            return weights, state, [value() if callable(value) else value for value in shown]
 
         rows = (0, 0, 0, None if norms is None else 0, 0)
-        new, state, targets = torch.vmap(moved, in_dims=rows)(losses, weights, initial, norms, self._state)
+        new, state, (targets, self.rates) = torch.vmap(moved, in_dims=rows)(
+            losses, weights, initial, norms, self._state
+        )
         needed = [losses, new, *(value for value in state if value.is_floating_point())]
         needed += [] if norms is None else [norms]
         usable = torch.stack([value.reshape(len(value), -1).isfinite().all(1) for value in needed]).all(0)
@@ -92,6 +99,14 @@ class StackedBalancers:
         self._initial = _where(usable, initial, self._initial)
         self._seen = _where(usable, self._seen + 1, self._seen)
         self.targets = targets if self._aims else None
+
+    def observe(self, losses: Tensor) -> None:
+        """Take the training rates from these losses ``(K, T)`` from now on; those that are not finite change nothing."""
+        first, last = self._state.observed_first, self._state.observed_last
+        given = losses.isfinite()
+        first = torch.where(given & (first == 0), losses, first)
+        self._state = self._state._replace(observed_first=first, observed_last=torch.where(given, losses, last))
+        self._rule._observing = True
 
     def hits(self, name: str) -> Tensor | None:
         """At how many steps each weight was held at the floor or the cap ``(K, T)``; None for a rule without."""

@@ -31,24 +31,11 @@ from equipoise.lab.runs.vectorized.balancers import StackedBalancers
 from equipoise.lab.runs.vectorized.networks import StackedNetworks
 from equipoise.lab.runs.vectorized.optimizer import StackedOptimizer
 
-VECTORIZED = frozenset(
-    {
-        *(
-            "equal",
-            "static",
-            "single_task",
-            "inverse_initial_loss",
-            "uncertainty",
-            "si",
-            "dwa",
-            "gls",
-            "cov",
-            "imtl_l",
-            "uwso",
-        ),
-        *("inverse_loss_variance", "famo", "softadapt", "gradnorm", "gradnorm_closed_form", "gradnorm_log_space"),
-    }
-)
+VECTORIZED = frozenset((
+    "equal", "static", "single_task", "inverse_initial_loss", "uncertainty", "si", "dwa", "gls", "cov", "imtl_l", "uwso",
+    "inverse_loss_variance", "famo", "softadapt", "gradnorm", "gradnorm_validation", "gradnorm_closed_form",
+    "gradnorm_log_space",
+))  # fmt: skip
 """The methods whose rules `torch.vmap` can follow: those that neither combine task gradients nor draw random numbers."""
 
 _RUNS = 64
@@ -157,7 +144,6 @@ class _Together:
         self._log_every = math.ceil(self._spec.steps / LOGS)
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
         self._logged_at: list[int] = []
-        self._initial: Tensor | None = None
         self._recent: list[Tensor] = []
         self._since: list[Divergence | None] = [None] * len(specs)
         self._ended: list[tuple[int, Divergence] | None] = [None] * len(specs)
@@ -170,6 +156,7 @@ class _Together:
         for step in range(self._spec.steps):
             if step % self._spec.evaluate_every == 0:
                 self._evaluate(step)
+                self._observe(step)
                 if on_step is not None:
                     on_step(step)
             began = perf_counter()
@@ -188,14 +175,12 @@ class _Together:
         targets = {task.name: self._train.targets[task.name][taken] for task in self._tasks}
         losses, before, features = networks.losses(self._train.inputs[taken], targets, self._tasks)
         known = losses.detach()
-        if number == 0:
-            self._initial = known
-            if any(group.balances for _, group in self._groups):
-                _, at_features = networks.gradients(losses, torch.ones_like(known), features, keep=True)
-                norms = networks.norms(before.detach(), at_features)
-                for runs, group in self._groups:
-                    if group.balances:
-                        group.balance(norms[runs])
+        if number == 0 and any(group.balances for _, group in self._groups):
+            _, at_features = networks.gradients(losses, torch.ones_like(known), features, keep=True)
+            norms = networks.norms(before.detach(), at_features)
+            for runs, group in self._groups:
+                if group.balances:
+                    group.balance(norms[runs])
         weights = torch.cat([group.weigh(known[runs]) for runs, group in self._groups])
         gradient, at_features = networks.gradients(losses, weights, features)
         logs = number % self._log_every == 0
@@ -218,8 +203,6 @@ class _Together:
         return norms
 
     def _log(self, step: int, losses: Tensor, weights: Tensor, norms: Tensor) -> None:
-        assert self._initial is not None
-        ratios = losses / self._initial
         none = torch.full_like(losses[:1], math.nan)
         targets = [
             none.expand(len(losses[runs]), -1) if group.targets is None else group.targets
@@ -227,7 +210,7 @@ class _Together:
         ]
         self._logged_at.append(step)
         found = {"losses": losses, "weights": weights, "gradient_norms": norms, "targets": torch.cat(targets)}
-        found["training_rates"] = ratios / ratios.mean(dim=1, keepdim=True)
+        found["training_rates"] = torch.cat([group.rates for _, group in self._groups])
         for name, values in found.items():
             self._logged[name].append(values.clone())
 
@@ -277,6 +260,15 @@ class _Together:
                         )
                         for task in self._tasks
                     ]
+
+    def _observe(self, step: int) -> None:
+        """Tell the balancers that ask for it the validation losses."""
+        for runs, group in self._groups:
+            if Method(self._specs[runs.start].method, self._specs[runs.start].method_settings).observes:
+                found = [self._evaluated[i].get(step) for i in range(runs.start, runs.stop)]
+                unknown = [math.nan] * len(self._tasks)
+                losses = [unknown if row is None else [values[0] for values in row["validation"]] for row in found]
+                group.observe(torch.tensor(losses))
 
     def _record(self, i: int, seconds: float) -> Record:
         problem, spec, ended = self._problems[i], self._specs[i], self._ended[i]
