@@ -1,8 +1,8 @@
 """The paper's toy at a fifth of its size, two tasks, plain SGD, which does not hide the size of a loss.
 
-Budget: 19 methods with 15 learning rates each over 6 decades, 1 tuning seed and 10 final seeds, 4000 steps: 500 runs,
-of which all but PCGrad's are trained together; about 12 minutes on one core. A larger machine would add more draws of
-the matrices and longer runs. The learning rate falls to 0 along a cosine, so that runs come to rest.
+Budget: 18 methods with 15 learning rates each over 6 decades, 1 tuning seed and 5 final seeds, 4000 steps: 400 runs, trained
+together; about 8 minutes on one core. A larger machine would add PCGrad, more draws of the matrices and longer runs.
+The learning rate falls to 0 along a cosine, so that runs come to rest.
 """
 
 from equipoise.lab import Candidate, Range, Simplex, Study, load_problem
@@ -27,7 +27,6 @@ study = Study(
         Candidate("famo", label="FAMO"),
         Candidate("uncertainty"),
         Candidate("uncertainty", {"initial": "losses"}, label="uncertainty from log L(0)"),
-        Candidate("pcgrad", label="PCGrad"),
         Candidate("gradnorm", label="GradNorm"),
         Candidate("gradnorm", {"alpha": 0.0}, label="GradNorm, alpha 0"),
         Candidate("gradnorm", {"alpha": 0.12}, label="GradNorm, alpha 0.12"),
@@ -42,7 +41,7 @@ study = Study(
     space={"learning_rate": Range(1e-5, 1e1, log=True)},
     trials=15,
     tuning_seeds=[0],
-    seeds=range(100, 110),
+    seeds=range(100, 105),
     sampler="sobol",
     vectorized=True,
 )

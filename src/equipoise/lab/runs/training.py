@@ -24,6 +24,7 @@ from equipoise.lab.runs.logs import Logs
 from equipoise.lab.runs.methods import Method, build, source_for
 from equipoise.lab.runs.optimizer import optimizer_of, schedule_of
 from equipoise.lab.runs.perturbation import perturbed
+from equipoise.methods import GradNorm
 
 LOGS = 200
 """About so many entries of the balancer's log are kept of a run."""
@@ -81,6 +82,7 @@ class Training:
             if self.done % spec.evaluate_every == 0 and self.done not in self.evaluations.steps:
                 self.evaluations.take(self.done)
                 if self._observes:
+                    assert isinstance(self._balancer, GradNorm)
                     self._balancer.observe(self.evaluations.last_losses("validation"))
             until = min(spec.steps, (self.done // spec.evaluate_every + 1) * spec.evaluate_every)
             before, began = self.seconds, _now(self.device)

@@ -13,6 +13,7 @@ from equipoise.balancer.first_step import check_first_loss
 from equipoise.balancer.shown import training_rates
 from equipoise.balancer.state import initial_losses_after
 from equipoise.lab.runs.single_task import SingleTask
+from equipoise.methods import GradNorm
 
 
 class StackedBalancers:
@@ -106,6 +107,7 @@ class StackedBalancers:
         given = losses.isfinite()
         first = torch.where(given & (first == 0), losses, first)
         self._state = self._state._replace(observed_first=first, observed_last=torch.where(given, losses, last))
+        assert isinstance(self._rule, GradNorm)
         self._rule._observing = True
 
     def hits(self, name: str) -> Tensor | None:
