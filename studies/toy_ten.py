@@ -1,7 +1,7 @@
 """The paper's toy at a fifth of its size, ten tasks of scales 3 to 81, Adam.
 
-Budget: 17 methods with 7 learning rates each, 1 tuning seed and 5 final seeds, 3000 steps: 210 runs, trained together; about 8 minutes on
-one core. A larger machine would add seeds, PCGrad, and steps until all runs are at rest.
+Budget: 17 methods with 7 learning rates each, 1 tuning seed and 5 final seeds, 3000 steps: 210 runs, trained together;
+about 8 minutes on one core. A larger machine would add seeds, PCGrad, and steps until all runs are at rest.
 """
 
 from equipoise.lab import Candidate, Range, Simplex, Study, load_problem
