@@ -9,6 +9,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from equipoise.lab.printable import inert
+from equipoise.lab.store.codec import run_key
 
 if TYPE_CHECKING:
     from equipoise.lab.record import RunSpec
@@ -62,9 +63,9 @@ class Progress:
 
     def show(self, event: Event) -> None:
         """Show one event."""
-        run = _named(event.spec)
+        run = run_key(event.spec)
         if event.kind == "started" and run not in self._running:
-            self._running[run] = self._bars.add_task(run, total=event.spec.steps, done="")
+            self._running[run] = self._bars.add_task(_named(event.spec), total=event.spec.steps, done="")
             self._steps[run] = 0
         elif event.kind == "progressed":
             self._advance(run, event.step)
@@ -87,7 +88,7 @@ class Progress:
         self._bars.update(self._all, total=self._left, done=f"{self._ended}/{self._runs}")
         if event.kind == "failed" or not self._console.is_terminal:
             what = {"reused": "was there already", "failed": f"failed: {event.message}"}.get(event.kind, "finished")
-            self._say(f"[{self._ended}/{self._runs}] {run}: {what}")
+            self._say(f"[{self._ended}/{self._runs}] {_named(event.spec)}: {what}")
 
     def _say(self, line: str) -> None:
         self._console.print("\n".join(map(inert, line.split("\n"))), markup=False, soft_wrap=True)

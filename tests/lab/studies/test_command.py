@@ -52,6 +52,27 @@ def test_the_command_prints_the_tables_and_writes_both_reports(invoke, tmp_path)
     assert again.stdout == result.stdout
 
 
+SETS = """
+from equipoise.lab import Candidate, Range, Study, load_problem
+
+study = Study(
+    title="Sets", expectation="None.", methods=[Candidate("equal")], space={"learning_rate": Range(1e-3, 1e-1, log=True)},
+    problems=[
+        load_problem("unequal", {"width": width, "train_samples": 64, "validation_samples": 8, "test_samples": 8})
+        for width in (3, 4)
+    ],
+    trials=1, tuning_seeds=[0], seeds=[1], steps=4, sampler="sobol", vectorized=True,
+)
+"""
+
+
+def test_runs_of_one_name_in_several_sets_do_not_get_in_each_others_way(invoke, tmp_path):
+    (tmp_path / "sets.py").write_text(SETS)
+    result = invoke("sets.py", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("unequal, equal, seed 0: finished") == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
