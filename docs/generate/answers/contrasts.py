@@ -199,7 +199,7 @@ def against(
 
 def standing(problem: str, comparison: Comparison, measure: Measure = LOSS) -> str:
     """Who has the best mean on a problem, and how many of the others it is better than, corrected for all of them."""
-    means = {label: measure.cell(comparison, label, comparison.reference).value.mean for label in comparison.runs}
+    means = {label: measure.mean(comparison, label) for label in comparison.runs}
     sound = [label for label in means if math.isfinite(means[label]) and not comparison.diverged[label]]
     best = (max if measure.higher_is_better else min)(sound, key=lambda label: means[label])
     found = block(contrast(comparison, problem, best, other, measure) for other in sound if other != best)

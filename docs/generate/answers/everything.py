@@ -11,8 +11,14 @@ ONE_LINERS = ("1 / L(0)", "1 / loss variance", "CoV", "DWA", "FAMO", "uncertaint
 OTHERS = ("GradNorm", "closed form, balanced", "tuned static")
 REAL = ("yeast", "tox21", "toxcast", "molecules", "multimnist", "pinn", "rooms")
 """Studies of problems on data, and of the physics-informed network."""
-GENERATED = ("groups", "hierarchy")
-"""Studies of generated problems that are not the toy."""
+GENERATED = ("toy_two", "toy_ten", "toy_sgd", "toy_full", "groups", "hierarchy")
+"""Studies of generated problems."""
+NAMES = {
+    "toy_two": "toy (2 tasks)",
+    "toy_ten": "toy (10 tasks)",
+    "toy_sgd": "toy (SGD)",
+    "toy_full": "toy (full size)",
+}
 NETWORKS = {"segnet": "SegNet", "resnet_fcn": "ResNet FCN", "segformer": "SegFormer"}
 
 
@@ -22,5 +28,6 @@ def of(*studies: str) -> dict[str, Comparison]:
     for study in studies:
         for result in results(study):
             backbone = result.comparison.spec.problem_settings.get("backbone")
-            found[f"{study} ({NETWORKS[backbone]})" if backbone else study] = result.comparison
+            name = NAMES.get(study, study)
+            found[f"{name} ({NETWORKS[backbone]})" if backbone else name] = result.comparison
     return found

@@ -38,6 +38,10 @@ class Measure:
     unit: str = ""
     higher_is_better: bool = False
 
+    def mean(self, comparison: Comparison, method: str) -> float:
+        """The mean over a method's runs; NaN if one diverged."""
+        return self.cell(comparison, method, comparison.reference).value.mean
+
 
 def _mean(comparison: Comparison, method: str, reference: str, quantities: Sequence[Quantity], higher: bool) -> Cell:
     ours, theirs = (readings(comparison.runs[label], quantities) for label in (method, reference))
@@ -66,14 +70,27 @@ def _metrics_change(comparison: Comparison, method: str, reference: str) -> Cell
     return _against_nothing(Readings(*([some[metric] for metric in changes.metrics] for some in (found, at_last))))
 
 
-def _loss_change(comparison: Comparison, method: str, reference: str) -> Cell:
-    ours, theirs = (readings(comparison.runs[label], _judged(comparison)) for label in (method, reference))
+def _ratio(comparison: Comparison, method: str, reference: str, quantities: Sequence[Quantity]) -> Cell:
+    """The change of a sum in %. What a task hides is judged by the parts of the sum."""
+    ours, theirs = (readings(comparison.runs[label], quantities) for label in (method, reference))
     parts = []
     for mine, base in ((ours.selected, theirs.selected), (ours.last, theirs.last)):
         seeds = mine[0].keys() & base[0].keys()
         sums = {seed: (sum(each[seed] for each in mine), sum(each[seed] for each in base)) for seed in sorted(seeds)}
         parts.append([{seed: 100 * (one / other - 1) for seed, (one, other) in sums.items()}])
-    return replace(_against_nothing(Readings(*parts)), withheld=_loss(comparison, method, reference).withheld)
+    withheld = _mean(comparison, method, reference, quantities, higher=False).withheld
+    return replace(_against_nothing(Readings(*parts)), withheld=withheld)
+
+
+def _loss_change(comparison: Comparison, method: str, reference: str) -> Cell:
+    return _ratio(comparison, method, reference, _judged(comparison))
+
+
+def losses(comparison: Comparison, method: str) -> dict[int, float]:
+    """The task-normalised test loss of every run of a method, by seed; or the error by which the problem is judged."""
+    quantities = _judged(comparison)
+    found = readings(comparison.runs[method], quantities).selected
+    return {seed: sum(each[seed] for each in found) / len(found) for seed in found[0]}
 
 
 LOSS = Measure("task-normalised test loss", 0.02, _loss)
@@ -99,3 +116,34 @@ def mean_metric(name: str, title: str, margin: float, *, higher_is_better: bool)
         return _mean(comparison, method, reference, [metric_of(task, name) for task in tasks], higher_is_better)
 
     return Measure(title, margin, cell, higher_is_better=higher_is_better)
+
+
+def _sum_change(comparison: Comparison, method: str, reference: str) -> Cell:
+    return _ratio(comparison, method, reference, [_loss_of(task.name) for task in comparison.tasks])
+
+
+def _loss_of(task: str) -> Quantity:
+    return lambda record, at: float(record.test.losses[task][at])
+
+
+def _on_training(task: str) -> Quantity:
+    return lambda record, at: float(record.train.losses[task][at] / record.train.losses[task][0])
+
+
+def _training(comparison: Comparison, method: str, reference: str) -> Cell:
+    return _mean(comparison, method, reference, [_on_training(task.name) for task in comparison.tasks], higher=False)
+
+
+def _gap(comparison: Comparison, method: str, reference: str) -> Cell:
+    def gap_of(task: str) -> Quantity:
+        return lambda record, at: relative_loss_of(task)(record, at) - _on_training(task)(record, at)
+
+    return _mean(comparison, method, reference, [gap_of(task.name) for task in comparison.tasks], higher=False)
+
+
+SUM_CHANGE = Measure("change of the sum of the test losses", 2.0, _sum_change, " %")
+"""The change of the sum of the losses as they are, in %: the large tasks decide it."""
+TRAINING = Measure("task-normalised training loss", 0.02, _training)
+"""The mean of L/L(0) over the tasks on the training data, where the run is read."""
+GAP = Measure("task-normalised test loss less that on the training data", 0.02, _gap)
+"""How much larger the mean of L/L(0) is on test than on the training data: overfitting."""

@@ -106,7 +106,7 @@ class Scale:
                     return found
             return found[:: -(-len(found) // 6)]
         step = 10 ** math.floor(math.log10(self.high - self.low))
-        step = next(size * step for size in (0.1, 0.2, 0.5, 1.0) if (self.high - self.low) / (size * step) <= 5)
+        step = next(size * step for size in (0.1, 0.2, 0.5, 1.0, 2.0) if (self.high - self.low) / (size * step) <= 5)
         first = math.ceil(self.low / step)
         return [round(n * step, 12) for n in range(first, math.floor(self.high / step) + 1)]
 
@@ -127,43 +127,50 @@ class Series:
     kind: str = "line"
 
 
-def plot(panels: Mapping[str, Sequence[Series]], x: Axis, y: Axis, title: str, note: str = "") -> str:
-    """Panels one below the other, with the same horizontal scale and one legend.
+@dataclass(frozen=True)
+class Panel:
+    """Series in one system of axes.
+
+    Attributes:
+        heading: What is shown.
+        series: The series.
+        x: The horizontal axis.
+        y: The vertical axis.
+    """
+
+    heading: str
+    series: Sequence[Series]
+    x: Axis
+    y: Axis
+
+
+def plot(panels: Sequence[Panel], title: str) -> str:
+    """Panels one below the other, with one legend.
 
     Args:
-        panels: The series of each panel by its heading.
-        x: The horizontal axis.
-        y: The vertical axis; each panel has its own scale.
+        panels: The panels.
         title: The picture in words.
-        note: A line below the legend.
     """
-    labels = list(dict.fromkeys(series.label for some in panels.values() for series in some))
+    labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
     colors = {label: COLORS[number % len(COLORS)] for number, label in enumerate(labels)}
-    across = x.over([value for some in panels.values() for series in some for value in series.x])
-    left, right, tall, top = 52.0, WIDTH - 14.0, 150.0, 8.0
+    left, right, tall, top = 52.0, WIDTH - 14.0, 150.0, 4.0
     parts: list[str] = []
-    for heading, some in panels.items():
-        parts.append(_text(left, top + 14, heading, "head"))
-        top += 22
-        parts += _panel(
-            some, colors, across, y.over([v for series in some for v in series.y]), (left, right, top, tall)
-        )
-        top += tall + 24
-    parts.append(_text((left + right) / 2, top + 8, x.title, "quiet", "middle"))
-    parts.append(_text(4, 8 + 14, "", "quiet"))
-    parts.append(_text(left, top + 26, f"↑ {y.title}", "quiet"))
-    top += 36
+    for panel in panels:
+        across = panel.x.over([value for series in panel.series for value in series.x])
+        up = panel.y.over([value for series in panel.series for value in series.y])
+        parts.append(_text(6, top + 14, panel.heading, "head"))
+        parts.append(_text(6, top + 31, f"↑ {panel.y.title}", "quiet"))
+        top += 40
+        parts += _panel(panel.series, colors, across, up, (left, right, top, tall))
+        parts.append(_text((left + right) / 2, top + tall + 31, panel.x.title, "quiet", "middle"))
+        top += tall + 44
+    kinds = {series.label: series.kind for panel in reversed(panels) for series in reversed(panel.series)}
     for number, label in enumerate(labels):
         row, column = divmod(number, 2)
         at, down = 14 + column * (WIDTH - 20) / 2, top + 12 + 17 * row
-        kind = next(series.kind for some in panels.values() for series in some if series.label == label)
-        parts.append(_mark(at + 9, down - 4, colors[label], kind))
+        parts.append(_mark(at + 9, down - 4, colors[label], kinds[label]))
         parts.append(_text(at + 24, down, label))
-    top += 17 * -(-len(labels) // 2) + 8
-    if note:
-        parts.append(_text(14, top + 12, note, "quiet"))
-        top += 18
-    return _svg(parts, top + 6, title)
+    return _svg(parts, top + 17 * -(-len(labels) // 2) + 10, title)
 
 
 def _mark(x: float, y: float, color: str, kind: str) -> str:

@@ -9,17 +9,20 @@ from equipoise.lab.results.markdown import escape
 from equipoise.lab.studies.tuning import to_document
 
 from ..pages import ROOT
-from . import baselines, biology, dense, groups, toy
+from . import baselines, biology, dense, groups, overfitting, plateau, savings, toy
 from .page import has_tables, written
 from .records import is_tabulated, is_there, results
 
 PAGES = ROOT / "docs" / "answers"
 ANSWERS: dict[str, ModuleType] = {
     "toy": toy,
+    "plateau": plateau,
     "baselines": baselines,
     "groups": groups,
     "biology": biology,
+    "overfitting": overfitting,
     "dense": dense,
+    "savings": savings,
 }
 """The module of every page, in the order of the index: the names of its studies, and the function that gives the page."""
 
