@@ -28,6 +28,7 @@ def page() -> Page:
         for name, some in METRICS.items()
         for measure in some
         for method in SHARED
+        if method in found[name].runs
     )
     of_loss = {(each.problem, each.method): each for each in loss}
     return Page(
@@ -96,8 +97,8 @@ def _told(metrics: list[Contrast]) -> str:
     names = [f"{each.method} ({each.problem})" for each in better]
     who = f": {listed(names)}" if 0 < len(names) <= 4 else ""
     return (
-        f"Of {number} comparisons with equal weights (ten methods, seven means of metrics over tasks, n = "
-        f"{metrics[0].seeds} seeds each), {len(better)} are better after correction{who}, {len(worse)} are worse, "
+        f"Of {number} comparisons with equal weights ({len({each.method for each in metrics})} methods, "
+        f"{len({each.problem for each in metrics})} means of metrics over tasks, n = {metrics[0].seeds} seeds each), {len(better)} are better after correction{who}, {len(worse)} are worse, "
         f"{len(level)} are level and the rest are not told apart."
     )
 

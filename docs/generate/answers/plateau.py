@@ -81,8 +81,8 @@ def page() -> Page:
         "settings of Adam, and on a problem whose losses fall far below their start",
         table=table(plain, found) + "\n\n" + _end_table(found),
         for_user=_advice(cures),
-        limits="The toy at a fifth of its size and one further problem, at a constant learning rate that is tuned for "
-        "each method, for 6000 steps; the paper shows 25,000.",
+        limits="The toy at a fifth of its size and one further problem, at a constant learning rate that is tuned for each "
+        "method. The paper shows 25,000 steps.",
         studies=STUDIES,
     )
 

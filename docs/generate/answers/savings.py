@@ -97,7 +97,7 @@ def page() -> Page:
             "Quality against the number of trials, and random static weights against their distance from GradNorm's",
         ),
         alt="Above: the expected best validation loss after a number of trials, for four methods and for static "
-        "weights, with two and ten tasks. Below: the validation loss of 127 random static weights against their "
+        "weights, with two and ten tasks. Below: the validation loss of random static weights against their "
         "distance from GradNorm's mean weights",
         table=table(against(found, "equal"), found) + "\n\n" + table(solution, {"pinn": pinn}),
         for_user=_advice(passes),
@@ -117,7 +117,7 @@ def _values(result: Result, label: str) -> list[float]:
 
 
 def expected_best(values: Sequence[float], number: int) -> float:
-    """The mean smallest of some values over all ways to draw that many; infinite if some draw has none that is finite.
+    """The mean smallest of some values over all ways to draw so many; infinite if a draw may have none that is finite.
 
     Example:
         >>> expected_best([1.0, 2.0, 3.0], 2)
@@ -156,7 +156,7 @@ def _cost_panel(name: str, result: Result) -> Panel:
     return Panel(
         f"{name}: quality against the cost of the search",
         series,
-        Axis("trials (a run of 3000 steps each)", log=True),
+        Axis(f"trials, of {result.comparison.spec.steps:,} training steps each", log=True),
         Axis("expected best validation loss so far"),
     )
 
@@ -216,7 +216,10 @@ def _elsewhere(result: Result) -> Prediction:
 
 
 def _twofold(one: Contrast) -> Prediction:
-    words = "the closed form that balances gradient norms from the first batch is ahead of equal weights by a factor of two or more"
+    words = (
+        "the closed form that balances gradient norms from the first batch is ahead of equal weights by a factor of two or "
+        "more"
+    )
     low = one.difference.mean - one.difference.half_width
     agrees = True if one.outcome == "better" and one.difference.mean <= -50 else None
     return Prediction("pinn", words, False if low > -50 else agrees, said(one))
