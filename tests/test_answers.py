@@ -7,6 +7,8 @@ from generate.answers import records, site
 from generate.pages import ROOT
 
 STUDIES = site.studies()
+SEARCHES = ("savings", "static_weights")
+"""The studies that ask what a longer search for static weights finds: no comparison on other pages rests on it."""
 
 
 def test_the_pages_are_generated():
@@ -28,6 +30,8 @@ def test_every_answer_has_its_prediction_picture_and_table():
 def test_no_method_was_searched_longer_than_another(name):
     for result in records.results(name):
         spent = {label: len(search.trials) for label, search in result.searches.items() if search.is_searched}
+        if name in SEARCHES:
+            spent.pop("tuned static")
         assert set(spent.values()) <= {result.study.trials}, spent
         assert all(runs.keys() == set(result.study.seeds) for runs in result.comparison.runs.values())
 

@@ -69,7 +69,7 @@ def page() -> Page:
                 for name, words in (
                     ("yeast", "static weights from eight trials are no better than equal ones"),
                     ("tox21", "Static weights from six trials are no better than equal ones."),
-                    ("molecules", "static weights from five trials are no better than equal ones"),
+                    ("molecules", "static weights from four trials are no better than equal ones"),
                 )
             ),
         ],
@@ -96,9 +96,10 @@ def _told(metrics: list[Contrast]) -> str:
     better, worse, level = ([each for each in metrics if each.outcome == kind] for kind in ("better", "worse", "level"))
     names = [f"{each.method} ({each.problem})" for each in better]
     who = f": {listed(names)}" if 0 < len(names) <= 4 else ""
+    methods, means = ({getattr(each, part) for each in metrics} for part in ("method", "problem"))
     return (
-        f"Of {number} comparisons with equal weights ({len({each.method for each in metrics})} methods, "
-        f"{len({each.problem for each in metrics})} means of metrics over tasks, n = {metrics[0].seeds} seeds each), {len(better)} are better after correction{who}, {len(worse)} are worse, "
+        f"Of {number} comparisons with equal weights ({len(methods)} methods, {len(means)} means of metrics over tasks, n = "
+        f"{metrics[0].seeds} seeds each), {len(better)} are better after correction{who}, {len(worse)} are worse, "
         f"{len(level)} are level and the rest are not told apart."
     )
 

@@ -1,8 +1,9 @@
 """Paired differences between methods, what they come to, and the sentences that say so.
 
 Every sentence with a figure is made here, so that the same rules hold on every page: a difference counts if the paired t-test
-says so after Holm's correction for all contrasts of its block, the last step agrees and no task goes the other way; two
-methods are level only if the whole 95 % interval lies inside a margin; else they are not told apart.
+says so after Holm's correction for all contrasts of its block and the last step agrees; where a task goes the other way, the
+sentence says that too. Two methods are level only if the whole 95 % interval lies inside a margin; else they are not told
+apart.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from equipoise.lab.results.cells import Cell
+from equipoise.lab.results.cells import HIDES, TURNED, Cell
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.statistics import CONFIDENCE, Estimate, estimate, holm
 
@@ -48,12 +49,22 @@ class Contrast:
         return self.cell.difference or Estimate(math.nan, math.nan, 0)
 
     @property
+    def is_significant(self) -> bool:
+        """Whether the corrected test tells the two apart."""
+        return self.cell.p_value < 1 - CONFIDENCE
+
+    @property
+    def hides(self) -> bool:
+        """Whether a task goes the other way, or the mean hangs on a single one."""
+        return self.outcome in ("better", "worse") and self.cell.withheld == HIDES
+
+    @property
     def outcome(self) -> Outcome:
         """What the contrast comes to."""
         difference = self.difference
         if self.cell.diverged or not math.isfinite(difference.mean):
             return "diverged"
-        if self.cell.p_value < 1 - CONFIDENCE and not self.cell.withheld:
+        if self.is_significant and self.cell.withheld != TURNED:
             return "better" if (difference.mean > 0) == self.measure.higher_is_better else "worse"
         if abs(difference.mean) + difference.half_width < self.measure.margin:
             return "level"
@@ -98,8 +109,9 @@ def quoted(method: str) -> str:
 def figures(one: Contrast) -> str:
     """The figures of a contrast: the difference with its interval, the p-value, the number of seeds."""
     p = f", p = {one.cell.p_value:.2g}" if math.isfinite(one.cell.p_value) else ""
-    withheld = f", but {one.cell.withheld}" if one.cell.withheld and one.cell.p_value < 1 - CONFIDENCE else ""
-    return f"{interval(one.difference, one.measure.unit)}{p}, n = {one.seeds}{withheld}"
+    turned = ", but the last step turns it around" if one.is_significant and one.cell.withheld == TURNED else ""
+    hides = ", though a task goes the other way" if one.hides else ""
+    return f"{interval(one.difference, one.measure.unit)}{p}, n = {one.seeds}{turned}{hides}"
 
 
 def interval(value: Estimate, unit: str = "") -> str:

@@ -163,7 +163,7 @@ def cell(each: Contrast) -> str:
     """The mean of a method, its paired difference, and its mark."""
     if each.outcome == "diverged":
         return "diverged"
-    sign, _ = SIGNS[each.outcome]
+    sign = SIGNS[each.outcome][0] + ("‡" if each.hides else "")
     difference = format_estimate(each.difference, compact=True, signed=True)
     if each.measure.unit:
         return f"{difference} {sign}".rstrip()
@@ -185,8 +185,8 @@ def legend(contrasts: Sequence[Contrast]) -> str:
         kind += f", mean over seeds; in brackets the paired difference from {reference}"
     margins = listed([f"±{m.margin:g}{m.unit}" + (f" ({m.name})" if len(measures) > 1 else "") for m in measures])
     return (
-        f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ "
-        "worse: p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the "
-        f"last step and no task that goes the other way. = level: the whole interval lies inside {margins}. No mark: "
-        "not told apart."
+        f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ worse: "
+        "p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the last step; "
+        f"‡ a task goes the other way, or the mean hangs on one. = level: the whole interval lies inside {margins}. "
+        "No mark: not told apart."
     )

@@ -117,7 +117,7 @@ def _values(result: Result, label: str) -> list[float]:
 
 
 def expected_best(values: Sequence[float], number: int) -> float:
-    """The mean smallest of some values over all ways to draw so many; infinite if a draw may have none that is finite.
+    """The mean smallest of some values over all ways to draw so many; infinite if a draw may have no finite one.
 
     Example:
         >>> expected_best([1.0, 2.0, 3.0], 2)
@@ -130,9 +130,7 @@ def expected_best(values: Sequence[float], number: int) -> float:
 
 
 def _passes(result: Result, other: str) -> int | None:
-    """After how many trials static weights are expected to be better than all trials of another method; None: after "
-    "none.
-    """
+    """After how many trials static weights are expected to beat all trials of another method; None: after none."""
     ours, theirs = _values(result, STATIC), _values(result, other)[0]
     return next((n for n in range(1, len(ours) + 1) if expected_best(ours, n) < theirs), None)
 
