@@ -2,8 +2,8 @@
 
 Budget: 60 runs of 100 steps at 17 s, 17 minutes on one core: images of 32 x 64 pixels, a quarter of the paper's channels, one
 learning rate for all methods, which a short look at equal weights gave, and three seeds, which tell large differences alone. A
-larger machine would add a search, all of the methods that the other studies have, five seeds or more, 20,000 steps and images of
-288 x 384; `nyuv2` in the place of `rooms` is the same study for whoever has the data.
+larger machine would add a search, all of the methods that the other studies have, five seeds or more, 20,000 steps and images
+of 288 x 384; `nyuv2` in the place of `rooms` is the same study for whoever has the data.
 """
 
 from equipoise.lab import Candidate, Study, load_problem
