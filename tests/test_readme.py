@@ -19,10 +19,6 @@ def test_its_tables_are_generated(name):
     assert pages.parts(readme.README, name)[1] == readme.TABLES[name]()
 
 
-def test_the_page_of_the_first_comparison_is_generated():
-    assert readme.PAGE.read_text(encoding="utf-8") == readme.tables()
-
-
 def test_the_diff_turns_one_loop_into_the_other():
     (diff,) = blocks("diff")
     lines = diff.splitlines()
