@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from .records import differences, keep, key, records, study, train_again
-from .site import missing, write
+from .site import missing, shown, write
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     else:
         write()
         for name, lacking in missing().items():
-            print(f"{name}: no page, as there are no records of {', '.join(lacking)}")
+            print(f"{name}: {'' if name in shown() else 'no page, '}no records of {', '.join(lacking)}")
 
 
 def rerun(name: str, start: str) -> None:

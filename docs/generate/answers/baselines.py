@@ -14,6 +14,7 @@ from .page import Page, table
 from .pictures import strip
 
 STUDIES = (*everything.GENERATED, *everything.REAL)
+NEEDED = ("toy_two", "toy_ten", "groups", "yeast")
 METHODS = (*ONE_LINERS, *OTHERS)
 VARIANCE = "1 / loss variance"
 

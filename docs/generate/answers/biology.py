@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from . import everything
 from .contrasts import Contrast, against, block, contrast, listed, tally
 from .measures import LOSS_CHANGE, Measure, mean_metric
 from .page import Page, table
 from .pictures import forest
-from .predictions import no_better, not_ahead
-from .records import results
+from .predictions import chosen, no_better, not_ahead
 
 STUDIES = ("yeast", "tox21", "toxcast", "molecules")
+NEEDED = ("yeast", "tox21", "molecules")
 AUROC = mean_metric("", "AUROC", 0.01, higher_is_better=True)
 PRECISION = mean_metric("average precision", "average precision", 0.01, higher_is_better=True)
 R2 = mean_metric("", "R2", 0.01, higher_is_better=True)
@@ -21,16 +22,15 @@ SHARED += ("closed form, balanced", "tuned static")
 
 def page() -> Page:
     """The page."""
-    found = {name: results(name)[0].comparison for name in STUDIES}
+    found = everything.of(*STUDIES)
     loss = against(found, "equal", LOSS_CHANGE, SHARED)
     metrics = block(
-        contrast(found[name], f"{name}, {measure.name}", method, "equal", measure)
-        for name, some in METRICS.items()
-        for measure in some
+        contrast(comparison, f"{name}, {measure.name}", method, "equal", measure)
+        for name, comparison in found.items()
+        for measure in METRICS[name]
         for method in SHARED
-        if method in found[name].runs
+        if method in comparison.runs
     )
-    of_loss = {(each.problem, each.method): each for each in loss}
     return Page(
         title="Biological data",
         asked_by="review 1",
@@ -65,7 +65,7 @@ def page() -> Page:
             ),
             not_ahead("tox21", "by 0.01 of the mean AUROC", _of(metrics, "tox21", AUROC), 0.01),
             *(
-                no_better(name, words, [of_loss[name, "tuned static"]])
+                no_better(name, words, chosen(loss, name, "tuned static"))
                 for name, words in (
                     ("yeast", "static weights from eight trials are no better than equal ones"),
                     ("tox21", "Static weights from six trials are no better than equal ones."),
@@ -76,7 +76,9 @@ def page() -> Page:
         picture=forest(loss, "Every method against equal weights, with intervals"),
         alt="Change of the task-normalised test loss of every method against equal weights on four biological "
         "problems, with 95 % intervals",
-        table=table(metrics, {f"{name}, {m.name}": found[name] for name, some in METRICS.items() for m in some}),
+        table=table(
+            metrics, {f"{name}, {m.name}": comparison for name, comparison in found.items() for m in METRICS[name]}
+        ),
         for_user=_advice(metrics),
         limits="Networks on fingerprints and on measured features, some hundreds of steps, five seeds, one split of "
         "each data set: molecules are split at random, which is easier than by scaffold. Nine labels in ten of "
@@ -98,9 +100,9 @@ def _told(metrics: list[Contrast]) -> str:
     who = f": {listed(names)}" if 0 < len(names) <= 4 else ""
     methods, means = ({getattr(each, part) for each in metrics} for part in ("method", "problem"))
     return (
-        f"Of {number} comparisons with equal weights ({len(methods)} methods, {len(means)} means of metrics over tasks, n = "
-        f"{metrics[0].seeds} seeds each), {len(better)} are better after correction{who}, {len(worse)} are worse, "
-        f"{len(level)} are level and the rest are not told apart."
+        f"Of {number} comparisons with equal weights ({len(methods)} methods, {len(means)} means of metrics over "
+        f"tasks, n = {metrics[0].seeds} seeds each), {len(better)} are better after correction{who}, {len(worse)} are "
+        f"worse, {len(level)} are level and the rest are not told apart."
     )
 
 

@@ -14,6 +14,7 @@ from .pictures import forest
 from .predictions import expected
 
 STUDIES = everything.REAL
+NEEDED = ("rooms", "yeast")
 GRADNORM = "GradNorm"
 CLOSED = "closed form, balanced"
 

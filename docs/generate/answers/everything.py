@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from equipoise.lab.results.comparison import Comparison
 
-from .records import results
+from .records import is_there, results
 
 EQUAL = "equal"
 ONE_LINERS = ("1 / L(0)", "1 / loss variance", "CoV", "DWA", "FAMO", "uncertainty", "uncertainty from log L(0)")
@@ -23,9 +23,9 @@ NETWORKS = {"segnet": "SegNet", "resnet_fcn": "ResNet FCN", "segformer": "SegFor
 
 
 def of(*studies: str) -> dict[str, Comparison]:
-    """The problems of some studies by their names; dense ones with their network."""
+    """The problems of those studies that have records, by their names; dense ones with their network."""
     found = {}
-    for study in studies:
+    for study in filter(is_there, studies):
         for result in results(study):
             backbone = result.comparison.spec.problem_settings.get("backbone")
             name = NAMES.get(study, study)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from . import everything
 from .contrasts import against, listed, tally
 from .measures import LOSS_CHANGE
 from .page import Page, table
 from .pictures import forest
-from .predictions import expected, no_better, not_ahead
-from .records import results
+from .predictions import chosen, expected, no_better, not_ahead
 
 STUDIES = ("groups", "hierarchy", "molecules", "toxcast")
+NEEDED = ("groups", "molecules")
 FLAT = "closed form, balanced"
 BOTH, ROOT, LEAVES = (
     "nested: groups and tasks balanced",
@@ -20,11 +21,9 @@ BOTH, ROOT, LEAVES = (
 
 def page() -> Page:
     """The page."""
-    found = {name: results(name)[0].comparison for name in STUDIES}
+    found = everything.of(*STUDIES)
     equal = against(found, "equal", LOSS_CHANGE)
     nested = against(found, FLAT, LOSS_CHANGE, (BOTH, ROOT, LEAVES))
-    by_name = {(each.problem, each.method): each for each in equal}
-    flat = {(each.problem, each.method): each for each in nested}
     scale_free = ("1 / L(0)", "uncertainty from log L(0)", "GradNorm")
     words_ahead = {
         "groups": "Methods that take the scale off (1 / L(0), uncertainty weighting from log L(0), GradNorm) are ahead "
@@ -49,26 +48,29 @@ def page() -> Page:
         answer=[tally(nested, method) for method in (BOTH, ROOT, LEAVES)]
         + [tally(equal, method) for method in (FLAT, BOTH, "GradNorm")],
         predictions=[
-            *(
-                expected(name, words, [by_name[name, method] for method in scale_free], "better")
-                for name, words in words_ahead.items()
+            *(expected(name, words, chosen(equal, name, *scale_free), "better") for name, words in words_ahead.items()),
+            expected(
+                "groups",
+                "The closed form is level whether it is flat or nested",
+                chosen(nested, "groups", BOTH),
+                "level",
             ),
             expected(
-                "groups", "The closed form is level whether it is flat or nested", [flat["groups", BOTH]], "level"
-            ),
-            expected(
-                "groups", "nested with equal weights inside the groups is behind both", [flat["groups", ROOT]], "worse"
+                "groups",
+                "nested with equal weights inside the groups is behind both",
+                chosen(nested, "groups", ROOT),
+                "worse",
             ),
             expected(
                 "hierarchy",
                 "The closed form is level whether it is flat or nested at all levels",
-                [flat["hierarchy", BOTH]],
+                chosen(nested, "hierarchy", BOTH),
                 "level",
             ),
             expected(
                 "hierarchy",
                 "nested with equal weights below the root is level with equal weights",
-                [by_name["hierarchy", ROOT]],
+                chosen(equal, "hierarchy", ROOT),
                 "level",
             ),
             not_ahead(
@@ -77,14 +79,14 @@ def page() -> Page:
                 [each for each in equal if each.problem == "molecules"],
                 3.0,
             ),
-            expected("molecules", "flat and nested balancing are level", [flat["molecules", BOTH]], "level"),
+            expected("molecules", "flat and nested balancing are level", chosen(nested, "molecules", BOTH), "level"),
             not_ahead(
                 "toxcast",
                 "No method is ahead of equal weights by more than 2 % of the task-normalised test loss.",
                 [each for each in equal if each.problem == "toxcast"],
                 2.0,
             ),
-            no_better("toxcast", "is no better than flat", [flat["toxcast", BOTH]]),
+            no_better("toxcast", "is no better than flat", chosen(nested, "toxcast", BOTH)),
         ],
         picture=forest(nested, "Nested against flat balancing, with intervals"),
         alt="Change of the task-normalised test loss of three ways of nested balancing against the flat closed form, "

@@ -17,6 +17,7 @@ from .predictions import expected
 from .records import results
 
 STUDIES = ("overfitting",)
+NEEDED = STUDIES
 GRADNORM, OBSERVED = "GradNorm", "GradNorm, validation rates"
 BALANCED = (GRADNORM, OBSERVED, "closed form, balanced")
 SHOWN = ("equal", "1 / L(0)", GRADNORM, OBSERVED, "closed form, balanced")

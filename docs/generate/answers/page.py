@@ -11,7 +11,7 @@ from equipoise.lab.results.markdown import escape
 
 from .contrasts import Contrast, listed
 from .pictures import SIGNS
-from .records import budget, study
+from .records import budget, has_figures, study
 
 _ELSEWHERE = (
     "No study was run for this page alone: what each of them expected is held against its figures on the page that it "
@@ -51,13 +51,13 @@ class Page:
         question: The question in one line.
         line: The answer in one sentence with its figures, here and in the index.
         answer: Further sentences with their figures.
-        predictions: What was expected, and what came.
+        predictions: What was expected, and what came; None where the records for it are not there.
         picture: The picture, as SVG.
         alt: The picture in words.
         table: The table, as Markdown, and how it is read.
         for_user: What follows for a user.
         limits: Where the answer ends. What each study cost, and what a larger machine would add, comes from its file.
-        studies: The studies whose records it rests on.
+        studies: The studies that it rests on; those without records are named.
         more: Further parts of the page by heading, as Markdown.
     """
 
@@ -66,7 +66,7 @@ class Page:
     question: str
     line: str
     answer: Sequence[str]
-    predictions: Sequence[Prediction]
+    predictions: Sequence[Prediction | None]
     picture: str
     alt: str
     table: str
@@ -84,7 +84,7 @@ def written(name: str, page: Page) -> str:
         f"**Answer.** {escape(page.line)}",
         "\n".join(f"- {escape(each)}" for each in page.answer),
         "## Expected beforehand",
-        *([_prediction(each) for each in page.predictions] or [_ELSEWHERE]),
+        *([_prediction(each) for each in page.predictions if each] or [_ELSEWHERE]),
         "## The picture",
         f"![{page.alt}]({name}.svg)",
         "## The table",
@@ -94,11 +94,17 @@ def written(name: str, page: Page) -> str:
         page.for_user,
         "## Limits",
         page.limits,
-        "\n".join(f"- `{name}`: {budget(name)}" for name in page.studies),
+        "\n".join(f"- `{name}`: {budget(name)}" for name in page.studies if has_figures(name)),
+        *_waiting([name for name in page.studies if not has_figures(name)]),
         "## Made again",
-        _commands(page.studies),
+        _commands([name for name in page.studies if has_figures(name)]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _waiting(studies: Sequence[str]) -> list[str]:
+    names = listed([f"`studies/{name}.py`" for name in studies])
+    return [f"Declared, and not yet run: {names}."] if studies else []
 
 
 def _prediction(each: Prediction) -> str:
@@ -185,8 +191,8 @@ def legend(contrasts: Sequence[Contrast]) -> str:
         kind += f", mean over seeds; in brackets the paired difference from {reference}"
     margins = listed([f"±{m.margin:g}{m.unit}" + (f" ({m.name})" if len(measures) > 1 else "") for m in measures])
     return (
-        f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ worse: "
-        "p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the last step; "
-        f"‡ a task goes the other way, or the mean hangs on one. = level: the whole interval lies inside {margins}. "
+        f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ "
+        "worse: p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the "
+        f"last step; ‡ a task goes the other way, or the mean hangs on one. = level: the whole interval lies inside {margins}. "
         "No mark: not told apart."
     )

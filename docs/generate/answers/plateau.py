@@ -22,6 +22,7 @@ from .records import results
 from .series import curve
 
 STUDIES = ("plateau",)
+NEEDED = STUDIES
 PLAIN, STARTED = "uncertainty", "uncertainty from log L(0)"
 FAST, SUMMED = "uncertainty, rate of s tenfold", "uncertainty, sum of weights T"
 TEN, FORGETS, FAR = "10 tasks", "10 tasks (beta2 0.99)", "losses far below L(0)"
@@ -81,8 +82,8 @@ def page() -> Page:
         "settings of Adam, and on a problem whose losses fall far below their start",
         table=table(plain, found) + "\n\n" + _end_table(found),
         for_user=_advice(cures),
-        limits="The toy at a fifth of its size and one further problem, at a constant learning rate that is tuned for each "
-        "method. The paper shows 25,000 steps.",
+        limits="The toy at a fifth of its size and one further problem, at a constant learning rate that is tuned for "
+        "each method. The paper shows 25,000 steps.",
         studies=STUDIES,
     )
 

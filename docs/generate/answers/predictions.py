@@ -8,11 +8,19 @@ from .contrasts import Contrast, Outcome, said
 from .page import Prediction
 
 
-def expected(study: str, words: str, contrasts: Sequence[Contrast], outcome: Outcome) -> Prediction:
+def chosen(contrasts: Sequence[Contrast], problem: str, *methods: str) -> list[Contrast]:
+    """Those of some methods on a problem, in this order; none where the problem's study has no records yet."""
+    by_method = {each.method: each for each in contrasts if each.problem == problem}
+    return [by_method[method] for method in methods if method in by_method]
+
+
+def expected(study: str, words: str, contrasts: Sequence[Contrast], outcome: Outcome) -> Prediction | None:
     """The contrasts were all expected to come to the same: one that comes to another thing is against it.
 
-    Where none comes to another thing and some are not told apart, the figures decide nothing.
+    Where none comes to another thing and some are not told apart, the figures decide nothing. None without contrasts.
     """
+    if not contrasts:
+        return None
     found = [each.outcome for each in contrasts]
     agrees = True if set(found) == {outcome} else None
     if set(found) - {outcome, "not told apart"}:
@@ -20,14 +28,24 @@ def expected(study: str, words: str, contrasts: Sequence[Contrast], outcome: Out
     return Prediction(study, words, agrees, " ".join(map(said, contrasts)))
 
 
-def no_better(study: str, words: str, contrasts: Sequence[Contrast]) -> Prediction:
-    """No method was expected to be better than its reference."""
+def not_apart(study: str, words: str, contrasts: Sequence[Contrast]) -> Prediction | None:
+    """Methods were expected not to be told apart, level or not. None without contrasts."""
+    if not contrasts:
+        return None
+    told = [each for each in contrasts if each.outcome not in ("level", "not told apart")]
+    return Prediction(study, words, not told, " ".join(map(said, contrasts)))
+
+
+def no_better(study: str, words: str, contrasts: Sequence[Contrast]) -> Prediction | None:
+    """No method was expected to be better than its reference. None without contrasts."""
+    if not contrasts:
+        return None
     found = {each.outcome for each in contrasts}
     agrees = True if found <= {"worse", "level", "diverged"} else None
     return Prediction(study, words, False if "better" in found else agrees, " ".join(map(said, contrasts)))
 
 
-def not_ahead(study: str, words: str, contrasts: Sequence[Contrast], limit: float) -> Prediction:
+def not_ahead(study: str, words: str, contrasts: Sequence[Contrast], limit: float) -> Prediction | None:
     """No method was expected to be ahead by more than a limit: the interval of the one that is furthest ahead decides.
 
     Args:
@@ -35,7 +53,12 @@ def not_ahead(study: str, words: str, contrasts: Sequence[Contrast], limit: floa
         words: The part of its expectation.
         contrasts: The methods against their reference.
         limit: The limit, in the unit of the measure.
+
+    Returns:
+        None without contrasts.
     """
+    if not contrasts:
+        return None
     sign = -1 if contrasts[0].measure.higher_is_better else 1
     sound = [each for each in contrasts if each.outcome != "diverged"]
     lead = [(-sign * each.difference.mean, each.difference.half_width, each) for each in sound]

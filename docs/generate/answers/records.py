@@ -60,9 +60,9 @@ def is_there(name: str) -> bool:
     return path_of(name).is_file()
 
 
-def is_tabulated(name: str) -> bool:
-    """Whether a table of a study's runs has been committed in the place of its records, which are too many."""
-    return (FOLDER / f"{name}.json").is_file()
+def has_figures(name: str) -> bool:
+    """Whether a study's records have been committed, or a table of its runs where they are too many."""
+    return is_there(name) or (FOLDER / f"{name}.json").is_file()
 
 
 @cache

@@ -11,7 +11,7 @@ from equipoise.lab.studies.tuning import to_document
 from ..pages import ROOT
 from . import baselines, biology, dense, groups, overfitting, plateau, savings, toy
 from .page import has_tables, written
-from .records import is_tabulated, is_there, results
+from .records import has_figures, is_there, results
 
 PAGES = ROOT / "docs" / "answers"
 ANSWERS: dict[str, ModuleType] = {
@@ -24,21 +24,21 @@ ANSWERS: dict[str, ModuleType] = {
     "dense": dense,
     "savings": savings,
 }
-"""The module of every page, in the order of the index: the names of its studies, and the function that gives the page."""
+"""The module of every page, in the order of the index.
+
+``STUDIES`` are the names of its studies, ``NEEDED`` those without which there is no page; ``page`` gives the page.
+"""
 
 
 def missing() -> dict[str, list[str]]:
-    """The studies without records, by the name of the page that needs them."""
-    lacking = {
-        name: [study for study in answer.STUDIES if not (is_there(study) or is_tabulated(study))]
-        for name, answer in ANSWERS.items()
-    }
+    """The studies without records, by the name of the page that asks for them."""
+    lacking = {name: [s for s in answer.STUDIES if not has_figures(s)] for name, answer in ANSWERS.items()}
     return {name: some for name, some in lacking.items() if some}
 
 
 def shown() -> dict[str, ModuleType]:
-    """The answers whose studies all have records."""
-    return {name: answer for name, answer in ANSWERS.items() if name not in missing()}
+    """The answers that have the records which they cannot do without."""
+    return {name: answer for name, answer in ANSWERS.items() if all(map(has_figures, answer.NEEDED))}
 
 
 def studies() -> list[str]:
