@@ -108,11 +108,12 @@ def test_an_interval_is_written_to_two_digits_of_its_half():
 
 
 def test_twice_as_much_and_half_as_much_cancel_in_the_mean_over_problems():
-    found = mean_change([made([change, change], measure=LOSS_CHANGE) for change in (100.0, -50.0)])
+    log = 100 * math.log(2)
+    found = mean_change([made([change, change], measure=LOSS_CHANGE) for change in (log, -log)])
     assert found.mean == pytest.approx(0, abs=1e-9)
-    three = mean_change([made([100 * (math.e**log - 1)] * 2, measure=LOSS_CHANGE) for log in (1.0, 2.0, 3.0)])
-    assert (three.mean, three.n) == (pytest.approx(100 * (math.e**2 - 1)), 3)
-    assert three.high == pytest.approx(100 * (math.exp(2 + 2.484) - 1), rel=1e-3)  # 4.303 * 1 / sqrt(3) = 2.484
+    three = mean_change([made([change] * 2, measure=LOSS_CHANGE) for change in (log, 2 * log, 3 * log)])
+    assert (three.mean, three.n) == (pytest.approx(300), 3)
+    assert three.high == pytest.approx(100 * (2 ** (2 + 2.484) - 1), rel=1e-3)  # 4.303 * 1 / sqrt(3) = 2.484
 
 
 def test_a_problem_on_which_a_run_diverged_is_counted_and_not_averaged():
@@ -140,9 +141,10 @@ def test_a_contrast_reads_the_paired_difference_of_the_normalised_test_loss():
     one = contrast(found, "toy", "gradnorm", "equal")
     assert one.difference.mean == pytest.approx(-0.29 / 3)
     assert one.cell.value.mean == pytest.approx(1.51 / 3)
-    for measure in (METRICS_CHANGE, LOSS_CHANGE):
-        in_percent = contrast(found, "toy", "gradnorm", "equal", measure).difference.mean
-        assert in_percent == pytest.approx(-100 * (0.1 / 0.5 + 0.1 / 0.6 + 0.09 / 0.7) / 3)
+    in_percent = contrast(found, "toy", "gradnorm", "equal", METRICS_CHANGE).ends.mean
+    assert in_percent == pytest.approx(-100 * (0.1 / 0.5 + 0.1 / 0.6 + 0.09 / 0.7) / 3)
+    geometric = contrast(found, "toy", "gradnorm", "equal", LOSS_CHANGE).ends.mean
+    assert geometric == pytest.approx(100 * ((0.4 / 0.5 * 0.5 / 0.6 * 0.61 / 0.7) ** (1 / 3) - 1))
 
 
 def test_of_a_metric_that_rises_more_is_better():
@@ -157,4 +159,4 @@ def test_methods_are_counted_and_the_smallest_mean_is_named():
     found = comparison(equal=[0.5, 0.6, 0.7], gradnorm=[0.4, 0.5, 0.61], cov=[0.501, 0.601, 0.7])
     contrasts = against({"toy": found}, "equal")
     assert counted(contrasts) == {"better": 1, "worse": 0, "level": 1, "not told apart": 0, "diverged": 0}
-    assert standing("toy", found) == ("On toy gradnorm has the best mean, 0.503; it is better than 2 of the 2 others.")
+    assert standing("toy", found) == ("On toy, gradnorm has the best mean, 0.503; it is better than 2 of the 2 others.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from equipoise.lab.results.markdown import escape
 
 from . import everything
-from .contrasts import Contrast, against, counted, listed, mean_change, quoted, tally
+from .contrasts import Contrast, against, counted, interval, listed, mean_change, quoted, tally
 from .everything import EQUAL, ONE_LINERS, OTHERS
 from .measures import LOSS_CHANGE
 from .page import Page, table
@@ -56,7 +56,7 @@ def counts(contrasts: Sequence[Contrast]) -> str:
         ours = _of(contrasts, method)
         found = counted(ours)
         numbers = [str(found[outcome]) for outcome in ("better", "level", "not told apart", "worse", "diverged")]
-        lines.append(f"| {escape(method)} | {len(ours)} | {' | '.join(numbers)} | {escape(str(mean_change(ours)))} |")
+        lines.append(f"| {escape(method)} | {len(ours)} | {' | '.join(numbers)} | {mean} |")
     return "\n".join(lines)
 
 

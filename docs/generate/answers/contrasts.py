@@ -9,7 +9,7 @@ apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,8 +19,32 @@ from equipoise.lab.results.statistics import CONFIDENCE, Estimate, estimate, hol
 
 from .measures import LOSS, Measure
 
+FEWEST = 3
+"""Over fewer problems than these no mean is told, as its interval would say nothing."""
 Outcome = Literal["better", "worse", "level", "not told apart", "diverged"]
 OUTCOMES: tuple[Outcome, ...] = ("better", "worse", "level", "not told apart", "diverged")
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A mean with the ends of its 95 % interval, which need not lie alike on both sides.
+
+    Attributes:
+        mean: The mean.
+        low, high: The ends; NaN for a single value.
+        n: Number of values.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def ends(value: Estimate, shown: Callable[[float], float] = float) -> Ends:
+    """What is shown of an estimate."""
+    low, high = value.mean - value.half_width, value.mean + value.half_width
+    return Ends(shown(value.mean), shown(low), shown(high), value.n)
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,11 @@ class Contrast:
         return self.cell.difference or Estimate(math.nan, math.nan, 0)
 
     @property
+    def ends(self) -> Ends:
+        """The difference as it is shown."""
+        return ends(self.difference, self.measure.shown)
+
+    @property
     def is_significant(self) -> bool:
         """Whether the corrected test tells the two apart."""
         return self.cell.p_value < 1 - CONFIDENCE
@@ -66,7 +95,7 @@ class Contrast:
             return "diverged"
         if self.is_significant and self.cell.withheld != TURNED:
             return "better" if (difference.mean > 0) == self.measure.higher_is_better else "worse"
-        if abs(difference.mean) + difference.half_width < self.measure.margin:
+        if -self.measure.margin < self.ends.low and self.ends.high < self.measure.margin:
             return "level"
         return "not told apart"
 
@@ -111,22 +140,23 @@ def figures(one: Contrast) -> str:
     p = f", p = {one.cell.p_value:.2g}" if math.isfinite(one.cell.p_value) else ""
     turned = ", but the last step turns it around" if one.is_significant and one.cell.withheld == TURNED else ""
     hides = ", though a task goes the other way" if one.hides else ""
-    return f"{interval(one.difference, one.measure.unit)}{p}, n = {one.seeds}{turned}{hides}"
+    return f"{interval(one.ends, one.measure.unit)}{p}, n = {one.seeds}{turned}{hides}"
 
 
-def interval(value: Estimate, unit: str = "") -> str:
+def interval(value: Ends | Estimate, unit: str = "") -> str:
     """A signed mean with its 95 % interval.
 
     Example:
         >>> interval(Estimate(-0.0342, 0.0101, 5))
         '-0.034 [-0.044, -0.024]'
     """
-    if not math.isfinite(value.half_width):
-        return f"{value.mean:+.3g}{unit} (no interval)"
-    decimals = max(0, 1 - math.floor(math.log10(value.half_width))) if value.half_width else 3
-    ends = (value.mean - value.half_width, value.mean + value.half_width)
-    low, high = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in ends)
-    return f"{round(value.mean, decimals) + 0.0:+.{decimals}f}{unit} [{low}, {high}]"
+    found = ends(value) if isinstance(value, Estimate) else value
+    if not math.isfinite(found.low + found.high):
+        return f"{found.mean:+.3g}{unit} (no interval)"
+    half = (found.high - found.low) / 2
+    decimals = max(0, 1 - math.floor(math.log10(half))) if half else 3
+    low, high = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in (found.low, found.high))
+    return f"{round(found.mean, decimals) + 0.0:+.{decimals}f}{unit} [{low}, {high}]"
 
 
 def counted(contrasts: Sequence[Contrast]) -> dict[Outcome, int]:
@@ -144,40 +174,16 @@ def tally(contrasts: Sequence[Contrast], method: str) -> str:
             names = listed([each.problem for each in ours if each.outcome == outcome])
             words.append(f"{outcome} on {number} ({names})" if number <= 4 else f"{outcome} on {number}")
     text = f"{quoted(method)} against {quoted(reference)} on {len(ours)} problems: {', '.join(words)}"
-    if measure.unit:
-        text += f"; {measure.name}, geometric mean over problems: {mean_change(ours)}"
+    mean = mean_change(ours) if measure.unit else None
+    if mean and mean.n >= FEWEST:
+        text += f"; {measure.name}, mean over problems: {interval(mean, measure.unit)}"
     return f"{text}."
 
 
-@dataclass(frozen=True)
-class Ends:
-    """A mean change in % with the ends of its 95 % interval, which need not lie alike on both sides.
-
-    Attributes:
-        mean: The mean.
-        low, high: The ends.
-        n: Number of values.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f} % [{self.low:.1f}, {self.high:.1f}]"
-
-
 def mean_change(contrasts: Sequence[Contrast]) -> Ends:
-    """The geometric mean over problems of a change in %, so that half as much and twice as much cancel; diverged ones left out.
-
-    Example:
-        A change of +100 % and one of -50 % have the mean 0.
-    """
-    sound = [each for each in contrasts if each.outcome != "diverged"]
-    found = estimate([math.log1p(each.difference.mean / 100) for each in sound])
-    ends = (found.mean, found.mean - found.half_width, found.mean + found.half_width)
-    return Ends(*(100 * math.expm1(end) for end in ends), found.n)
+    """The mean over problems with the interval of a mean over problems; those on which a run diverged are left out."""
+    sound = [each.difference.mean for each in contrasts if each.outcome != "diverged"]
+    return ends(estimate(sound), contrasts[0].measure.shown)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -217,4 +223,4 @@ def standing(problem: str, comparison: Comparison, measure: Measure = LOSS) -> s
     found = block(contrast(comparison, problem, best, other, measure) for other in sound if other != best)
     beaten = [each.reference for each in found if each.outcome == "better"]
     verdict = f"better than {len(beaten)} of the {len(found)} others" if beaten else "told apart from no other"
-    return f"On {problem} {quoted(best)} has the best mean, {means[best]:.3g}; it is {verdict}."
+    return f"On {problem}, {quoted(best)} has the best mean, {means[best]:.3g}; it is {verdict}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,7 @@ class Measure:
         cell: The value of a method on a problem, and its paired difference from a reference.
         unit: The unit of a measure whose value itself is a change against the reference, with a space before it.
         higher_is_better: The direction.
+        shown: What is shown of a difference; of a logarithmic one the change in %.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Measure:
     cell: Callable[[Comparison, str, str], Cell]
     unit: str = ""
     higher_is_better: bool = False
+    shown: Callable[[float], float] = float
 
     def mean(self, comparison: Comparison, method: str) -> float:
         """The mean over a method's runs; NaN if one diverged."""
@@ -70,14 +73,23 @@ def _metrics_change(comparison: Comparison, method: str, reference: str) -> Cell
     return _against_nothing(Readings(*([some[metric] for metric in changes.metrics] for some in (found, at_last))))
 
 
+def _log_ratio(one: float, other: float) -> float:
+    return 100 * math.log(one / other) if one > 0 and other > 0 else math.nan
+
+
+def _in_percent(log_ratio: float) -> float:
+    """The change in % of a ratio whose logarithm is given, times 100."""
+    return 100 * math.expm1(log_ratio / 100)
+
+
 def _ratio(comparison: Comparison, method: str, reference: str, quantities: Sequence[Quantity]) -> Cell:
-    """The change of a sum in %. What a task hides is judged by the parts of the sum."""
+    """The logarithm of the ratio of two sums, times 100. What a task hides is judged by the parts of the sum."""
     ours, theirs = (readings(comparison.runs[label], quantities) for label in (method, reference))
     parts = []
     for mine, base in ((ours.selected, theirs.selected), (ours.last, theirs.last)):
         seeds = mine[0].keys() & base[0].keys()
         sums = {seed: (sum(each[seed] for each in mine), sum(each[seed] for each in base)) for seed in sorted(seeds)}
-        parts.append([{seed: 100 * (one / other - 1) for seed, (one, other) in sums.items()}])
+        parts.append([{seed: _log_ratio(one, other) for seed, (one, other) in sums.items()}])
     withheld = _mean(comparison, method, reference, quantities, higher=False).withheld
     return replace(_against_nothing(Readings(*parts)), withheld=withheld)
 
@@ -95,8 +107,8 @@ def losses(comparison: Comparison, method: str) -> dict[int, float]:
 
 LOSS = Measure("task-normalised test loss", 0.02, _loss)
 """The mean of L/L(0) over the tasks, or the error of the task by which the problem is judged."""
-LOSS_CHANGE = Measure("change of the task-normalised test loss", 2.0, _loss_change, " %")
-"""The change of the same in %: for problems whose losses fall to different parts of their start."""
+LOSS_CHANGE = Measure("change of the task-normalised test loss", 2.0, _loss_change, " %", shown=_in_percent)
+"""The change of the same in %, its mean the geometric one: half as much and twice as much cancel."""
 METRICS_CHANGE = Measure("change of the test metrics", 2.0, _metrics_change, " %")
 """The mean change of all test metrics in %; positive is worse."""
 
@@ -141,7 +153,7 @@ def _gap(comparison: Comparison, method: str, reference: str) -> Cell:
     return _mean(comparison, method, reference, [gap_of(task.name) for task in comparison.tasks], higher=False)
 
 
-SUM_CHANGE = Measure("change of the sum of the test losses", 2.0, _sum_change, " %")
+SUM_CHANGE = Measure("change of the sum of the test losses", 2.0, _sum_change, " %", shown=_in_percent)
 """The change of the sum of the losses as they are, in %: the large tasks decide it."""
 TRAINING = Measure("task-normalised training loss", 0.02, _training)
 """The mean of L/L(0) over the tasks on the training data, where the run is read."""

@@ -96,8 +96,9 @@ def _ends(
     found: Mapping[str, Comparison], noise: str, label: str, measure: Measure
 ) -> tuple[Sequence[float], Sequence[float]]:
     """The mean of a measure by the number of training samples."""
-    names = [f"{part}{noise and ', ' + noise}" for part in PARTS.values()]
-    return list(PARTS), [measure.mean(found[name], label) for name in names]
+    names = {samples: f"{part}{noise and ', ' + noise}" for samples, part in PARTS.items()}
+    there = {samples: name for samples, name in names.items() if name in found}
+    return list(there), [measure.mean(found[name], label) for name in there.values()]
 
 
 def _overfits(contrasts: Sequence[Contrast]) -> str:

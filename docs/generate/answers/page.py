@@ -9,7 +9,7 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.format import format_estimate
 from equipoise.lab.results.markdown import escape
 
-from .contrasts import Contrast, listed
+from .contrasts import Contrast, interval, listed
 from .pictures import SIGNS
 from .records import budget, has_figures, study
 
@@ -170,9 +170,9 @@ def cell(each: Contrast) -> str:
     if each.outcome == "diverged":
         return "diverged"
     sign = SIGNS[each.outcome][0] + ("‡" if each.hides else "")
-    difference = format_estimate(each.difference, compact=True, signed=True)
     if each.measure.unit:
-        return f"{difference} {sign}".rstrip()
+        return f"{interval(each.ends)} {sign}".rstrip()
+    difference = format_estimate(each.difference, compact=True, signed=True)
     return f"{format_estimate(each.cell.value, compact=True)} ({difference}) {sign}".rstrip()
 
 
@@ -186,9 +186,10 @@ def legend(contrasts: Sequence[Contrast]) -> str:
     reference, first = contrasts[0].reference, measures[0]
     kind = listed([measure.name for measure in measures])
     if first.unit:
-        kind += f" against {reference} in{first.unit}; positive is worse"
+        kind += f" against {reference} in{first.unit} with its 95 % interval; positive is worse"
     else:
-        kind += f", mean over seeds; in brackets the paired difference from {reference}"
+        kind += f", mean over seeds; in brackets the paired difference from {reference}. 0.767(32) stands for 0.767 ± 0.032, "
+        kind += "half of the 95 % t-interval"
     margins = listed([f"±{m.margin:g}{m.unit}" + (f" ({m.name})" if len(measures) > 1 else "") for m in measures])
     return (
         f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ "

@@ -213,18 +213,24 @@ def _panel(
     return parts
 
 
-def forest(contrasts: Sequence[Contrast], title: str) -> str:
-    """The difference of every method from the reference with its 95 % interval, problem by problem."""
+def forest(contrasts: Sequence[Contrast], title: str, names: Mapping[str, str] | None = None) -> str:
+    """The difference of every method from the reference with its 95 % interval, problem by problem.
+
+    Args:
+        contrasts: The contrasts.
+        title: The picture in words.
+        names: Shorter names of methods.
+    """
     left, right, line, top = 168.0, 318.0, 17.0, 26.0
     middle = (left + right) / 2
-    unit = contrasts[0].measure.unit
     limit = _limit(contrasts)
     parts = [_text(middle - 8, 16, "← better", "quiet", "end"), _text(middle + 8, 16, "worse →", "quiet")]
     for problem in dict.fromkeys(each.problem for each in contrasts):
         parts.append(_text(6, top + 13, problem, "head"))
         top += line + 1
         for each in (one for one in contrasts if one.problem == problem):
-            parts += _row(each, top + 8, (left, right), limit)
+            name = (names or {}).get(each.method, each.method)
+            parts += _row(each, name, top + 8, (left, right), limit)
             top += line
         top += 6
     scale = Scale(-limit, limit, False)
@@ -233,42 +239,45 @@ def forest(contrasts: Sequence[Contrast], title: str) -> str:
         at, kind = left + scale.part(tick) * (right - left), "grid" if tick else "axis"
         frame.append(f'<path class="{kind}" d="M{_f(at)} 24V{_f(top)}"/>')
         frame.append(_text(at, top + 14, f"{tick:g}", "quiet", "middle"))
-    reference = contrasts[0].reference
-    legend = f"{contrasts[0].measure.name}: difference from {reference}{unit and ' in' + unit}"
-    parts.append(_text(WIDTH / 2, top + 33, legend, "quiet", "middle"))
-    parts.append(_text(WIDTH / 2, top + 50, "with 95 % intervals; ✓ better, ✗ worse, = level", "quiet", "middle"))
-    return _svg([*frame, *parts], top + 60, title)
+    measure, reference = contrasts[0].measure, contrasts[0].reference
+    legend = (
+        f"{measure.name}{measure.unit and ' in' + measure.unit}",
+        f"difference from {reference}, 95 % intervals",
+        "✓ better, ✗ worse, = level; ▸ goes on",
+    )
+    parts += [_text(WIDTH / 2, top + 33 + 17 * row, text, "quiet", "middle") for row, text in enumerate(legend)]
+    return _svg([*frame, *parts], top + 33 + 17 * len(legend), title)
 
 
 def _limit(contrasts: Sequence[Contrast]) -> float:
-    """The end of the axis: most means, and intervals as far as they do not dwarf them."""
-    sound = [each.difference for each in contrasts if math.isfinite(each.difference.half_width)]
-    means = sorted(abs(each.mean) for each in sound) or [1.0]
-    ends = max((abs(each.mean) + each.half_width for each in sound), default=1.0)
-    return 1.05 * min(ends, 4 * means[int(0.75 * (len(means) - 1))] or ends, 3 * means[-1] or ends)
+    """The end of the axis: that of the longest interval, unless it would dwarf most of them."""
+    found = (max(abs(each.ends.low), abs(each.ends.high)) for each in contrasts)
+    ends = sorted(filter(math.isfinite, found)) or [1.0]
+    return 1.05 * min(ends[-1], 6 * ends[len(ends) // 2]) or 1.0
 
 
-def _row(each: Contrast, y: float, ends: tuple[float, float], limit: float) -> list[str]:
+def _row(each: Contrast, name: str, y: float, ends: tuple[float, float], limit: float) -> list[str]:
     (left, right), scale = ends, Scale(-limit, limit, False)
-    parts = [_text(14, y + 4, each.method if len(each.method) <= 25 else f"{each.method[:24]}…")]
-    difference, outcome = each.difference, each.outcome
-    if outcome == "diverged" or not math.isfinite(difference.mean):
+    parts = [_text(14, y + 4, name if len(name) <= 25 else f"{name[:24]}…")]
+    found, outcome = each.ends, each.outcome
+    if outcome == "diverged" or not math.isfinite(found.mean):
         return [*parts, _text(right + 10, y + 4, "diverged", "quiet")]
     sign, color = SIGNS[outcome]
 
     def at(value: float) -> float:
         return left + scale.part(value) * (right - left)
 
-    if math.isfinite(difference.half_width):
-        low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
-        if low < limit and high > -limit:
-            parts.append(f'<path d="M{_f(at(low))} {_f(y)}H{_f(at(high))}" stroke="{color}" stroke-width="2"/>')
-        for end in (low, high):
+    if math.isfinite(found.low + found.high):
+        if found.low < limit and found.high > -limit:
+            line = f"M{_f(at(found.low))} {_f(y)}H{_f(at(found.high))}"
+            parts.append(f'<path d="{line}" stroke="{color}" stroke-width="2"/>')
+        for end in (found.low, found.high):
             if abs(end) > limit:  # it goes on beyond the axis
                 parts.append(f'<path d="M{_f(at(end))} {_f(y)}l{math.copysign(6, -end):g} -4v8z" fill="{color}"/>')
-    if abs(difference.mean) <= limit:
-        parts.append(f'<circle cx="{_f(at(difference.mean))}" cy="{_f(y)}" r="4" fill="{color}"/>')
-    text = f"{format_estimate(difference, compact=True, signed=True)} {sign}".rstrip()
+    if abs(found.mean) <= limit:
+        parts.append(f'<circle cx="{_f(at(found.mean))}" cy="{_f(y)}" r="4" fill="{color}"/>')
+    number = f"{found.mean:+.1f}" if each.measure.unit else format_estimate(each.difference, compact=True, signed=True)
+    text = f"{number} {sign}".rstrip()
     return [*parts, _text(right + 10, y + 4, text)]
 
 
@@ -281,7 +290,7 @@ def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) 
         title: The picture in words.
     """
     left, right, line, top = 168.0, 352.0, 30.0, 26.0
-    sizes = sorted(abs(each.difference.mean) for each in contrasts if each.outcome != "diverged")
+    sizes = sorted(abs(each.ends.mean) for each in contrasts if each.outcome != "diverged")
     limit = min(60.0, 1.2 * sizes[int(0.9 * (len(sizes) - 1))])
     scale = Scale(-limit, limit, False)
 
@@ -293,7 +302,7 @@ def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) 
         ours = [each for each in contrasts if each.method == method and each.outcome != "diverged"]
         parts.append(_text(6, top + 17, method))
         for each in ours:
-            value, (_, color) = each.difference.mean, SIGNS[each.outcome]
+            value, (_, color) = each.ends.mean, SIGNS[each.outcome]
             parts.append(f'<circle cx="{_f(at(value))}" cy="{_f(top + 8)}" r="3.5" fill="{color}" fill-opacity=".8"/>')
         ends = f"M{_f(at(mean.low))} {_f(top + 19)}H{_f(at(mean.high))}"
         parts.append(f'<path class="mean" d="{ends}" stroke-width="2"/>')
@@ -308,7 +317,7 @@ def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) 
     legend = (
         f"change against {contrasts[0].reference} in %, beyond ±{limit:.0f} at the edge",
         "dots: problems, green better, orange worse, blue level, grey open",
-        "diamond: geometric mean over problems, 95 % interval",
+        "diamond: mean over problems, 95 % interval",
     )
     parts += [_text(WIDTH / 2, top + 33 + 17 * row, text, "quiet", "middle") for row, text in enumerate(legend)]
     return _svg([*frame, *parts], top + 33 + 17 * len(legend), title)

@@ -218,9 +218,8 @@ def _twofold(one: Contrast) -> Prediction:
         "the closed form that balances gradient norms from the first batch is ahead of equal weights by a factor of "
         "two or more"
     )
-    low = one.difference.mean - one.difference.half_width
-    agrees = True if one.outcome == "better" and one.difference.mean <= -50 else None
-    return Prediction("pinn", words, False if low > -50 else agrees, said(one))
+    agrees = True if one.outcome == "better" and one.ends.mean <= -50 else None
+    return Prediction("pinn", words, False if one.ends.low > -50 else agrees, said(one))
 
 
 def _last(comparison: Comparison) -> Prediction:
@@ -236,14 +235,12 @@ def _last(comparison: Comparison) -> Prediction:
 
 
 def _advice(passes: dict[tuple[str, str], int | None]) -> str:
-    saved = [number for (_, other), number in passes.items() if other == GRADNORM and number is not None]
-    if len(saved) == sum(other == GRADNORM for _, other in passes):
-        return (
-            "If you can afford a search over static weights, it finds better ones than GradNorm; GradNorm is for when "
-            "you cannot, or when there are too many tasks. Try 1 / L(0) first: it costs nothing."
-        )
+    words = []
+    for (name, other), number in passes.items():
+        trials = "in no number of trials that was tried" if number is None else f"after {number} trials"
+        words.append(f"with {name} {other} {trials}")
     return (
-        "With few tasks a short search over static weights does what GradNorm does; with many tasks the search does "
-        "not get there, and a method that chooses the weights while it trains saves it. Try 1 / L(0) first: it costs "
-        "nothing."
+        f"What a method that chooses weights saves is a search, and no more. Static weights are expected to overtake: "
+        f"{'; '.join(words)}. Try 1 / L(0) first, which costs nothing; search static weights where tasks are few; with "
+        "many tasks the search soon costs more than it finds."
     )

@@ -45,7 +45,7 @@ def page() -> Page:
         "every method has its own learning rate and runs come to rest?",
         line=tally(initial, GRADNORM),
         answer=[
-            tally(initial, CLOSED),
+            *(said(each) for each in initial if each.method in (GRADNORM, CLOSED)),
             *(tally(equal, method) for method in (INITIAL, GRADNORM, CLOSED, STATIC, PLAIN, STARTED)),
             *(standing(problem, comparison) for problem, comparison in found.items()),
             "By the sum of the losses as they are, the paper's other reading: "
