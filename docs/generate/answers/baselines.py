@@ -56,6 +56,7 @@ def counts(contrasts: Sequence[Contrast]) -> str:
         ours = _of(contrasts, method)
         found = counted(ours)
         numbers = [str(found[outcome]) for outcome in ("better", "level", "not told apart", "worse", "diverged")]
+        mean = escape(interval(mean_change(ours), ours[0].measure.unit))
         lines.append(f"| {escape(method)} | {len(ours)} | {' | '.join(numbers)} | {mean} |")
     return "\n".join(lines)
 

@@ -192,7 +192,7 @@ def legend(contrasts: Sequence[Contrast]) -> str:
         kind += "half of the 95 % t-interval"
     margins = listed([f"±{m.margin:g}{m.unit}" + (f" ({m.name})" if len(measures) > 1 else "") for m in measures])
     return (
-        f"{kind[0].upper()}{kind[1:]}. 0.767(32) stands for 0.767 ± 0.032, half of the 95 % t-interval. ✓ better, ✗ "
+        f"{kind[0].upper()}{kind[1:]}. ✓ better, ✗ "
         "worse: p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the "
         f"last step; ‡ a task goes the other way, or the mean hangs on one. = level: the whole interval lies inside {margins}. "
         "No mark: not told apart."
