@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import random
 import threading
 
@@ -153,6 +154,77 @@ def test_whether_there_is_anything_to_balance():
     assert report.balance == "out of balance: the gradient norm of task 'a' is 10 times that of task 'b'"
     alone = spoilt(lambda model, losses, x: losses | {"b": None, "c": None})
     assert alone.balance == "there are no two gradients to be balanced"
+
+
+RULE = {
+    "method": "GradNorm",
+    "opponent": "equal weights",
+    "rule": {
+        "measured": "norm_ratio",
+        "threshold": 5.0,
+        "optimizer": "",
+        "there": "ahead",
+        "elsewhere": "no difference",
+    },
+    "hits": 80,
+    "problems": 108,
+    "base": 60,
+    "base_answer": "no difference",
+}
+
+
+def rules_are(monkeypatch, tmp_path, *some):
+    path = tmp_path / "rules.json"
+    path.write_text(json.dumps(some))
+    monkeypatch.setattr("equipoise.checking.rules.RULES", path)
+
+
+def test_a_rule_of_thumb_is_quoted_with_its_hits(monkeypatch, tmp_path):
+    rules_are(monkeypatch, tmp_path, RULE)
+    report = two_losses(9.0)
+    assert report.rules_of_thumb == (
+        "rule of thumb, GradNorm against equal weights: ahead where the largest gradient norm is at least 5 times the "
+        "smallest, else no difference; so here: ahead (right on 80 of 108 generated problems; “no difference” everywhere, "
+        "on 60)",
+    )
+    assert report.rules_of_thumb[0] in " ".join(str(report).split())
+    assert "so here: no difference (right" in two_losses(2.0).rules_of_thumb[0]
+
+
+def test_a_rule_of_thumb_is_about_gradients_without_weights(monkeypatch, tmp_path):
+    """As it was fitted on a first batch with equal weights."""
+    rules_are(monkeypatch, tmp_path, RULE)
+    fork = eq.Fork(nn.Linear(3, 2), ("a", "b"))
+    balancer = eq.GradNorm(fork, initial_weights={"a": 1.9, "b": 0.1})
+
+    def losses_fn(x):
+        features = fork(x)
+        return {"a": features["a"].square().sum(), "b": 9 * features["b"].square().sum()}
+
+    report = eq.check(fork, balancer, losses_fn, torch.ones(1, 3))
+    assert "so here: ahead (right" in report.rules_of_thumb[0]
+
+
+def test_a_rule_of_thumb_about_an_optimiser_says_so(monkeypatch, tmp_path):
+    rules_are(monkeypatch, tmp_path, {**RULE, "rule": {**RULE["rule"], "optimizer": "sgd"}})
+    (said,) = two_losses(9.0).rules_of_thumb
+    assert "ahead where, with SGD, the largest gradient norm is at least 5" in said
+    assert "so here: no difference with Adam and ahead with SGD (right" in said
+
+
+def test_where_no_rule_held_up_it_says_that(monkeypatch, tmp_path):
+    nothing = "no rule of thumb held up that tells from one batch whether GradNorm will be ahead of equal weights"
+    rules_are(monkeypatch, tmp_path)
+    assert two_losses(9.0).rules_of_thumb == (nothing,)
+    rules_are(monkeypatch, tmp_path, {**RULE, "opponent": "1 / L(0)"})
+    first, second = two_losses(9.0).rules_of_thumb
+    assert first.startswith("rule of thumb, GradNorm against 1 / L(0): ahead where")
+    assert second == nothing
+
+
+def test_without_two_gradients_no_rule_is_quoted(monkeypatch, tmp_path):
+    rules_are(monkeypatch, tmp_path, RULE)
+    assert spoilt(lambda model, losses, x: losses | {"b": None, "c": None}).rules_of_thumb == ()
 
 
 def test_the_weights_are_those_of_the_losses_at_hand():

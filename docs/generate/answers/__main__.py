@@ -6,6 +6,7 @@ import argparse
 import random
 from pathlib import Path
 
+from . import condensed
 from .records import differences, keep, key, records, study, train_again
 from .site import missing, shown, write
 
@@ -25,9 +26,9 @@ def main() -> None:
     )
     asked = parser.parse_args()
     if asked.command == "keep":
-        keep(asked.name, asked.folder)
+        (condensed.keep if asked.name == "map" else keep)(asked.name, asked.folder)
     elif asked.command == "rerun":
-        rerun(asked.name, asked.key)
+        (remeasure if asked.name == "map" else rerun)(asked.name, asked.key)
     else:
         write()
         for name, lacking in missing().items():
@@ -50,6 +51,21 @@ def rerun(name: str, start: str) -> None:
     if found := differences(record, train_again(record, study(name))):
         raise SystemExit("\n".join(found))
     print("The test losses and metrics are the same to the last digit.")
+
+
+def remeasure(name: str, number: str) -> None:
+    """Do all runs of one problem of a condensed study again, drawn at random or given by its number, and say what differs.
+
+    Raises:
+        SystemExit: Something differs.
+    """
+    cells = condensed.table()["cells"]
+    place = int(number) if number else random.randrange(len(cells))
+    print(f"{cells[place]['settings']}\npython -m docs.generate.answers rerun {name} {place}", flush=True)
+    again = condensed.measure_again(study(name), place)
+    if found := [each for i in again for each in condensed.differences(cells[i], again[i], f"problem {i}")]:
+        raise SystemExit("\n".join(found))
+    print(f"All losses of the problems {', '.join(map(str, again))}, trained together, are the same to the last digit.")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+from equipoise.checking.rules import RULES
 from equipoise.lab.results.markdown import escape
 from equipoise.lab.studies.tuning import to_document
 
 from ..pages import ROOT
-from . import baselines, biology, dense, groups, overfitting, plateau, savings, toy
+from . import baselines, biology, dense, groups, overfitting, plateau, savings, toy, when
 from .page import has_tables, written
 from .records import has_figures, is_there, results
 
@@ -20,6 +21,7 @@ ANSWERS: dict[str, ModuleType] = {
     "baselines": baselines,
     "groups": groups,
     "biology": biology,
+    "when": when,
     "overfitting": overfitting,
     "dense": dense,
     "savings": savings,
@@ -82,7 +84,7 @@ Two questions are answered in words: [what Section 3.1 means](../how/gradnorm.md
 
 
 def write() -> None:
-    """Write the pages in the place of those that are there."""
+    """Write the pages in the place of those that are there, and the rules of thumb that `equipoise.check` quotes."""
     texts = pages()
     for path in [*PAGES.glob("*.*"), *PAGES.glob("tables/*")]:
         if path not in texts:
@@ -90,3 +92,5 @@ def write() -> None:
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    if "when" in shown():
+        RULES.write_text(when.rules(), encoding="utf-8")

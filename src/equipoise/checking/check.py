@@ -14,6 +14,7 @@ from equipoise.balancer.losses import Losses, parse
 from equipoise.checking import findings
 from equipoise.checking.report import CheckReport
 from equipoise.checking.report import found as finding
+from equipoise.checking.rules import quoted
 from equipoise.checking.undisturbed import undisturbed
 from equipoise.engine import GradientSource
 from equipoise.engine.audit import Reference, deviations, measure, precisions, reference, tolerance
@@ -69,6 +70,7 @@ def check(
         precisions: W: float32; features: float32
         largest deviation from one autograd.grad per task: ...
         out of balance: the gradient norm of task 'large' is 9 times that of task 'small'
+        ...
         ok
     """
     if not isinstance(balancer, Balancer):
@@ -101,7 +103,8 @@ def check(
         weights = balancer._weights_for(given, alone=True).detach().clone()
         report = _report(weights, source, given, expected, norms, autocast)
     found += findings.of_numbers(report, expected.rows)
-    return replace(report, findings=tuple(sorted(found, key=lambda one: one.level)))
+    ordered = tuple(sorted(found, key=lambda one: one.level))
+    return replace(report, findings=ordered, rules_of_thumb=tuple(quoted(report)))
 
 
 def _source(model: nn.Module | GradientSource, balancer: Balancer) -> GradientSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +51,8 @@ class CheckReport:
         left_out: Why there are no gradients, where a wrapper or a part of the graph does not allow them; empty otherwise.
         precisions: Of W, the features and autocast, as far as there are any: ``{"W": (torch.float32,), ...}``.
         findings: Everything that is wrong, or that may be; errors first.
+        rules_of_thumb: What a study of generated problems says about such numbers, in sentences with the rate of hits: whether
+            GradNorm was ahead of other weights there, or that no rule held up. Empty where there are no two gradients.
     """
 
     tasks: tuple[str, ...]
@@ -62,6 +65,7 @@ class CheckReport:
     left_out: str
     precisions: dict[str, tuple[torch.dtype, ...]]
     findings: tuple[Finding, ...] = ()
+    rules_of_thumb: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -95,6 +99,7 @@ class CheckReport:
         end = "not ok" if not self.ok else "ok, but not audited" if self.left_out else "ok"
         table += ["", f"W: {measured}", f"precisions: {precisions or '-'}"]
         table += [f"largest deviation from one autograd.grad per task: {audit}", self.balance]
+        table += [textwrap.fill(rule, 118, subsequent_indent="  ") for rule in self.rules_of_thumb]
         return "\n".join([*table, *map(str, self.findings), end])
 
 
