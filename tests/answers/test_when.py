@@ -183,3 +183,5 @@ def test_check_quotes_the_rules_as_they_were_judged():
         assert judged.holds_up
         assert Rule(**each["rule"]) == judged.rule
         assert (each["hits"], each["problems"]) == judged.tested
+    page = (ROOT / "docs" / "start" / "when_not.md").read_text(encoding="utf-8")
+    assert ("No rule of thumb was found" in page) == (when.EQUAL not in RULES.read_text(encoding="utf-8"))

@@ -75,7 +75,8 @@ def page() -> Page:
         limits=f"Two regressions with squared errors, networks of {_levels(cells, 'width')} neurons a layer, {declared.steps} "
         f"steps, n = {len(declared.seeds)} seeds a problem; every problem is one draw of its functions. Each method has "
         f"{declared.trials} trials: a coarse grid of learning rates, and for static weights as many points of a plane. "
-        f"{_converged(cells)} {_at_the_end()}",
+        f"{_converged(cells)} {_at_the_end()} The {table()['runs']:,} runs took "
+        f"{table()['seconds'] / 60:.0f} minutes of training on one core.",
         studies=STUDIES,
     )
 

@@ -77,8 +77,9 @@ def run_together(
     """Train and evaluate several runs at once.
 
     Seeds mean the same as in `run`: the same initial parameters, the same batches. The losses of the two agree up to rounding,
-    which training makes larger. The records are the same to the last bit whenever they are made on the same machine,
-    whichever runs are trained together. No time per step is known of a single run; ``train_seconds`` is its share.
+    which training makes larger. The records are the same to the last bit whenever the same runs are trained together on the
+    same machine; beside others, sums can be rounded otherwise. No time per step is known of a single run; ``train_seconds``
+    is its share.
 
     Args:
         problems: The problem of each run; they differ in the learning rate and in their `Problem.data_settings` alone.
