@@ -56,11 +56,11 @@ def page() -> Page:
         picture=plot(
             [
                 Panel(
-                    f"{part}{noise and ', ' + noise}",
+                    part,
                     [
-                        Series(f"{label}, {split}", *_ends(found, noise, label, measure), kind)
+                        Series(label, *_ends(found, noise, label, measure), kind)
                         for label in SHOWN
-                        for split, measure, kind in (("test", LOSS, "line"), ("train", TRAINING, "dashed"))
+                        for measure, kind in ((LOSS, "line"), (TRAINING, "dashed"))
                     ],
                     Axis("training samples", log=True),
                     Axis("mean L/L(0) where the run is read"),
@@ -68,6 +68,7 @@ def page() -> Page:
                 for part, noise in (("clean targets", ""), ("the first task with noise", "noise"))
             ],
             "Test and training loss by the size of the training data",
+            "Solid: test; dashed: training data.",
         ),
         alt="Task-normalised test and training loss of five methods with 1/16, 1/4 and all of the training data, with "
         "clean targets and with noise on one task",

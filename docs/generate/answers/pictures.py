@@ -144,12 +144,13 @@ class Panel:
     y: Axis
 
 
-def plot(panels: Sequence[Panel], title: str) -> str:
+def plot(panels: Sequence[Panel], title: str, note: str = "") -> str:
     """Panels one below the other, with one legend.
 
     Args:
         panels: The panels.
         title: The picture in words.
+        note: A line below the legend.
     """
     labels = list(dict.fromkeys(series.label for panel in panels for series in panel.series))
     colors = {label: COLORS[number % len(COLORS)] for number, label in enumerate(labels)}
@@ -170,7 +171,8 @@ def plot(panels: Sequence[Panel], title: str) -> str:
         at, down = 14 + column * (WIDTH - 20) / 2, top + 12 + 17 * row
         parts.append(_mark(at + 9, down - 4, colors[label], kinds[label]))
         parts.append(_text(at + 24, down, label))
-    return _svg(parts, top + 17 * -(-len(labels) // 2) + 10, title)
+    top += 17 * -(-len(labels) // 2) + 12
+    return _svg([*parts, _text(14, top, note, "quiet")] if note else parts, top + 8, title)
 
 
 def _mark(x: float, y: float, color: str, kind: str) -> str:
