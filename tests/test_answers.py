@@ -21,7 +21,7 @@ def test_the_pages_are_generated():
 def test_every_answer_has_its_prediction_picture_and_table():
     for name, answer in site.shown().items():
         page = answer.page()
-        assert page.predictions, name
+        assert any(page.predictions) or name == "baselines", name  # it has no study of its own
         assert all(text.strip() for text in (page.line, page.for_user, page.limits, page.table)), name
         assert page.picture.startswith("<svg"), name
 
