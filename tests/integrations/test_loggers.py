@@ -54,6 +54,7 @@ def test_wandb_offline(trained, tmp_path, monkeypatch):
     for step in steps:
         run.log(balancer.scalars(), step=step)
     run.finish()
+    wandb.teardown()  # waits for the process that writes the file
     found = list(history(next(tmp_path.rglob("*.wandb"))))
     assert len(found) == STEPS
     for step, (row, scalars) in enumerate(zip(found, expected, strict=True)):
