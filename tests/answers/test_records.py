@@ -83,7 +83,7 @@ def test_trials_are_thinned_and_final_runs_keep_their_evaluations(kept, folder):
 def test_a_record_is_made_again_to_the_last_digit(kept):
     for seed in (0, 100):
         record = next(record for record in records.records("tiny") if record.spec.seed == seed)
-        again = records.train_again(record, records.study("tiny"))
+        again = records.train_again(record, "tiny")
         assert records.differences(record, again) == []
 
 

@@ -9,7 +9,8 @@ from equipoise.lab import Candidate, Range, Simplex, Store, Study, load_problem,
 from equipoise.lab.runs.methods import Method, parse_methods
 from equipoise.lab.runs.train import run, specify
 from equipoise.lab.runs.vectorized.run import VECTORIZED, can_be_vectorized, run_together
-from equipoise.lab.store.codec import read, write
+from equipoise.lab.store.codec import read, run_key, write
+from equipoise.lab.studies.run import asked_together
 
 STEPS = 40
 TOY = load_problem("toy", {"size": "fifth", "num_tasks": 2, "learning_rate": 3e-3, "train_samples": 500})
@@ -193,6 +194,22 @@ def test_a_vectorized_study_finds_what_an_ordinary_one_does(tmp_path):
             assert one.value == pytest.approx(other.value, rel=1e-3)
     for label, runs in found.comparison.runs.items():
         assert {record.spec.vectorized for record in runs.values()} == {label != "mgda"}, label
+
+
+def test_the_runs_of_a_study_are_told_by_the_steps_in_which_they_were_trained_together(tmp_path):
+    study = replace(STUDY, vectorized=True)
+    run_study(study, store=Store(tmp_path), jobs=1)
+    records = Store(tmp_path).load_all()
+    trials, final, averaged = asked_together(study, records)
+    assert (len(trials), len(final), len(averaged)) == (4 * 3, 4 * 2, 2)
+    together = [spec for _, spec in trials if spec.vectorized]
+    again = run_together([replace(TOY, learning_rate=s.problem_settings["learning_rate"]) for s in together], together)
+    by_spec = {run_key(record.spec): record for record in records}
+    for record in again:
+        before = by_spec[run_key(record.spec)]
+        assert replace(before, train_seconds=0, environment={}) == replace(record, train_seconds=0, environment={})
+    with pytest.raises(ValueError, match="records: found none of toy, equal, seed 0"):
+        asked_together(study, [])
 
 
 def test_trials_at_sobol_points_are_a_grid_and_the_same_for_every_method(tmp_path):

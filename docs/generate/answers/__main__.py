@@ -48,7 +48,7 @@ def rerun(name: str, start: str) -> None:
     spec = record.spec
     print(f"{record.title}: {spec.method}, {dict(spec.method_settings)}, seed {spec.seed}, {spec.steps} steps")
     print(f"python -m docs.generate.answers rerun {name} {key(record)}", flush=True)
-    if found := differences(record, train_again(record, study(name))):
+    if found := differences(record, train_again(record, name)):
         raise SystemExit("\n".join(found))
     print("The test losses and metrics are the same to the last digit.")
 

@@ -16,12 +16,12 @@ import numpy as np
 from equipoise.lab.record import Curves, Evaluation, Record
 from equipoise.lab.results.selection import diverged_at, last, selected
 from equipoise.lab.runs.methods import Method
-from equipoise.lab.runs.source import load_problem, source_of
+from equipoise.lab.runs.source import load_problem, problem_class, source_of
 from equipoise.lab.runs.train import run, specify
-from equipoise.lab.runs.vectorized.run import run_together
+from equipoise.lab.runs.vectorized.run import run_together, together
 from equipoise.lab.store.codec import read, run_key, write
 from equipoise.lab.store.store import Store
-from equipoise.lab.studies.run import Result, replay_study
+from equipoise.lab.studies.run import Result, asked_together, replay_study
 from equipoise.lab.studies.source import load_study
 from equipoise.lab.studies.study import Study
 
@@ -154,18 +154,33 @@ def key(record: Record) -> str:
     return run_key(record.spec)[:DIGITS]
 
 
-def train_again(record: Record, among: Study) -> Record:
-    """Do the run of a record once more."""
-    sources = {Path(source_of(problem)).stem: source_of(problem) for problem in among.problems}
-    spec = record.spec
+def train_again(record: Record, name: str) -> Record:
+    """Do the run of a record of a study once more; one that was trained together with others beside the same others."""
+    spec, threads = record.spec, record.environment["threads"]
+    sources = {Path(source_of(problem)).stem: source_of(problem) for problem in study(name).problems}
+    if spec.vectorized:
+        return _train_together(record, name, sources[spec.problem])
     problem = load_problem(sources[spec.problem], spec.problem_settings)
     method = Method(spec.method, spec.method_settings)
-    common = {"steps": spec.steps, "device": spec.device, "precision": spec.precision, "vectorized": spec.vectorized}
-    again = specify(problem, method, spec.seed, **common)
-    if spec.vectorized:
-        (found,) = run_together([problem], [again], threads=record.environment["threads"])
-        return found
-    return run(problem, again, threads=record.environment["threads"])
+    return run(
+        problem,
+        specify(problem, method, spec.seed, steps=spec.steps, device=spec.device, precision=spec.precision),
+        threads=threads,
+    )
+
+
+def _train_together(record: Record, name: str, source: str) -> Record:
+    cls, wanted = problem_class(source), run_key(replace(record.spec, code=""))
+    for asked in asked_together(study(name), records(name)):
+        keys = [run_key(replace(spec, code="")) for _, spec in asked]
+        if wanted in keys:
+            ours = asked[keys.index(wanted)][1]
+            some = [spec for _, spec in asked if spec.vectorized and together(cls, spec) == together(cls, ours)]
+            found = run_together(
+                [cls(**spec.problem_settings) for spec in some], some, threads=record.environment["threads"]
+            )
+            return found[some.index(ours)]
+    raise ValueError(f"{name}: its study does not ask for the run {key(record)}")
 
 
 def differences(record: Record, again: Record) -> list[str]:

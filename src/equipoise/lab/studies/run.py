@@ -103,6 +103,31 @@ def replay_study(study: Study, records: Iterable[Record]) -> list[Result]:
     Raises:
         ValueError: A run has no record.
     """
+    return _carry_out(study, _lookup(records))
+
+
+def asked_together(study: Study, records: Iterable[Record]) -> list[list[Run]]:
+    """The runs of a study, each once, by the steps in which they are asked for: trials first, final runs, averaged weights.
+
+    Args:
+        study: The study.
+        records: The records of its runs, and of others.
+
+    Raises:
+        ValueError: A run has no record.
+    """
+    asked: list[list[Run]] = []
+    found = _lookup(records)
+
+    def noted(runs: Sequence[Run]) -> Sequence[Record]:
+        asked.append(list({run_key(spec): (source, spec) for source, spec in runs}.values()))
+        return found(runs)
+
+    _carry_out(study, noted)
+    return asked
+
+
+def _lookup(records: Iterable[Record]) -> Complete:
     by_key = {_key(record.spec): record for record in records}
 
     def found(runs: Sequence[Run]) -> list[Record]:
@@ -111,7 +136,7 @@ def replay_study(study: Study, records: Iterable[Record]) -> list[Result]:
                 raise ValueError(f"records: found none of {spec.problem}, {spec.method}, seed {spec.seed}")
         return [by_key[_key(spec)] for _, spec in runs]
 
-    return _carry_out(study, found)
+    return found
 
 
 def _key(spec: RunSpec) -> str:
