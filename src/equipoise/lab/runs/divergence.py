@@ -14,6 +14,24 @@ PATIENCE = 50
 """A run stops once this many consecutive steps were unsound."""
 
 
+def unsound_since(since: Divergence | None, sound: Tensor, start: int, tasks: Sequence[str]) -> Divergence | None:
+    """The first of those steps on end whose losses were not all finite, if the last step is one of them.
+
+    Args:
+        since: That before these steps.
+        sound: Whether each loss was finite in each step ``(steps, T)``.
+        start: The number of the first of these steps.
+        tasks: The names of the tasks.
+    """
+    for step, each in enumerate(sound.tolist(), start):
+        if all(each):
+            since = None
+        elif since is None:
+            names = [repr(task) for task, fine in zip(tasks, each, strict=True) if not fine]
+            since = Divergence(step, f"the loss of {', '.join(names)} was not finite")
+    return since
+
+
 class Watch:
     """Looks for steps whose loss is not finite, or that the balancer leaves out.
 
@@ -50,12 +68,7 @@ class Watch:
         if not self._recent:
             return self._since if last else None
         start, count = self._seen, len(self._recent)
-        for step, sound in enumerate(torch.stack(self._recent).isfinite().tolist(), start):
-            if all(sound):
-                self._since = None
-            elif self._since is None:
-                names = [repr(task) for task, fine in zip(self._tasks, sound, strict=True) if not fine]
-                self._since = Divergence(step, f"the loss of {', '.join(names)} was not finite")
+        self._since = unsound_since(self._since, torch.stack(self._recent).isfinite(), start, self._tasks)
         if self._since is None and skipped_steps - self._skipped == count == PATIENCE:
             cause = "the balancer left out every step, as a gradient norm was not finite"
             return Divergence(start, cause)

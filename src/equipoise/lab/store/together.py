@@ -58,21 +58,21 @@ def perform_together(
 
 def _sets(jobs: Sequence[Job], processes: int) -> Iterator[list[Job]]:
     """The runs of each set that is trained together: at least one set for each process, if there are as many runs."""
-    kinds = [list(some) for _, some in groupby(sorted(jobs, key=_kind), key=_kind)]
+    classes = {source: problem_class(source) for source in {job.source for job in jobs}}  # a file is executed each time
+
+    def kind(job: Job) -> str:
+        return f"{job.source} {together(classes[job.source], job.spec)}"
+
+    kinds = [list(some) for _, some in groupby(sorted(jobs, key=kind), key=kind)]
     for some in kinds:
         parts = max(-(-processes // len(kinds)), -(-len(some) // _AT_MOST))
         size = -(-len(some) // parts)
         yield from (some[begin : begin + size] for begin in range(0, len(some), size))
 
 
-def _kind(job: Job) -> str:
-    return f"{job.source} {together(problem_class(job.source), job.spec)}"
-
-
 def _attempt(jobs: Sequence[Job], on_step: Callable[[int], None] | None = None) -> list[Outcome]:
     """Do those runs of a set that nobody else is doing and that have no record yet."""
     store, folder = Store(jobs[0].folder), jobs[0].folder
-    outcomes: list[Outcome] = []
     with ExitStack() as stack:
         mine = [stack.enter_context(claims(folder).take(stem(job.spec))) for job in jobs]
         some = [job for job, is_mine in zip(jobs, mine, strict=True) if is_mine and store.find(job.spec) is None]
@@ -82,7 +82,6 @@ def _attempt(jobs: Sequence[Job], on_step: Callable[[int], None] | None = None) 
                 problems = [cls(**job.spec.problem_settings) for job in some]
                 for record in run_together(problems, [job.spec for job in some], on_step=on_step) if some else []:
                     store.save(record)
-            outcomes = list(mine)
         except RunError as error:
-            outcomes = [RunError(str(error)) if is_mine else False for is_mine in mine]
-    return outcomes
+            return [RunError(str(error)) if is_mine else False for is_mine in mine]
+    return list(mine)

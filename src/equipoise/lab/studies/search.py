@@ -83,8 +83,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna = optuna.create_study(sampler=_sampler(study, self.number)) if study.sampler == "tpe" else None
         dimensions = sum(_dimensions(space, len(problem.tasks)) for space in self._spaces.values())
-        self._points = sobol_points(dimensions, self.number) if self._spaces and self._optuna is None else []
-        self._asked = 0
+        self._points = iter(sobol_points(dimensions, self.number) if dimensions and self._optuna is None else [])
 
     @property
     def is_searched(self) -> bool:
@@ -108,7 +107,7 @@ class Search:
 
     def ask(self) -> tuple[Asked, Trial, list[Run]]:
         """The next trial and its runs."""
-        asked = self._next()
+        asked = next(self._points, Point(())) if self._optuna is None else self._optuna.ask()
         found: dict[str, dict[str, Any]] = {"problem": {}, "method": {}}
         edges = []
         for (owner, name), space in self._spaces.items():
@@ -130,12 +129,6 @@ class Search:
             assert isinstance(asked, optuna.Trial)
             self._optuna.tell(asked, value)
         self.trials.append(replace(trial, value=value, steps=sum(record.spec.steps for record in records)))
-
-    def _next(self) -> Asked:
-        self._asked += 1
-        if self._optuna is not None:
-            return self._optuna.ask()
-        return self._points[self._asked - 1] if self._points else Point(())
 
 
 def runs_of(study: Study, problem: Problem, method: Method, seeds: Sequence[int]) -> list[Run]:

@@ -18,7 +18,7 @@ from equipoise.lab.problem import Problem, Split
 from equipoise.lab.record import Curves, Divergence, Evaluation, Record, RunSpec, Series
 from equipoise.lab.runs.batches import Batches
 from equipoise.lab.runs.checks import check_data
-from equipoise.lab.runs.divergence import PATIENCE
+from equipoise.lab.runs.divergence import PATIENCE, unsound_since
 from equipoise.lab.runs.environment import environment
 from equipoise.lab.runs.evaluation import evaluate, evaluation, metrics_of, thinned
 from equipoise.lab.runs.logs import short
@@ -116,7 +116,7 @@ class _Together:
         self._problems, self._specs, self._threads = problems, specs, threads
         self._spec, self._problem = specs[0], perturbed(problems[0])
         self._tasks = self._problem.tasks
-        networks, balancers = [], []
+        networks, balancers, self._observes = [], [], []
         for problem, spec in zip(problems, specs, strict=True):
             torch.manual_seed(spec.seed)
             network = self._problem.network()
@@ -125,6 +125,7 @@ class _Together:
             assert isinstance(balancer, Balancer)
             networks.append(network)
             balancers.append(balancer)
+            self._observes.append(method.observes)
         self._optimizer = StackedOptimizer(problems, networks, self._spec.steps)
         self._networks = StackedNetworks(networks)
         self._groups = list(_grouped(specs, balancers))
@@ -222,20 +223,12 @@ class _Together:
         start = step - len(self._recent)
         sound = torch.stack(self._recent).isfinite()
         self._recent = []
-        some = (~sound.all(dim=2).all(dim=0)).tolist()
-        for i, unsound in enumerate(some):
+        tasks = [task.name for task in self._tasks]
+        for i, fine in enumerate(sound.all(dim=2).all(dim=0).tolist()):
             if self._ended[i] is not None:
                 continue
-            if not unsound:
-                self._since[i] = None
-                continue
-            for number, each in enumerate(sound[:, i].tolist(), start):
-                if all(each):
-                    self._since[i] = None
-                elif self._since[i] is None:
-                    names = [repr(task.name) for task, fine in zip(self._tasks, each, strict=True) if not fine]
-                    self._since[i] = Divergence(number, f"the loss of {', '.join(names)} was not finite")
-            since = self._since[i]
+            since = None if fine else unsound_since(self._since[i], sound[:, i], start, tasks)
+            self._since[i] = since
             if since is not None and (last or step - since.step >= PATIENCE):
                 self._evaluate(step, [i])
                 self._ended[i] = step, since
@@ -265,7 +258,7 @@ class _Together:
     def _observe(self, step: int) -> None:
         """Tell the balancers that ask for it the validation losses."""
         for runs, group in self._groups:
-            if Method(self._specs[runs.start].method, self._specs[runs.start].method_settings).observes:
+            if self._observes[runs.start]:
                 found = [self._evaluated[i].get(step) for i in range(runs.start, runs.stop)]
                 unknown = [math.nan] * len(self._tasks)
                 losses = [unknown if row is None else [values[0] for values in row["validation"]] for row in found]
