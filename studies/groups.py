@@ -22,9 +22,9 @@ study = Study(
         Candidate("nested", {"root": "gradnorm", "groups": "gradnorm"}, label="nested: GradNorm at both"),
     ],
     space={"learning_rate": Range(1e-3, 1e-1, log=True)},
-    trials=5,
+    trials=7,
     tuning_seeds=[0],
     seeds=[100, 101, 102, 103, 104],
     steps=800,
-    search_seed=7,
+    sampler="sobol",
 )
