@@ -1,8 +1,8 @@
 """The paper's toy at its full size, two tasks, Adam: does the order of the methods hold that the fifth of the size shows?
 
 Budget: 9 methods with 7 learning rates each, 1 tuning seed and 5 final seeds, 4000 steps: 101 runs, of which all but those of
-PCGrad are trained together; about 18 minutes on one core. A larger machine would add the other methods, SGD, and steps until all
-runs are at rest.
+PCGrad are trained together; about 18 minutes on one core. A larger machine would add the other methods, SGD, and steps until
+all runs are at rest.
 """
 
 from equipoise.lab import Range, Study, load_problem
