@@ -16,6 +16,7 @@ from equipoise.lab.results.markdown import to_document, to_markdown
 from equipoise.lab.results.provenance import command, provenance
 from equipoise.lab.results.statistics import Estimate
 from equipoise.lab.results.table import to_rich
+from equipoise.lab.runs.methods import Method, parse_methods
 
 
 @pytest.mark.parametrize(
@@ -129,8 +130,9 @@ def test_markdown_escapes_names(make_record):
 
 def test_the_command_names_what_differs_from_the_defaults(make_record):
     settings = {"steps": 5000, "batch_size": 100, "sigmas": (1.0, 2.0)}
-    record = make_record("gradnorm", 4, problem="toy", problem_settings=settings, method_settings={"alpha": 0.5})
-    words = shlex.split(command(group([record])[0]))
+    given = {"problem": "toy", "problem_settings": settings, "method_settings": {"alpha": 0.5}}
+    records = [make_record("gradnorm", seed, **given) for seed in range(5)]
+    words = shlex.split(command(group(records)[0]))
     assert words[:9] == [
         "equipoise",
         "compare",
@@ -146,6 +148,49 @@ def test_the_command_names_what_differs_from_the_defaults(make_record):
     assert "batch_size" not in " ".join(words)
     mine = make_record(problem="mine", problem_settings={"batch_size": 100})
     assert shlex.split(command(group([mine])[0]))[2] == "mine.py"
+
+
+def study_of(make_record, *, learning_rates=(0.01, 0.01), seeds=range(2)):
+    """Runs under the labels of a study, which need not be what the command line reads."""
+    equal = {seed: make_record("equal", seed, problem_settings={"learning_rate": learning_rates[0]}) for seed in seeds}
+    given = {"problem_settings": {"learning_rate": learning_rates[1]}, "method_settings": {"alpha": 0.5}}
+    strong = {seed: make_record("gradnorm", seed, **given) for seed in seeds}
+    common = group([*equal.values(), *strong.values()])[0]
+    return replace(common, runs={"no weights": equal, "GradNorm, strong": strong}, reference="no weights")
+
+
+def test_the_command_has_the_methods_with_their_settings_whatever_they_are_called(make_record):
+    study = study_of(make_record)
+    (line,) = (line for line in to_markdown(study).splitlines() if "equipoise" in line)
+    words = shlex.split(line.strip("` "))
+    asked = parse_methods(words[words.index("--methods") + 1])
+    assert asked == [Method("equal"), Method("gradnorm", {"alpha": 0.5})]
+    assert words[words.index("--seeds") + 1] == "2"
+    assert "learning_rate=0.01" in words
+    turned = replace(study, runs=dict(reversed(study.runs.items())), reference="GradNorm, strong")
+    words = shlex.split(command(turned))
+    assert words[words.index("--reference") + 1] == "gradnorm(alpha=0.5)"
+
+
+def test_the_command_makes_the_runs_of_single_tasks_too(make_record):
+    alone = [make_record("single_task", method_settings={"task": task}) for task in ("alpha", "beta")]
+    words = shlex.split(command(group([make_record(), *alone])[0]))
+    asked = parse_methods(words[words.index("--methods") + 1])
+    assert asked == [Method("equal"), *(Method("single_task", {"task": task}) for task in ("alpha", "beta"))]
+
+
+def test_there_is_no_command_where_none_makes_these_runs(make_record):
+    searched = study_of(make_record, learning_rates=(0.01, 0.1))
+    other_seeds = study_of(make_record, seeds=(100, 101))
+    spec = replace(make_record().spec, vectorized=True)
+    with_others = group([replace(make_record(), spec=spec)])[0]
+    means = {seed: make_record("static", seed, method_settings={"weights": (1.0, 1.0 + seed)}) for seed in range(2)}
+    averaged = replace(group([means[0]])[0], runs={"averaged": means}, reference="averaged")
+    for comparison in (searched, other_seeds, with_others, averaged):
+        assert command(comparison) == ""
+        assert "command" not in provenance(comparison)
+        assert "equipoise" not in to_markdown(comparison)
+    assert command(replace(searched, command="equipoise study mine.py")) == "equipoise study mine.py"
 
 
 def test_every_machine_and_version_that_took_part_is_named(make_record):

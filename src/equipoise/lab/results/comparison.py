@@ -30,7 +30,7 @@ class Comparison:
         groups: The tasks of every group by its path.
         single_task: The runs that trained one task alone, by task and seed: the base of ``delta_m``.
         older: Whether there is a comparison with the same settings and newer code.
-        command: The command that makes the runs, where it is not ``equipoise compare``.
+        command: The command that makes the runs, where it is not an ``equipoise compare`` that their settings tell.
     """
 
     spec: RunSpec
@@ -77,17 +77,21 @@ def group(records: Iterable[Record], reference: str = "equal") -> list[Compariso
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
-        common = replace(record.spec, method="", method_settings={}, seed=0)
-        groups.setdefault(repr(_canonical(common.__dict__)), []).append(record)
+        groups.setdefault(common_settings(record.spec), []).append(record)
     found = _titled([_comparison(runs, reference) for runs in groups.values()])
     newest = {_settings(comparison): comparison for comparison in sorted(found, key=_date)}
     dated = [replace(each, older=each is not newest[_settings(each)]) for each in found]
     return sorted(dated, key=lambda comparison: comparison.older)
 
 
+def common_settings(spec: RunSpec) -> str:
+    """Everything but method and seed; runs for which this text is equal can be compared."""
+    return repr(_canonical(replace(spec, method="", method_settings={}, seed=0).__dict__))
+
+
 def _settings(comparison: Comparison) -> str:
     """All that the runs have in common but the code."""
-    return repr(_canonical(replace(comparison.spec, method="", method_settings={}, seed=0, code="").__dict__))
+    return common_settings(replace(comparison.spec, code=""))
 
 
 def _date(comparison: Comparison) -> str:

@@ -33,10 +33,11 @@ def to_markdown(comparison: Comparison, *, tasks: bool = True) -> str:
     rule = [":--", ":--", *["--:"] * len(comparison.runs)]
     table = [_line(map(escape, cells)) for cells in [head, *body]]
     facts = provenance(comparison)
-    made = facts.pop("command")
+    made = facts.pop("command", "")
     origin = " · ".join(f"{key}: {value}" for key, value in facts.items())
     text = [escape(" ".join(legend(comparison, rows))), ""]
-    text += [f"- {escape(flag)}" for flag in flags(comparison)] + ["", _code(made), ""]
+    text += [f"- {escape(flag)}" for flag in flags(comparison)] + [""]
+    text += [_code(made), ""] if made else []
     text += ["<details><summary>Where these figures come from</summary>", "", escape(origin), "", "</details>", ""]
     return "\n".join([table[0], _line(rule), *table[1:], "", *text])
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 from equipoise.lab.problems import PROBLEMS
 from equipoise.lab.record import RunSpec
 from equipoise.lab.results.cells import HIDES, TURNED, Row
-from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.comparison import Comparison, common_settings, method_label
 from equipoise.lab.results.format import WITHHELD
 from equipoise.lab.results.selection import measure
 
@@ -39,21 +39,28 @@ def legend(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
 
 
 def command(comparison: Comparison) -> str:
-    """The command that makes these runs. A problem that the library does not know is a file in the working folder."""
+    """The command that makes these runs; empty where no single one does.
+
+    A problem that the library does not know is a file in the working folder. No ``equipoise compare`` makes runs that differ in
+    more than method and seed, as after a search of each method's learning rate; nor those of a method whose settings depend on
+    the seed; nor runs that were trained together; nor seeds that are not counted from 0.
+    """
     if comparison.command:
         return comparison.command
-    spec = comparison.spec
+    of_methods = [list(runs.values()) for runs in [*comparison.runs.values(), *comparison.single_task.values()]]
+    written = [{method_label(record.spec) for record in records} for records in of_methods]
+    spec = of_methods[0][0].spec
+    differ = {common_settings(record.spec) for records in of_methods for record in records} != {common_settings(spec)}
+    seeds = comparison.seeds
+    if differ or spec.vectorized or any(len(each) > 1 for each in written) or seeds != list(range(len(seeds))):
+        return ""
     known = PROBLEMS.get(spec.problem)
     defaults = {field.name: field.default for field in fields(known)} if known else {}
-    options = {"--methods": ",".join(comparison.runs), "--seeds": max(comparison.seeds) + 1, "--steps": spec.steps}
-    words = [
-        "equipoise",
-        "compare",
-        spec.problem if known else f"{spec.problem}.py",
-        *(str(word) for option in options.items() for word in option),
-    ]
-    if any(next(iter(runs.values())).spec.method == "equal" for runs in [*comparison.runs.values()][1:]):
-        words += ["--reference", comparison.reference]
+    methods = list(dict.fromkeys(label for each in written for label in each))
+    words = ["equipoise", "compare", spec.problem if known else f"{spec.problem}.py", "--methods", ",".join(methods)]
+    words += ["--seeds", str(len(seeds)), "--steps", str(spec.steps)]
+    if any(records[0].spec.method == "equal" for records in of_methods[1:]):
+        words += ["--reference", methods[0]]
     for key, value in spec.problem_settings.items():
         if key != "steps" and not (key in defaults and defaults[key] == value):
             words += ["--set", f"{key}={value}"]
@@ -61,18 +68,19 @@ def command(comparison: Comparison) -> str:
 
 
 def provenance(comparison: Comparison) -> dict[str, str]:
-    """Where the numbers come from: seeds, settings, environment (every value that occurs), code digest and command."""
+    """Where the numbers come from: seeds, settings, environment (every value that occurs), code digest, command if any."""
     counts = sorted({len(runs) for runs in comparison.runs.values()})
     found: dict[str, dict[str, None]] = {}
     for record in comparison.records:
         for key, value in record.environment.items():
             found.setdefault(key, {})[str(value)] = None
+    made = command(comparison)
     return {
         "runs": f"n = {' or '.join(map(str, counts))} per method, seeds {', '.join(map(str, comparison.seeds))}",
         "settings": format_spec(comparison.spec),
         **{key: _joined(key, list(values)) for key, values in found.items()},
         "code": comparison.spec.code,
-        "command": command(comparison),
+        **({"command": made} if made else {}),
     }
 
 
