@@ -58,10 +58,10 @@ def page() -> Page:
         ),
         more={"Rooms, by their metrics": table(dense, rooms)} if rooms else {},
         for_user=_advice(first),
-        limits="Rooms are rendered, with small images and one learning rate for all methods: small enough for two cores, and "
-        "too small to say what happens on NYUv2. No figure is claimed for NYUv2, whose licence does not let its data be passed "
-        "on; who has it runs the same study with `nyuv2` in the place of `rooms`. The mean over problems weighs every problem "
-        "alike, the three networks of the rooms included.",
+        limits="Rooms are rendered, with small images, short runs and three learning rates for each method: small enough "
+        "for two cores, and too small to say what happens on NYUv2. No figure is claimed for NYUv2, whose licence does not "
+        "let its data be passed on; who has it runs the same study with `nyuv2` in the place of `rooms`. The mean over "
+        "problems weighs every problem alike, the three networks of the rooms included.",
         studies=STUDIES,
     )
 

@@ -67,3 +67,17 @@ def not_ahead(study: str, words: str, contrasts: Sequence[Contrast], limit: floa
         agrees = False
     _, _, first = max(lead, key=lambda some: some[0] + some[1])
     return Prediction(study, words, agrees, f"The interval that reaches furthest: {said(first)}")
+
+
+def within(study: str, words: str, contrasts: Sequence[Contrast], limit: float) -> Prediction | None:
+    """Every difference was expected to lie within a limit on both sides, with its whole interval. None without contrasts."""
+    if not contrasts:
+        return None
+    ends = [
+        (each.difference.mean - each.difference.half_width, each.difference.mean + each.difference.half_width)
+        for each in contrasts
+    ]
+    agrees = True if all(-limit < low and high < limit for low, high in ends) else None
+    if any(low > limit or high < -limit for low, high in ends):
+        agrees = False
+    return Prediction(study, words, agrees, " ".join(map(said, contrasts)))

@@ -1,0 +1,171 @@
+"""The toy's gaps between two methods: how they change with the length of the runs, and with interventions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.markdown import escape
+from equipoise.lab.results.selection import converged
+from equipoise.lab.results.statistics import Estimate, estimate
+
+from .contrasts import against, block, contrast, interval, listed, said
+from .measures import losses
+from .page import Prediction, table
+from .records import results
+
+Pair = tuple[str, str]
+"""A method and the one that it is compared with."""
+INITIAL, GRADNORM, CLOSED = "1 / L(0)", "GradNorm", "closed form, balanced"
+PLAIN, STARTED = "uncertainty", "uncertainty from log L(0)"
+MARKS = {"better": "✓", "worse": "✗", "level": "=", "not told apart": "", "diverged": "diverged"}
+
+
+def of_lengths() -> str:
+    """The gaps at each length of the runs, as a table, and every method against equal weights."""
+    found = {f"{steps:,} steps": comparison for steps, comparison in _lengths().items()}
+    pairs = [(GRADNORM, INITIAL), (GRADNORM, "equal"), (CLOSED, INITIAL), (PLAIN, INITIAL), (STARTED, INITIAL)]
+    rest = ["runs at rest"]
+    for comparison in found.values():
+        states = [converged(record) for record in comparison.records]
+        rest.append(f"{sum(state is True for state in states)} of {len(states)}")
+    return _written(pairs, found, [rest])
+
+
+def of_causes() -> str:
+    """The gaps under each intervention, as a table, and every method against equal weights."""
+    pairs = [(GRADNORM, INITIAL), (CLOSED, INITIAL), (PLAIN, STARTED)]
+    return _written(pairs, {_named(*key): comparison for key, comparison in _causes().items()}, [])
+
+
+def _written(pairs: Sequence[Pair], found: Mapping[str, Comparison], more: Sequence[Sequence[str]]) -> str:
+    gaps = block(contrast(comparison, name, *pair) for pair in pairs for name, comparison in found.items())
+    lines = [["gap", *found], [":--", *["--:"] * len(found)]]
+    for pair in pairs:
+        cells = [each for each in gaps if (each.method, each.reference) == pair]
+        shown = [f"{interval(each.difference)} {MARKS[each.outcome]}".rstrip() for each in cells]
+        lines.append([escape(f"{pair[0]} less {pair[1]}"), *map(escape, shown)])
+    text = "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *more])
+    return (
+        f"{text}\n\nPaired differences of the task-normalised test loss with 95 % intervals; above 0 the first method is "
+        f"worse. ✗ worse and ✓ better: p < 0.05 after Holm's correction for these {len(gaps)}.\n\n"
+        + table(against(found, "equal"), found)
+    )
+
+
+def of_lengths_expected() -> list[Prediction]:
+    """The expectations of the study of lengths, held against its figures."""
+    found = _lengths()
+    shortest, longest = found[min(found)], found[max(found)]
+    early = block(contrast(shortest, f"{min(found):,} steps", method, INITIAL) for method in (GRADNORM, PLAIN))
+    late = contrast(longest, f"{max(found):,} steps", GRADNORM, INITIAL)
+    larger = [each.outcome == "worse" and each.difference.mean - each.difference.half_width > 0.1 for each in early]
+    smaller = [each.difference.mean + each.difference.half_width < 0.1 for each in early]
+    return [
+        Prediction(
+            "toy_long",
+            "With 2000 steps GradNorm and uncertainty weighting from 0 are behind 1 / L(0) by more than 0.1.",
+            False if any(smaller) else (True if all(larger) else None),
+            " ".join(map(said, early)),
+        ),
+        Prediction(
+            "toy_long",
+            "with 32,000 steps that of GradNorm is a third of what it is with 2000 or less",
+            *_closed((GRADNORM, INITIAL), shortest, longest, 1 / 3),
+        ),
+        Prediction(
+            "toy_long",
+            "1 / L(0) is still ahead of it.",
+            {"worse": True, "level": False, "better": False}.get(late.outcome),
+            said(late),
+        ),
+    ]
+
+
+def of_causes_expected() -> list[Prediction]:
+    """The expectations of the study of causes, held against its figures."""
+    causes = _causes()
+    plain = causes[False, 0.999]
+    heads = _closed((GRADNORM, INITIAL), plain, causes[True, 0.999], 1 / 2)
+    memory = _closed((PLAIN, STARTED), plain, causes[False, 0.99], 1 / 2)
+    both = causes[True, 0.99]
+    labels = list(both.runs)
+    pairs = block(
+        contrast(both, "both", one, other) for number, one in enumerate(labels) for other in labels[number + 1 :]
+    )
+    told = [each for each in pairs if each.outcome in ("better", "worse")]
+    words = [f"{len(told)} of {len(pairs)} pairs are told apart.", *(said(each, where=False) for each in told)]
+    return [
+        Prediction(
+            "toy_causes",
+            "Heads in proportion to their scale close most of the gap between GradNorm and 1 / L(0)",
+            *heads,
+        ),
+        Prediction(
+            "toy_causes",
+            "beta2 = 0.99 closes most of that between uncertainty weighting from 0 and from log L(0)",
+            *memory,
+        ),
+        Prediction("toy_causes", "with both, no method is told apart from another.", not told, " ".join(words)),
+    ]
+
+
+def told_of_lengths() -> str:
+    """The gap of GradNorm to 1 / L(0) at each length, in a sentence."""
+    parts = [f"{interval(_gradnorm(found))} with {steps:,} steps" for steps, found in _lengths().items()]
+    return f"With two tasks the gap of GradNorm to 1 / L(0) is {listed(parts)}."
+
+
+def told_of_causes() -> str:
+    """The gap of GradNorm to 1 / L(0) as it is, when Adam forgets faster, and with heads that know their scale."""
+    gaps = {key: interval(_gradnorm(comparison)) for key, comparison in _causes().items()}
+    steps = next(iter(_causes().values())).spec.steps
+    return (
+        f"By intervention, with {steps:,} steps: that gap is {gaps[False, 0.999]} as it is, {gaps[False, 0.99]} where Adam "
+        f"forgets ten times as fast (beta2 = 0.99), and {gaps[True, 0.999]} with heads in proportion to their scale."
+    )
+
+
+def _gradnorm(comparison: Comparison) -> Estimate:
+    return contrast(comparison, "", GRADNORM, INITIAL).difference
+
+
+def _lengths() -> dict[int, Comparison]:
+    """The runs of each length, by steps."""
+    return {result.comparison.spec.steps: result.comparison for result in results("toy_long")}
+
+
+def _causes() -> dict[tuple[bool, float], Comparison]:
+    """The four interventions by whether heads are scaled, and by beta2."""
+    found = {}
+    for result in results("toy_causes"):
+        settings = result.comparison.spec.problem_settings
+        found[settings["scaled_heads"], settings["betas"][1]] = result.comparison
+    return found
+
+
+def _named(scaled: bool, beta2: float) -> str:
+    return f"{'scaled heads' if scaled else 'plain heads'}, beta2 {beta2:g}"
+
+
+def _closed(pair: Pair, before: Comparison, after: Comparison, left: float) -> tuple[bool | None, str]:
+    """Whether a gap shrinks to a part of it or less, and by more than noise."""
+    gaps = []
+    for comparison in (before, after):
+        ours, theirs = (losses(comparison, label) for label in pair)
+        gaps.append([ours[seed] - theirs[seed] for seed in sorted(ours)])
+    shrunk = estimate([one - other for one, other in zip(*gaps, strict=True)])
+    first, second = (estimate(gap) for gap in gaps)
+    text = f"The gap goes from {interval(first)} to {interval(second)}, by {interval(shrunk)}, n = {shrunk.n}."
+    if not math.isfinite(shrunk.mean):
+        return None, "A run diverged, so that the gap has no mean."
+    return _shrinks(first, second, shrunk, left), text
+
+
+def _shrinks(first: Estimate, second: Estimate, shrunk: Estimate, left: float) -> bool | None:
+    if first.mean <= 0 or not first.excludes_zero:
+        return False
+    if shrunk.mean > 0 and not shrunk.excludes_zero:
+        return None
+    return second.mean <= first.mean * left
