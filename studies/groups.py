@@ -22,9 +22,9 @@ study = Study(
         Candidate("nested", {"root": "gradnorm", "groups": "gradnorm"}, label="nested: GradNorm at both"),
     ],
     space={"learning_rate": Range(1e-3, 1e-1, log=True)},
-    trials=7,
+    trials=5,
     tuning_seeds=[0],
     seeds=[100, 101, 102, 103, 104],
     steps=800,
-    sampler="sobol",
+    search_seed=7,
 )
