@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any, get_args, get_type_hints
 
 import equipoise as eq
 from equipoise.combine.combining import CombiningBalancer
@@ -58,8 +57,7 @@ def needs(cls: type[eq.Balancer]) -> str:
 
 def state(cls: type[eq.Balancer]) -> tuple[str, ...]:
     """The fields of the method's state, beside those of every balancer."""
-    _, kept = get_args(get_type_hints(cls.init_state)["return"])
-    return () if kept is Any else tuple(kept._fields)
+    return tuple(cls.state_type._fields)
 
 
 def page() -> str:

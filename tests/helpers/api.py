@@ -16,7 +16,7 @@ def signatures():
         lines.append(f"{name}{_signature(value)}")
         if inspect.isclass(value):
             for method, found in sorted(_own(value).items()):
-                if not method.startswith("_") and (callable(found) or isinstance(found, property)):
+                if not method.startswith("_") and (inspect.isroutine(found) or isinstance(found, property)):
                     shown = ": property" if isinstance(found, property) else _signature(found)
                     lines.append(f"  .{method}{shown}")
     return "\n".join(lines) + "\n"

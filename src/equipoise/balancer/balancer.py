@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -182,9 +182,8 @@ class Balancer(Controls, ABC):
         self._plan_next_step()
         self._keep_step()
 
-    @abstractmethod
-    def init_state(self, weights: Tensor) -> tuple[Tensor, NamedTuple]:
-        """The weights of the first step and the state before it.
+    def init_state(self, weights: Tensor) -> tuple[Tensor, Any]:
+        """The weights of the first step and the state before it: if not overridden, ``weights``, and zeros ``(T,)``.
 
         Args:
             weights: The weights to start from ``(T,)``: 1, or those that the caller has given.
@@ -193,6 +192,7 @@ class Balancer(Controls, ABC):
             The weights, and the state: a ``NamedTuple`` of tensors, which become buffers of these names. An absent task keeps
             its entry in those of shape ``(T,)``.
         """
+        return weights, self.state_type(*[torch.zeros_like(weights)] * len(self.state_type._fields))
 
     @abstractmethod
     def update(self, step: Step, state: Any) -> tuple[Tensor, Any, Log]:

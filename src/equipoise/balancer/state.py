@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ a step that is noted and one that is not give total losses that may differ in th
 differently."""
 
 
+class NoState(NamedTuple):
+    """The state of a method that keeps none."""
+
+
 class SavedState(nn.Module):
     """The buffers of a balancer. All are tensors of at least single precision, and all of them are in ``state_dict``.
 
@@ -34,6 +38,8 @@ class SavedState(nn.Module):
         weight_counts: How many these are ``(T,)``.
     """
 
+    state_type: type[Any] = NoState
+    """The ``NamedTuple`` that holds the state of the method."""
     tasks: tuple[str, ...]
     weights: Tensor
     initial_losses: Tensor
@@ -42,7 +48,6 @@ class SavedState(nn.Module):
     weight_sums: Tensor
     weight_counts: Tensor
     init_state: Callable[[Tensor], tuple[Tensor, Any]]
-    _state_type: type[Any]
     _given_losses: list[float] | None
     _given_weights: list[float] | str | None
     _initial_steps: int
@@ -50,7 +55,7 @@ class SavedState(nn.Module):
     @property
     def state(self) -> Any:
         """The state of the method, a ``NamedTuple`` of its buffers."""
-        return self._state_type(*[self._buffers[name] for name in self._state_type._fields])
+        return self.state_type(*[self._buffers[name] for name in self.state_type._fields])
 
     def reset_parameters(self) -> None:
         """Begin anew: weights, state and counters as they were before the first step, as after meta initialisation."""
@@ -89,7 +94,7 @@ class SavedState(nn.Module):
         self.register_buffer("weights", torch.ones(len(self.tasks), dtype=precision, device=device))
 
     def _set_state(self, weights: Tensor, state: Any) -> None:
-        self._state_type = type(state)
+        self.state_type = type(state)
         for name, value in {"weights": weights, **state._asdict()}.items():
             self._set(name, value)
 

@@ -18,7 +18,6 @@ from equipoise.combine.audit import audit
 from equipoise.combine.combination import Combination, FeatureGradients
 from equipoise.engine import Fork
 from equipoise.engine.probe import Probe
-from equipoise.methods.static import NoState
 
 
 class CombiningBalancer(Balancer, ABC):
@@ -109,10 +108,6 @@ class CombiningBalancer(Balancer, ABC):
             The gradient that goes on into the trunk at each of the features, for the samples that are here; and the
             record of each of these tasks, ``(len(rows), columns)``, the gradient norm first: the same on every process.
         """
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, Any]:
-        """None."""
-        return weights, NoState()
 
     def update(self, step: Step, state: Any) -> tuple[Tensor, Any, Log]:
         """The weights stay; a norm that is not finite becomes one, by which the driver knows a step to skip."""

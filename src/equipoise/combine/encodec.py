@@ -83,15 +83,13 @@ class EnCodec(CombiningBalancer):
         authors' ``balancer.py`` (equation number not verified).
     """
 
+    state_type = State
+
     def __init__(self, fork: Fork, *, lambdas: ByTask | None = None, norm: float = 1.0, decay: float = 0.999) -> None:
         super().__init__(fork, columns=("gradient_norms", "mean_gradient_norms"))
         self._lambdas = None if lambdas is None else numbers_by_task("lambdas", lambdas, self.tasks)
         self._norm, self._decay = number("norm", norm, "(0, inf)"), number("decay", decay, "[0, 1)")
         self.reset_parameters()
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
-        """No gradient seen yet."""
-        return weights, State(*[torch.zeros_like(weights)] * 2)
 
     def combine(self, arrived: FeatureGradients, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
         """Scale every task's gradient."""

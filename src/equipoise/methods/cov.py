@@ -57,6 +57,7 @@ class CoV(Balancer):
         (equation number not verified), and the authors' ``losses/covweighting_loss.py``.
     """
 
+    state_type = State
     positive_losses = True
 
     def __init__(
@@ -70,10 +71,6 @@ class CoV(Balancer):
     ) -> None:
         super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
         self.reset_parameters()
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
-        """No loss yet."""
-        return weights, State(*[torch.zeros_like(weights)] * 4)
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
         """One more loss for the moments, and the weights among the tasks that have two or more."""

@@ -55,6 +55,7 @@ class DTP(Balancer):
         Guo et al. 2018, Dynamic task prioritization for multitask learning (equation number not verified).
     """
 
+    state_type = State
     indicators: Tensor
 
     def __init__(

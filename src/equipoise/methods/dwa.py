@@ -50,6 +50,8 @@ class DWA(Balancer):
         Liu, Johns, Davison 2019, End-to-end multi-task learning with attention, equation 7.
     """
 
+    state_type = EpochMeans
+
     def __init__(
         self,
         tasks: Tasks,
@@ -65,10 +67,6 @@ class DWA(Balancer):
         self._epoch_steps = count("epoch_steps", epoch_steps)
         self._temperature = number("temperature", temperature, "(0, inf)")
         self.reset_parameters()
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, EpochMeans]:
-        """No epoch yet."""
-        return weights, EpochMeans(*[torch.zeros_like(weights)] * 5)
 
     def update(self, step: Step, state: EpochMeans) -> tuple[Tensor, EpochMeans, Log]:
         """One more loss for the epoch's mean, and the weights among the tasks that have had two epochs."""

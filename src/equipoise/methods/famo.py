@@ -68,6 +68,7 @@ class FAMO(Balancer):
         Liu, Feng, Stone, Liu 2023, FAMO: Fast adaptive multitask optimization, algorithm 1, and ``famo.py``.
     """
 
+    state_type = State
     positive_losses = weighs = True
     logits: Tensor
 
@@ -104,10 +105,6 @@ class FAMO(Balancer):
             raise RuntimeError("FAMO.observe comes after backward() and before balancer.step(); found no backward pass")
         values, here = given.values.detach().to(self.weights.dtype), self._mask(given.present)[0]
         self._observed = self._now.steps, *self._processes.mean_where(values, here)
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
-        """Equal logits, and no loss yet."""
-        return weights, State(*[torch.zeros_like(weights)] * 5)
 
     def weigh(self, step: Step, state: State) -> Tensor:
         r"""In proportion to :math:`z_i / L_i`, the gradient of :math:`\sum_i z_i \log L_i`."""

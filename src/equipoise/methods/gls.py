@@ -6,8 +6,8 @@ from typing import final
 
 from torch import Tensor
 
-from equipoise.balancer import Balancer, Step, Tasks
-from equipoise.methods.static import NoState, no_state, unchanged
+from equipoise.balancer import Balancer, NoState, Step, Tasks
+from equipoise.methods.static import unchanged
 
 
 @final
@@ -40,7 +40,6 @@ class GLS(Balancer):
     """
 
     positive_losses = weighs = True
-    init_state = no_state
     update = unchanged
 
     def __init__(self, tasks: Tasks, *, every: int | None = None, start: int = 0, accumulate: bool = False) -> None:

@@ -134,6 +134,8 @@ class GradNorm(GradNormFamily):
         Multitask Networks, Equations 1 and 2 and Algorithm 1.
     """
 
+    state_type = State
+
     def __init__(
         self,
         fork: GradientSource,

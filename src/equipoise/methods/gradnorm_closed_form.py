@@ -73,6 +73,8 @@ class GradNormClosedForm(GradNormFamily):
         Chen et al. 2018, GradNorm, Equations 1 and 2, set to zero.
     """
 
+    state_type = State
+
     def __init__(
         self,
         fork: GradientSource,
@@ -92,10 +94,6 @@ class GradNormClosedForm(GradNormFamily):
         self._decay = number("decay", decay, "[0, 1)")
         self._compare_absent = self.moves_absent = flag("compare_absent", compare_absent)
         self.reset_parameters()
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
-        """Nothing measured yet."""
-        return weights, State(*[torch.zeros_like(weights)] * 4)
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
         """The weights at rest, from the smoothed pulls."""

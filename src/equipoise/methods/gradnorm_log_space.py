@@ -73,6 +73,8 @@ class GradNormLogSpace(GradNormFamily):
         Chen et al. 2018, GradNorm, Equations 1 and 2 and Algorithm 1.
     """
 
+    state_type = State
+
     def __init__(
         self,
         fork: GradientSource,

@@ -54,6 +54,8 @@ class IMTLL(Balancer):
         Liu et al. 2021, Towards impartial multi-task learning, IMTL-L (equation number not verified).
     """
 
+    state_type = State
+
     def __init__(
         self,
         tasks: Tasks,

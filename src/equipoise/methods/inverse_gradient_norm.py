@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import ByTask, number
-from equipoise.balancer import Balancer, Log, Step
+from equipoise.balancer import Balancer, Log, NoState, Step
 from equipoise.engine import GradientSource
-from equipoise.methods.static import NoState, no_state
 
 
 @final
@@ -59,7 +58,6 @@ class InverseGradientNorm(Balancer):
     """
 
     needs_norms = True
-    init_state = no_state
 
     def __init__(
         self,

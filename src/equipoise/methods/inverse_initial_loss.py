@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import ByTask
-from equipoise.balancer import Balancer, Log, Step, Tasks
-from equipoise.methods.static import NoState
+from equipoise.balancer import Balancer, Log, NoState, Step, Tasks
 
 
 def inverse_initial_loss_weights(initial_losses: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class InverseLossVariance(Balancer):
         Welford 1962, Note on a method for calculating corrected sums of squares and products, for the running variance.
     """
 
+    state_type = State
+
     def __init__(
         self,
         tasks: Tasks,
@@ -76,10 +78,6 @@ class InverseLossVariance(Balancer):
         super().__init__(tasks, every=every, start=start, accumulate=accumulate, initial_weights=initial_weights)
         self._decay = number("decay", decay, "(0, 1]")
         self.reset_parameters()
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, State]:
-        """No loss seen yet."""
-        return weights, State(*[torch.zeros_like(weights)] * 3)
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
         """The variances with this step's losses, and the weights from them."""

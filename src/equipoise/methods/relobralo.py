@@ -66,6 +66,7 @@ class ReLoBRaLo(Balancer):
         Bischof, Kraus 2021, Multi-objective loss balancing for physics-informed deep learning (equation not verified).
     """
 
+    state_type = State
     weighs = positive_losses = True
 
     def __init__(

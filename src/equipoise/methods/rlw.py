@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import count
-from equipoise.balancer import Balancer, Log, Step, Tasks
+from equipoise.balancer import Balancer, Log, NoState, Step, Tasks
 from equipoise.balancer.rng import generator
-from equipoise.methods.static import NoState
 
 
 @final

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.arguments import described
-from equipoise.balancer import Balancer, Step, Tasks
-from equipoise.methods.static import NoState, no_state, unchanged
+from equipoise.balancer import Balancer, NoState, Step, Tasks
+from equipoise.methods.static import unchanged
 
 INSTEAD = {"DWA": "eq.DWA", "FAMO": "eq.FAMO", "IMTLL": "eq.IMTLL", "Random": "eq.RLW", "UW": "eq.Uncertainty"}
 """A scalarizer of TorchJD that is no function of the losses -> the same method here."""
@@ -52,7 +52,6 @@ class Scalarized(Balancer):
     """
 
     weighs = True
-    init_state = no_state
     update = unchanged
 
     def __init__(

@@ -54,6 +54,8 @@ class SoftAdapt(Balancer):
         multi-part loss functions, section 3.1 (equation number not verified).
     """
 
+    state_type = EpochMeans
+
     def __init__(
         self,
         tasks: Tasks,
@@ -72,10 +74,6 @@ class SoftAdapt(Balancer):
         self._normalize, self._loss_weighted = flag("normalize", normalize), flag("loss_weighted", loss_weighted)
         self.positive_losses = self._loss_weighted  # a factor of the weights, which are positive
         self.reset_parameters()
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, EpochMeans]:
-        """No epoch yet."""
-        return weights, EpochMeans(*[torch.zeros_like(weights)] * 5)
 
     def update(self, step: Step, state: EpochMeans) -> tuple[Tensor, EpochMeans, Log]:
         """One more loss for the epoch's mean, and the weights among the tasks that have had two epochs."""

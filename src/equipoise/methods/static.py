@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, final
+from typing import final
 
 from torch import Tensor
 
 from equipoise.arguments import ByTask, numbers_by_task
-from equipoise.balancer import Balancer, Log, Step, Tasks
-
-
-class NoState(NamedTuple):
-    """The state of a method that keeps none."""
-
-
-def no_state(self: Balancer, weights: Tensor) -> tuple[Tensor, NoState]:
-    """The `init_state` of a method without state, which starts from these weights."""
-    return weights, NoState()
+from equipoise.balancer import Balancer, Log, NoState, Step, Tasks
 
 
 def unchanged(self: Balancer, step: Step, state: NoState) -> tuple[Tensor, NoState, Log]:
@@ -41,7 +32,6 @@ class Equal(Balancer):
         tensor(3.)
     """
 
-    init_state = no_state
     update = unchanged
 
     def __init__(self, tasks: Tasks, *, every: int | None = None, accumulate: bool = False) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import ByTask, number
-from equipoise.balancer import Balancer, Step, Tasks
-from equipoise.methods.static import NoState, no_state, unchanged
+from equipoise.balancer import Balancer, NoState, Step, Tasks
+from equipoise.methods.static import unchanged
 
 
 @final
@@ -49,7 +49,6 @@ class STCH(Balancer):
     """
 
     positive_losses = weighs = True
-    init_state = no_state
     update = unchanged
 
     def __init__(

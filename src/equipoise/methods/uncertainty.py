@@ -76,6 +76,7 @@ class Uncertainty(Balancer):
         Kendall, Gal, Cipolla 2018, Multi-task learning using uncertainty to weigh losses, equations 7 and 10.
     """
 
+    state_type = State
     weighs = True
     log_variances: Tensor
 

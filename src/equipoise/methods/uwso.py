@@ -7,8 +7,8 @@ from typing import final
 from torch import Tensor
 
 from equipoise.arguments import number
-from equipoise.balancer import Balancer, Step, Tasks
-from equipoise.methods.static import NoState, no_state, unchanged
+from equipoise.balancer import Balancer, NoState, Step, Tasks
+from equipoise.methods.static import unchanged
 
 
 @final
@@ -45,7 +45,6 @@ class UWSO(Balancer):
     """
 
     positive_losses = weighs = True
-    init_state = no_state
     update = unchanged
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from equipoise.balancer import Balancer, Tasks
-from equipoise.methods.static import no_state, unchanged
+from equipoise.methods.static import unchanged
 
 
 @final
@@ -27,7 +27,6 @@ class SingleTask(Balancer):
         ValueError: There is no such task.
     """
 
-    init_state = no_state
     update = unchanged
 
     def __init__(self, tasks: Tasks, task: str, *, every: int | None = None, accumulate: bool = False) -> None:
