@@ -6,7 +6,7 @@ number of nodes than those before, as when a term is added to the total loss.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,12 @@ from torch import Tensor
 from equipoise.engine import GradientSource
 from equipoise.engine.audit import (
     STATIC_GRAPH,
-    Reference,
+    Look,
     cause,
     deviations,
     past_the_fork,
     precisions,
-    reference,
-    reference_at_aliases,
+    references,
     tolerance,
 )
 
@@ -59,8 +58,8 @@ class FirstStep:
         self.deviation: Tensor | None = None
         self.left_out = ""
         self.again, self.balances = False, balances
-        self._expected: Reference | None = None
-        self._limit = 0.0
+        self._expected: list[Look] = []
+        self._limit, self._later = 0.0, False
         self._half = False
         self._begun = False
         self._graphs: set[int] = set()
@@ -104,23 +103,16 @@ class FirstStep:
         if source is None:
             return
         losses = {task: loss for task, loss in each.items() if self.balances or task not in self.audited}
-        if not losses:
-            most, self._changed = MOST_TASKS if self._changed else FEW_TASKS, False
-            if self.again and not self.left_out:
-                dtypes = precisions(source, given.values)
-                if torch.float16 not in dtypes:
-                    self._begin_again(source, each, most, tolerance(dtypes) ** 0.5)
+        self._later = not losses
+        if self._later and self.again:
+            losses = self._in_turn(source, each)
+        try:
+            if losses:
+                self._look(source, losses, given.values)
+        finally:
             source.forget_aliases()
-            return
-        self._expected = reference(source, losses)
-        dtypes = precisions(source, given.values)
-        self._limit, self._half = tolerance(dtypes), torch.float16 in dtypes
-        source.forget_aliases()
-        if self._expected.left_out:
-            self._leave_out(source, losses.keys())
-            return
-        if self.balances:
-            self._balance(balancer, self._expected, [*losses])
+        if self.balances and losses:
+            self._balance(balancer, self._expected)
 
     def finish(self, note: Tensor | None, source: GradientSource, tasks: Sequence[str]) -> None:
         """After the first backward pass: compare what was measured with the references.
@@ -133,73 +125,64 @@ class FirstStep:
         Raises:
             ValueError: They differ; the message names the task and the likely cause.
         """
-        expected, self._expected = self._expected, None
+        expected, self._expected = self._expected, []
         if not self._begun:
             self._none_for(tasks, "the balancer is called in compiled code, or captured in a CUDA graph")
-        if expected is None or expected.at_alias is None or note is None:
+        if not expected or note is None:
             return
-        places = list(expected.tasks)
+        loose = self._limit**0.5
+        limit = loose if self._later else self._limit  # gradients may be small against their terms by now
+        places = [look.task for look in expected]
         scaled = note[2].detach().double()[places]
-        first = expected.rows is not None
-        wanted = expected.norms if first else expected.at_alias
-        norms = (source.norms(source.measured())[places] if first else _at_aliases(source, places)).double() / scaled
+        unknown = torch.full_like(scaled[0], torch.nan)
+        arrived = torch.stack([source.alias_squares.get(i, unknown).to(unknown) for i in places]).sqrt() / scaled
+        at_alias = torch.stack([look.at_alias for look in expected])
+        norms, wanted = arrived, at_alias
+        if not self._later:
+            norms = source.norms(source.measured())[places].double() / scaled
+            wanted = torch.stack([look.row.norm() for look in expected])
         found = deviations(norms, wanted)
-        worst = None
-        for place, deviation in enumerate(found.tolist()):
-            task = tasks[places[place]]
-            if not isfinite(deviation):
-                continue  # an overflow, which a loss scaler skips: audited next time
-            if deviation > self._limit:
-                square = source.alias_squares.get(places[place])
-                at_alias = None if square is None else square.double().sqrt() / scaled[place]
-                why = cause(source, expected, place, at_alias, self._limit)
-                if self._half and norms[place] < wanted[place]:
+        for i, (look, deviation) in enumerate(zip(expected, found.tolist(), strict=True)):
+            task = tasks[look.task]
+            if deviation > limit or past_the_fork(source, look, loose):
+                why = cause(source, expected, look, arrived[i], limit)
+                if self._half and norms[i] < wanted[i]:
                     why += ". Or its gradient vanishes in float16, and the total loss needs a loss scale (GradScaler)"
-                raise ValueError(
-                    f"task {task!r}: {why} (a norm of {norms[place]:.4g} was measured, its gradient has {wanted[place]:.4g})"
-                )
-            if first:
+                if deviation > limit:
+                    why += f" (a norm of {norms[i]:.4g} was measured, its gradient has {wanted[i]:.4g})"
+                raise ValueError(f"task {task!r}: {why}")
+            if (
+                isfinite(deviation) and not self._later
+            ):  # else an overflow, which a loss scaler skips: audited next time
                 self.audited.add(task)
-                worst = deviation if worst is None else max(worst, deviation)
-        if worst is not None:
-            largest = worst if self.deviation is None else max(worst, self.deviation.item())
-            self.deviation = found.new_tensor(largest)
+                largest = deviation if self.deviation is None else max(deviation, self.deviation.item())
+                self.deviation = found.new_tensor(largest)
 
-    def _begin_again(self, source: GradientSource, each: Mapping[str, Tensor], most: int, limit: float) -> None:
-        """Take references at the aliases, for some of the tasks where there are many.
-
-        Args:
-            source: What measures.
-            each: The loss of every task that is present.
-            most: How many tasks, at most; the next ones next time.
-            limit: The tolerance; larger than in the first step, as gradients may be small against their terms by now.
-        """
-        aliases = source.aliases
-        known = [task for task in each if source.tasks.index(task) in aliases]
+    def _in_turn(self, source: GradientSource, each: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The losses that are looked at again: where there are many tasks some, and the next ones next time."""
+        most, self._changed = MOST_TASKS if self._changed else FEW_TASKS, False
+        known = [task for task in each if source.tasks.index(task) in source.aliases and not self.left_out]
         begin = self._next_task % max(len(known), 1)
-        some = {task: each[task] for task in (known[begin:] + known[:begin])[:most]}
+        some = (known[begin:] + known[:begin])[:most]
         self._next_task += len(some)
-        try:
-            for task, loss in some.items():
-                why = past_the_fork(source, loss, source.tasks.index(task), limit)
-                if why:
-                    raise ValueError(f"task {task!r}: {why}. Or does it read another task's features?")
-            self._expected, self._limit = reference_at_aliases(source, some) if some else None, limit
-        except RuntimeError:
-            return  # a part of the graph that cannot be differentiated twice
+        return {task: each[task] for task in some}
 
-    def _leave_out(self, source: GradientSource, tasks: Collection[str]) -> None:
-        assert self._expected is not None
-        why = self._expected.left_out
-        if source.taps and why == STATIC_GRAPH:
-            raise ValueError(
-                f"task {next(iter(tasks))!r}: its gradient would be measured by a pass through "
-                "DistributedDataParallel, which with "
-                "static_graph=True takes the end of the first such pass for that of backward() and averages too early: use "
-                "static_graph=False, or a Fork inside the model"
-            )
-        self._expected = None
-        self._none_for(tasks, why)
+    def _look(self, source: GradientSource, losses: Mapping[str, Tensor], values: Tensor) -> None:
+        """Take the references of these losses; a later look is left out where they cannot be had."""
+        dtypes = precisions(source, values)
+        self._limit, self._half = tolerance(dtypes), torch.float16 in dtypes
+        try:
+            self._expected = [] if self._later and self._half else references(source, losses, past=self._later)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            if source.taps and why == STATIC_GRAPH:
+                raise ValueError(
+                    f"task {next(iter(losses))!r}: its gradient would be measured by a pass through DistributedDataParallel, "
+                    "which with static_graph=True takes the end of the first such pass for that of backward() and averages too "
+                    "early: use static_graph=False, or a Fork inside the model"
+                ) from None
+            if not self._later:
+                self._none_for(losses, why)
 
     def _none_for(self, tasks: Iterable[str], why: str) -> None:
         """There is no reference for these tasks.
@@ -215,31 +198,22 @@ class FirstStep:
         self.audited |= set(tasks)
         self.left_out, self.deviation = why, torch.tensor(float("nan"))
 
-    def _balance(self, balancer: Balancer, expected: Reference, tasks: Sequence[str]) -> None:
+    def _balance(self, balancer: Balancer, expected: Sequence[Look]) -> None:
         """Weights in inverse proportion to the norms of the first batch."""
-        assert expected.rows is not None
-        (rows,) = balancer._processes.mean(expected.rows)
+        (rows,) = balancer._processes.mean(torch.stack([look.row for look in expected]))
         norms = torch.linalg.vector_norm(rows, dim=1).to(balancer.weights.dtype)
-        for task, norm in zip(tasks, norms.tolist(), strict=True):
+        places = [look.task for look in expected]
+        for i, norm in zip(places, norms.tolist(), strict=True):
             if not (isfinite(norm) and norm > 0):
                 raise ValueError(
-                    f"task {task!r}: initial_weights='balanced' needs a gradient that is finite and not zero in the "
-                    f"first batch; found a norm of {norm}"
+                    f"task {balancer.tasks[i]!r}: initial_weights='balanced' needs a gradient that is finite and not zero in "
+                    f"the first batch; found a norm of {norm}"
                 )
-        places = list(expected.tasks)
         inverse = (torch.ones_like(balancer.weights) * balancer.priors)[places] / norms
         weights = torch.ones_like(balancer.weights)
-        weights[places] = inverse * (len(tasks) / inverse.sum())
+        weights[places] = inverse * (len(places) / inverse.sum())
         balancer._set_state(*balancer.init_state(weights))
         self.balances = False
-
-
-def _at_aliases(source: GradientSource, places: list[int]) -> Tensor:
-    """The norms of what arrived at the aliases of these tasks; NaN where it is not known."""
-    unknown = torch.full((), torch.nan, dtype=torch.float64)
-    squares = [source.alias_squares.get(place) for place in places]
-    known = next((square for square in squares if square is not None), unknown)
-    return torch.stack([unknown.to(known) if square is None else square for square in squares]).sqrt()
 
 
 def check_first_loss(balancer: Balancer, task: str, loss: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from equipoise.checking.report import found as finding
 from equipoise.checking.rules import quoted
 from equipoise.checking.undisturbed import undisturbed
 from equipoise.engine import GradientSource
-from equipoise.engine.audit import Reference, deviations, measure, precisions, reference, tolerance
+from equipoise.engine.audit import Look, deviations, measure, precisions, references, tolerance
 
 Batch = TypeVar("Batch")
 
@@ -77,7 +77,7 @@ def check(
         raise TypeError(f"check takes one balancer at a time, and its losses; found {type(balancer).__name__}")
     source = _source(model, balancer)
     found = [*findings.of_set_up(balancer, source)]
-    expected, norms = Reference(), None
+    expected, norms, left_out = list[Look](), None, ""
     with undisturbed(model, balancer.weights.device) as autocast, source.examine(measure=not found):
         given = parse(losses_fn(batch), balancer.tasks, balancer.weights)
         if given.present is not None and not any(given.present):
@@ -86,12 +86,14 @@ def check(
         if not (found or source.taps or source.aliases):
             found = [finding("error", f"no gradient arrives: {source.why_not(task)}", task) for task in losses]
         elif not found:
-            expected = reference(source, losses)
+            try:
+                expected = references(source, losses, past=True)
+            except RuntimeError as error:
+                left_out = str(error).splitlines()[0]
+                found += findings.of_reference(source, left_out)
             found += findings.in_place(source)
         found += findings.of_losses(balancer, losses)
-        if expected.left_out:
-            found += findings.of_reference(source, expected.left_out)
-        elif expected.rows is not None:
+        if expected:
             limit = tolerance(precisions(source, given.values))
             try:
                 values = source.tap(given.each, given.values) if source.taps else given.values
@@ -101,8 +103,8 @@ def check(
                 found.append(finding("error", str(error)))
             found += [] if found else findings.shared_above(model, source, losses)
         weights = balancer._weights_for(given, alone=True).detach().clone()
-        report = _report(weights, source, given, expected, norms, autocast)
-    found += findings.of_numbers(report, expected.rows)
+        report = _report(weights, source, given, expected, norms, left_out, autocast)
+    found += findings.of_numbers(report, expected)
     ordered = tuple(sorted(found, key=lambda one: one.level))
     return replace(report, findings=ordered, rules_of_thumb=tuple(quoted(report)))
 
@@ -122,16 +124,24 @@ def _source(model: nn.Module | GradientSource, balancer: Balancer) -> GradientSo
 
 
 def _report(
-    weights: Tensor, source: GradientSource, given: Losses, expected: Reference, norms: Tensor | None, autocast: Any
+    weights: Tensor,
+    source: GradientSource,
+    given: Losses,
+    expected: Sequence[Look],
+    norms: Tensor | None,
+    left_out: str,
+    autocast: Any,
 ) -> CheckReport:
     """The numbers."""
     here = torch.tensor(given.present or (True,) * len(weights), device=weights.device)
     true, cosines = torch.full_like(weights, torch.nan), weights.new_full((len(weights),) * 2, torch.nan)
-    if expected.rows is not None:
-        true[here] = expected.norms.to(weights)
-        units = expected.rows / expected.norms.unsqueeze(1)
+    if expected:
+        rows = torch.stack([look.row for look in expected])
+        lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        true[here] = lengths.to(weights)
+        units = rows / lengths.unsqueeze(1)
         cosines[here.unsqueeze(1) & here] = (units @ units.mT).to(weights).reshape(-1)
-    w = source.measured_parameters if expected.rows is not None else {}
+    w = source.measured_parameters if expected else {}
     precisions = {
         "W": [p.dtype for p in w.values()],
         "features": [f.dtype for f in source.features],
@@ -145,6 +155,6 @@ def _report(
         gradient_norms=weights * true,
         cosines=cosines,
         deviations=torch.full_like(true, torch.nan) if norms is None else deviations(norms, true).to(weights),
-        left_out=expected.left_out,
+        left_out=left_out,
         precisions={name: tuple(dict.fromkeys(some)) for name, some in precisions.items() if some},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 
 import torch
@@ -12,7 +12,7 @@ from equipoise.balancer import Balancer
 from equipoise.balancer.first_step import check_first_loss
 from equipoise.checking.report import CheckReport, Finding, apart, found
 from equipoise.engine import GradientSource
-from equipoise.engine.audit import STATIC_GRAPH, Reference, cause, differentiate, past_the_fork, wrapper_of
+from equipoise.engine.audit import STATIC_GRAPH, Look, cause, differentiate, past_the_fork, wrapper_of
 from equipoise.engine.autograd_rule import flat
 
 ONE_WAY = ("donated buffer", "use_reentrant", "fully_shard", "static_graph")
@@ -62,30 +62,28 @@ def in_place(source: GradientSource) -> Iterator[Finding]:
 
 
 def of_gradients(
-    source: GradientSource, losses: Mapping[str, Tensor], expected: Reference, norms: Tensor, limit: float
+    source: GradientSource, losses: Mapping[str, Tensor], expected: Sequence[Look], norms: Tensor, limit: float
 ) -> Iterator[Finding]:
     """Tasks whose gradient is of no use, or is not what is measured, the ``norms`` ``(T,)``, within a relative ``limit``."""
     missing = source.not_arrived([task in losses for task in source.tasks])
-    for place, number in enumerate(expected.tasks):
-        task, norm = source.tasks[number], expected.norms[place].item()
-        loss, measured = losses[task], norms[number].item()
-        why = ""
-        if not loss.requires_grad or not isfinite(loss.item()) or any(number in reads for reads in expected.reads):
+    for look in expected:
+        task, norm, measured = source.tasks[look.task], look.row.norm().item(), norms[look.task].item()
+        loss, past, why = losses[task], past_the_fork(source, look, limit), ""
+        if not loss.requires_grad or not isfinite(loss.item()) or any(look.task in each.reads for each in expected):
             continue  # an error of its own, or that of the task that reads its features
         if not isfinite(norm):
             why = f"its gradient must be finite; found a norm of {norm}: look for a root or a logarithm of zero"
-        elif expected.reads[place]:
-            why = cause(source, expected, place, None, limit)
+        elif look.reads:
+            why = cause(source, expected, look, look.at_alias, limit)
         elif task in missing:
             why, usual = source.why_not(task), GradientSource.why_not(source, task)
-            past = past_the_fork(source, loss, number, limit) if why == usual else ""
-            why = past or f"no gradient of its loss arrives: {why}"
+            why = (why == usual and past) or f"no gradient of its loss arrives: {why}"
         elif norm == measured == 0:
             why = "its gradient at the last shared layer is zero: are all units dead? Hand in None where nothing has labels"
         elif task in source.repeated() or not isfinite(measured):
             why = "its features come from several calls of the fork in one step, which only accumulate=True adds up"
-        elif abs(norm - measured) > limit * max(norm, measured):
-            why = past_the_fork(source, loss, number, limit) or (
+        elif abs(norm - measured) > limit * max(norm, measured) or past_the_fork(source, look, limit**0.5):
+            why = past or (
                 "the last shared layer must compute what its class says, once; found that its output is changed, or its "
                 "weight used again below the fork: name the parameters, parameters=('weight',), to be measured from the graph"
             )
@@ -105,11 +103,10 @@ def shared_above(model: object, source: GradientSource, losses: Mapping[str, Ten
     if not (layers and source.features) or wrapper_of((), named.values()):
         return
     try:
-        with source.pause():
-            seeds = [torch.ones_like(feature) for feature in source.features]
-            below = differentiate(source.features, [*layers.values()], seeds)
-            above = {name: p for (name, p), g in zip(layers.items(), below, strict=True) if g is None}
-            gradients = {task: differentiate([loss], [*above.values()]) for task, loss in losses.items()}
+        seeds = [torch.ones_like(feature) for feature in source.features]
+        below = differentiate(source, source.features, [*layers.values()], seeds)
+        above = {name: p for (name, p), g in zip(layers.items(), below, strict=True) if g is None}
+        gradients = {task: differentiate(source, [loss], [*above.values()]) for task, loss in losses.items()}
     except RuntimeError:  # a part of the graph goes one way only: this is not looked for then
         return
     trained: dict[tuple[str, ...], list[str]] = {}
@@ -123,8 +120,8 @@ def shared_above(model: object, source: GradientSource, losses: Mapping[str, Ten
             yield found("error", message, *tasks)
 
 
-def of_numbers(report: CheckReport, gradients: Tensor | None) -> Iterator[Finding]:
-    """Scales far apart, ``gradients`` (of the tasks present, at W) that are opposed or do not meet, a coarse precision."""
+def of_numbers(report: CheckReport, expected: Sequence[Look]) -> Iterator[Finding]:
+    """Scales far apart, gradients that are opposed or do not meet, a coarse precision."""
     losses, norms, tasks = report.losses, report.gradient_norms, report.tasks
     for what, values, remedy in (
         ("losses", losses.abs(), "standardise the targets first: weights cannot repair the scale of an output"),
@@ -139,7 +136,8 @@ def of_numbers(report: CheckReport, gradients: Tensor | None) -> Iterator[Findin
         message = f"their gradients are opposed (one of {len(pairs)} pairs), with a cosine of {report.cosines[i, j]:.2f}: look "
         message += "for a loss with the wrong sign, or combine the gradients themselves, for no weights resolve that"
         yield found("warning", message, tasks[i], tasks[j])
-    if report.parameters and gradients is not None:
+    if report.parameters and expected:
+        gradients = torch.stack([look.row for look in expected])
         touched = (gradients != 0).to(gradients.dtype)
         some, present = touched.any(1), (~losses.isnan()).nonzero().flatten().tolist()
         pairs = ((touched @ touched.mT == 0) & some & some.unsqueeze(1)).triu(1).nonzero().tolist()
