@@ -71,6 +71,12 @@ def test_every_method_comes_out_as_by_itself(method, trained):
     agree(trained[str(method)], alone(TOY, method))
 
 
+def test_the_record_says_by_which_error_the_run_is_judged(monkeypatch):
+    monkeypatch.setattr(type(TOY), "judged_by", TOY.tasks[0].name)
+    (record,) = train(TOY, [Method("equal")], steps=2)
+    assert record.judged_by == TOY.tasks[0].name
+
+
 @pytest.mark.parametrize(
     "settings",
     [

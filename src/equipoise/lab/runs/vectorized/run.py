@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,19 +14,18 @@ from torch import Tensor, nn
 from equipoise.balancer import Balancer
 from equipoise.lab.networks.network import Network
 from equipoise.lab.problem import Problem, Split
-from equipoise.lab.record import Curves, Divergence, Evaluation, Record, RunSpec, Series
+from equipoise.lab.record import Record, RunSpec
 from equipoise.lab.runs.batches import Batches
 from equipoise.lab.runs.checks import check_data
-from equipoise.lab.runs.divergence import PATIENCE, unsound_since
 from equipoise.lab.runs.environment import environment
-from equipoise.lab.runs.evaluation import evaluate, evaluation, metrics_of, thinned
-from equipoise.lab.runs.logs import short
 from equipoise.lab.runs.methods import Method, build, source_for
 from equipoise.lab.runs.perturbation import perturbed
 from equipoise.lab.runs.source import title_of
 from equipoise.lab.runs.train import groups_of, reproducible, specify, tasks_of
 from equipoise.lab.runs.training import LOGS
 from equipoise.lab.runs.vectorized.balancers import StackedBalancers
+from equipoise.lab.runs.vectorized.evaluation import StackedEvaluations, stacked
+from equipoise.lab.runs.vectorized.logs import StackedLogs, StackedWatch
 from equipoise.lab.runs.vectorized.networks import StackedNetworks
 from equipoise.lab.runs.vectorized.optimizer import StackedOptimizer
 
@@ -37,9 +35,6 @@ VECTORIZED = frozenset((
     "gradnorm_log_space",
 ))  # fmt: skip
 """The methods whose rules `torch.vmap` can follow: those that neither combine task gradients nor draw random numbers."""
-
-_RUNS = 64
-"""So many networks at a time are evaluated."""
 
 
 def can_be_vectorized(problem: Problem, method: Method) -> bool:
@@ -133,41 +128,32 @@ class _Together:
         different = list(dict.fromkeys(same))
         self._data_of = torch.tensor([different.index(problem) for problem in same])
         data = [check_data(changed.splits(), changed) for changed in map(perturbed, different)]
-        self._train = _stacked([splits.train for splits in data])
-        self._splits = {
-            "train": _stacked([thinned(splits.train, len(splits.test)) for splits in data]),
-            "validation": _stacked([splits.validation for splits in data]),
-            "test": _stacked([splits.test for splits in data]),
-        }
+        self._train = stacked([splits.train for splits in data])
+        self._evaluations = StackedEvaluations(self._networks, self._tasks, data, self._data_of)
         rows = Split(torch.arange(len(data[0].train)), {})
         seeds = sorted({spec.seed for spec in specs})
         self._batches = [Batches(rows, self._problem.batch_size, seed) for seed in seeds]
         self._batch_of = torch.tensor([seeds.index(spec.seed) for spec in specs])
         self._log_every = math.ceil(self._spec.steps / LOGS)
-        self._logged: dict[str, list[Tensor]] = defaultdict(list)
-        self._logged_at: list[int] = []
-        self._recent: list[Tensor] = []
-        self._since: list[Divergence | None] = [None] * len(specs)
-        self._ended: list[tuple[int, Divergence] | None] = [None] * len(specs)
-        self._evaluated: list[dict[int, dict[str, list[list[float]]]]] = [{} for _ in specs]
-        self._metrics = {task.name: metrics_of(task, torch.device("cpu")) for task in self._tasks}
+        self._logs = StackedLogs(self._tasks)
+        self._watch = StackedWatch(self._tasks, len(specs))
 
     def finish(self, on_step: Callable[[int], None] | None) -> list[Record]:
         """Do all steps."""
         seconds = 0.0
         for step in range(self._spec.steps):
             if step % self._spec.evaluate_every == 0:
-                self._evaluate(step)
+                self._evaluations.take(step, self._watch.running)
                 self._observe(step)
                 if on_step is not None:
                     on_step(step)
             began = perf_counter()
             self._step(step)
-            if len(self._recent) == PATIENCE:
-                self._judge(step + 1)
+            if self._watch.is_due:
+                self._evaluations.take(step + 1, self._watch.judge(step + 1))
             seconds += perf_counter() - began
-        self._judge(self._spec.steps, last=True)
-        self._evaluate(self._spec.steps)
+        self._evaluations.take(self._spec.steps, self._watch.judge(self._spec.steps, last=True))
+        self._evaluations.take(self._spec.steps, self._watch.running)
         return [self._record(i, seconds / len(self._specs)) for i in range(len(self._specs))]
 
     def _step(self, number: int) -> None:
@@ -190,12 +176,12 @@ class _Together:
         self._optimizer.step(networks.parameters, gradient)
         for runs, group in self._groups:
             group.step(known[runs], weights[runs], norms[runs] / weights[runs] if group.needs_norms else None)
-        self._recent.append(known)
+        self._watch.see(known)
         if logs:
             self._log(number, known, weights, norms)
 
     def _norms(self, before: Tensor, at_features: Sequence[Tensor], *, everyone: bool) -> Tensor:
-        """The norms of the weighted gradients ``(K, T)``; NaN where nobody asks for them."""
+        """The norms of the weighted gradients ``(K, T)``; NaN for a rule that does not ask for them."""
         if everyone:
             return self._networks.norms(before, at_features)
         norms = torch.full((len(before), len(at_features)), math.nan)
@@ -210,107 +196,51 @@ class _Together:
             none.expand(len(losses[runs]), -1) if group.targets is None else group.targets
             for runs, group in self._groups
         ]
-        self._logged_at.append(step)
-        found = {"losses": losses, "weights": weights, "gradient_norms": norms, "targets": torch.cat(targets)}
-        found["training_rates"] = torch.cat([group.rates for _, group in self._groups])
-        for name, values in found.items():
-            self._logged[name].append(values.clone())
-
-    def _judge(self, step: int, *, last: bool = False) -> None:
-        """Note which runs have diverged: those whose losses were not finite in the last steps."""
-        if not self._recent:
-            return
-        start = step - len(self._recent)
-        sound = torch.stack(self._recent).isfinite()
-        self._recent = []
-        tasks = [task.name for task in self._tasks]
-        for i, fine in enumerate(sound.all(dim=2).all(dim=0).tolist()):
-            if self._ended[i] is not None:
-                continue
-            since = None if fine else unsound_since(self._since[i], sound[:, i], start, tasks)
-            self._since[i] = since
-            if since is not None and (last or step - since.step >= PATIENCE):
-                self._evaluate(step, [i])
-                self._ended[i] = step, since
-
-    def _evaluate(self, step: int, some: Sequence[int] | None = None) -> None:
-        """Evaluate those of some runs that go on."""
-        for name, split in self._splits.items():
-            for begin in range(0, len(self._specs), _RUNS):
-                runs = slice(begin, min(begin + _RUNS, len(self._specs)))
-                asked = [i for i in range(runs.start, runs.stop) if some is None or i in some]
-                asked = [i for i in asked if self._ended[i] is None]
-                if not asked:
-                    continue
-                outputs = self._networks.outputs(split.inputs[self._data_of[runs]], runs)
-                for i in asked:
-                    row = self._evaluated[i].setdefault(step, {})
-                    row[name] = [
-                        evaluate(
-                            task,
-                            outputs[task.name][i - begin],
-                            split.targets[task.name][self._data_of[i]],
-                            self._metrics[task.name],
-                        )
-                        for task in self._tasks
-                    ]
+        rates = [group.rates for _, group in self._groups]
+        self._logs.take(
+            step,
+            {
+                "losses": losses,
+                "weights": weights,
+                "gradient_norms": norms,
+                "targets": torch.cat(targets),
+                "training_rates": torch.cat(rates),
+            },
+        )
 
     def _observe(self, step: int) -> None:
         """Tell the balancers that ask for it the validation losses."""
         for runs, group in self._groups:
             if self._observes[runs.start]:
-                found = [self._evaluated[i].get(step) for i in range(runs.start, runs.stop)]
-                unknown = [math.nan] * len(self._tasks)
-                losses = [unknown if row is None else [values[0] for values in row["validation"]] for row in found]
-                group.observe(torch.tensor(losses))
+                group.observe(self._evaluations.validation_losses(step, runs))
 
     def _record(self, i: int, seconds: float) -> Record:
-        problem, spec, ended = self._problems[i], self._specs[i], self._ended[i]
-        until = self._spec.steps if ended is None else ended[0]
+        problem, ended = self._problems[i], self._watch.ended[i]
         runs, group = next((runs, group) for runs, group in self._groups if i < runs.stop)
-        kept = [entry for entry, step in enumerate(self._logged_at) if step < until]
-        curves: dict[str, Series] = {}
-        for name, values in self._logged.items():
-            table = torch.stack([values[entry][i] for entry in kept]).T.tolist()
-            curves[name] = {}
-            if not all(math.isnan(value) for column in table for value in column):
-                curves[name] = {
-                    task.name: tuple(map(short, column)) for task, column in zip(self._tasks, table, strict=True)
-                }
-        evaluated, place = self._evaluated[i], i - runs.start
-        hits = {name: self._hits(group, name, place) for name in ("floor_hits", "cap_hits")}
-        found = {name: self._evaluation([row[name] for row in evaluated.values()]) for name in self._splits}
+        place = i - runs.start
         return Record(
-            spec=spec,
+            spec=self._specs[i],
             tasks=tasks_of(problem),
-            curves=Curves(step=tuple(self._logged_at[entry] for entry in kept), **curves),
-            evaluated_at=tuple(evaluated),
-            train=found["train"],
-            validation=found["validation"],
-            test=found["test"],
+            curves=self._logs.curves(i, self._spec.steps if ended is None else ended[0]),
+            evaluated_at=self._evaluations.steps(i),
+            train=self._evaluations.of("train", i),
+            validation=self._evaluations.of("validation", i),
+            test=self._evaluations.of("test", i),
             train_seconds=seconds,
             skipped_steps=int(group.skipped[place]),
-            floor_hits=hits["floor_hits"],
-            cap_hits=hits["cap_hits"],
+            floor_hits=self._hits(group, "floor_hits", place),
+            cap_hits=self._hits(group, "cap_hits", place),
             environment=environment(torch.device("cpu"), self._threads),
             groups=groups_of(problem),
             title=title_of(problem),
             diverged=None if ended is None else ended[1],
+            judged_by=problem.judged_by,
         )
-
-    def _evaluation(self, rows: Sequence[Sequence[Sequence[float]]]) -> Evaluation:
-        return evaluation(self._tasks, {task.name: [row[t] for row in rows] for t, task in enumerate(self._tasks)})
 
     def _hits(self, group: StackedBalancers, name: str, place: int) -> dict[str, int]:
         hits = group.hits(name)
         values = [0] * len(self._tasks) if hits is None else hits[place].tolist()
         return {task.name: value for task, value in zip(self._tasks, values, strict=True)}
-
-
-def _stacked(splits: Sequence[Split]) -> Split:
-    """Splits of the same form as one, with a dimension in front that counts them."""
-    targets = {task: torch.stack([split.targets[task] for split in splits]) for task in splits[0].targets}
-    return Split(torch.stack([split.inputs for split in splits]), targets)
 
 
 def _grouped(specs: Sequence[RunSpec], balancers: Sequence[Balancer]) -> Iterator[tuple[slice, StackedBalancers]]:
