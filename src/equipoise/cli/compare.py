@@ -105,8 +105,8 @@ def _show(records: Sequence[Record], reference: str, report: Path, csv: Path | N
 
 def write_csv(comparisons: Sequence[Comparison], path: Path | None) -> None:
     """Write the numbers of the tables, if a file is named."""
+    from equipoise.lab.files import write_whole
     from equipoise.lab.results.csv import to_csv
-    from equipoise.lab.results.files import write_whole
 
     if path is not None:
         write_whole(path, to_csv(comparisons))

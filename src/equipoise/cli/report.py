@@ -52,7 +52,7 @@ def report(
 
 def _write(path: Path | None, text: str, what: str) -> None:
     """Write to a file, or to standard output where none is named."""
-    from equipoise.lab.results.files import write_whole
+    from equipoise.lab.files import write_whole
 
     if path is None:
         typer.echo(text, nl=False)

@@ -29,7 +29,7 @@ def study(
 
     Runs that have a record are not run again, so that an interrupted study goes on where it was.
     """
-    from equipoise.lab.results.files import write_whole
+    from equipoise.lab.files import write_whole
     from equipoise.lab.results.table import to_rich as table_of
     from equipoise.lab.store.store import Store
     from equipoise.lab.studies.page import write_page

@@ -13,13 +13,13 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from equipoise.lab.files import write_whole
 from equipoise.lab.printable import inert
 from equipoise.lab.record import Record
 from equipoise.lab.results import figures, forest
 from equipoise.lab.results.cells import Row
 from equipoise.lab.results.comparison import Comparison, group
 from equipoise.lab.results.csv import to_csv
-from equipoise.lab.results.files import write_whole
 from equipoise.lab.results.flags import flags
 from equipoise.lab.results.format import (
     format_difference,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from equipoise.lab.files import written_whole
 from equipoise.lab.problem import Problem, Split, Splits, Task
 from equipoise.lab.record import Divergence, RunSpec
 from equipoise.lab.runs.batches import Batches
@@ -151,10 +151,8 @@ class Training:
         state["random"] = torch.get_rng_state()
         if self.device.type != "cpu":
             state["device_random"] = torch.get_device_module(self.device).get_rng_state()
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, unfinished)
-        os.replace(unfinished, path)
+        with written_whole(path) as file:
+            torch.save(state, file)
         self._saved_at = perf_counter()
 
 

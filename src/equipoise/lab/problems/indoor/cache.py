@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.lab.files import written_whole
 from equipoise.lab.problems.indoor.render import View, render
 from equipoise.lab.problems.indoor.scene import furnished
 
@@ -39,7 +39,6 @@ def views(folder: Path, seed: int, split: int, samples: int, height: int, width:
         ``normals`` ``(N, H, W, 3)`` in units of 1/127; ``corners`` ``(N, 8, 2)``, column and row.
     """
     here = folder / f"rooms-{_version()}-{seed}-{height}x{width}"
-    here.mkdir(parents=True, exist_ok=True)
     starts = list(range(0, samples, _CHUNK))
     found: dict[int, Arrays] = {}
     for start in random.Random(os.getpid()).sample(starts, len(starts)):  # so that two processes share the work
@@ -76,15 +75,8 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write a file as a whole or not at all, whoever else writes it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, digest=np.array(_digest(arrays)), **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with written_whole(path) as file:
+        np.savez_compressed(file, digest=np.array(_digest(arrays)), **arrays)  # type: ignore[arg-type]
 
 
 def _digest(arrays: Arrays) -> str:
