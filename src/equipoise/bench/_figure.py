@@ -31,6 +31,7 @@ class _Axis:
     end: float
 
     def place(self, value: float) -> float:
+        """The pixel of a value."""
         share = math.log(value / self.low) / math.log(self.high / self.low)
         return round(self.start + share * (self.end - self.start), 1)
 

@@ -44,8 +44,8 @@ class Split:
     """Samples of one split.
 
     Attributes:
-        inputs: What the network reads.
-        targets: What each task's loss and metric compare with, by task name. Where a label is missing, any number of the
+        inputs: The network's inputs.
+        targets: The labels that each task's loss and metric take, by task name. Where a label is missing, any number of the
             right type.
         labelled: Which samples have a label, by task name; a task that is not named has all its labels. Loss and metric
             see the labelled samples only, and a task without any in a batch is absent in that step.
@@ -90,7 +90,7 @@ class Problem(ABC):
         schedule: How the learning rate goes on after the warm-up: it stays, or falls to 0 at the last step, along a cosine
             or a line.
         warmup: Steps over which the learning rate rises linearly from 0.
-        scaled_heads: Whether the parameters of each head start as ``task.scale`` times what they are, and step at
+        scaled_heads: Whether the parameters of each head start as ``task.scale`` times their usual values, and step at
             ``task.scale`` times the learning rate.
         perturbation: Changes to the tasks that a method should stand, such as ``"loss_times(f1, 1000)"``; see `perturbed`.
     """

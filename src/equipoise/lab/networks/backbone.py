@@ -1,4 +1,4 @@
-"""What the networks for images have in common."""
+"""The parts that the networks for images share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Residual(nn.Module):
         self.path, self.shortcut, self.relu = path, shortcut, nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add what the path and the shortcut give."""
+        """Add the outputs of the path and the shortcut."""
         out: Tensor = self.relu(self.path(features) + self.shortcut(features))
         return out
 

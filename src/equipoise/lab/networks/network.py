@@ -23,7 +23,7 @@ class ForkTree(nn.Module):
         groups: The trees below it.
 
     Shape:
-        ``forward(inputs)`` takes what ``before`` takes and returns the features of every task by its name.
+        ``forward(inputs)`` takes the inputs of ``before`` and returns the features of every task by its name.
     """
 
     def __init__(self, before: nn.Module, fork: Fork, groups: Mapping[str, ForkTree]) -> None:
@@ -51,7 +51,7 @@ class Network(nn.Module):
         branches: The layers of each group by its path, such as ``"stress/hoop"``.
 
     Attributes:
-        source: Where gradient norms are taken: what a balancer is built with.
+        source: Where gradient norms are taken: a balancer is built with it.
         branches_of: For each task that is in a group, the numbers of its branches from the root on.
 
     Shape:

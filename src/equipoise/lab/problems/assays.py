@@ -1,4 +1,4 @@
-"""What Tox21 and ToxCast have in common: binary assays in a file of MoleculeNet's form."""
+"""The common part of Tox21 and ToxCast: binary assays in a file of MoleculeNet's form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the problems with a label for every pixel have in common: networks, losses and tasks."""
+"""The common part of the problems with a label for every pixel: networks, losses and tasks."""
 
 from __future__ import annotations
 

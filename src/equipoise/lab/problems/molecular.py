@@ -1,4 +1,4 @@
-"""What the problems on molecules have in common: distinct molecules, fingerprints, splits, the network."""
+"""The common part of the problems on molecules: distinct molecules, fingerprints, splits, the network."""
 
 from __future__ import annotations
 

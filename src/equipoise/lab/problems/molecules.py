@@ -79,7 +79,7 @@ class MoleculeTargets(MolecularProblem):
 
     The files are those of the benchmark MoleculeACE (MIT licence), curated from ChEMBL (CC BY-SA 3.0): 48,707 affinities
     (Ki) or potencies (EC50) of some 35,600 molecules, so that 95 % of the labels are missing. A task is the gene of the
-    target and the quantity, such as ``DRD3_Ki``; the tree is ChEMBL's classification of targets, with what is alone in its
+    target and the quantity, such as ``DRD3_Ki``; the tree is ChEMBL's classification of targets, with targets alone in their
     branch under "others".
 
     The label is the negative decimal logarithm of the concentration, less its mean over the task's training molecules. A

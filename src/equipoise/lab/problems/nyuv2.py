@@ -27,7 +27,7 @@ class NYUv2(DenseProblem):
     the arrays that MTAN's authors preprocessed, or the official file ``nyu_depth_v2_labeled.mat`` with ``splits.mat``. That
     has 894 classes: ``classMapping40.mat`` and ``class13Mapping.mat`` must lie beside it to bring them to 13.
     Normals are in the arrays, along the axes of their authors; the official file has none, so they are computed from
-    depth. Where data are absent, the error says what to get and where to put it.
+    depth. Where data are absent, the error says which files to get and where to put them.
 
     The test images are the 654. The validation images are taken from the 795 by a permutation with a fixed seed.
 

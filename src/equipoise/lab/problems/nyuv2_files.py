@@ -43,7 +43,7 @@ def read(folder: Path, height: int, width: int) -> tuple[Images, Images]:
     """The training and the test images, at a size.
 
     Raises:
-        FileNotFoundError: The folder has the files of neither form; the message says what to get and where to put it.
+        FileNotFoundError: The folder has the files of neither form; the message says which files to get and where to put them.
         ValueError: A file is of another form.
     """
     if (folder / "train" / "image").is_dir():

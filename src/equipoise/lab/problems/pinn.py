@@ -64,8 +64,8 @@ class Helmholtz(Problem):
         data_seed: Seed of the points.
 
     Shape:
-        A sample is one point of each kind: inputs are ``(N, 3, 2)``. Outputs and targets of a task are ``(N, 2)``: what its
-        loss compares (the left-hand side of the equation, u, u_y) and u.
+        A sample is one point of each kind: inputs are ``(N, 3, 2)``. Outputs and targets of a task are ``(N, 2)``: the
+        quantity in its loss (the left-hand side of the equation, u, u_y) and u.
 
     Units:
         The metric of every task is the relative L2 error of the solution at the task's points, without unit; that of
@@ -142,7 +142,7 @@ class _SolutionNetwork(Network):
         self.source = PerLoss(self.hidden[-1], _TASKS)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """What every loss compares, and u, at the points of each task."""
+        """The quantity in every loss, and u, at the points of each task."""
         inside, ends, sides = inputs.unbind(dim=1)
         u, _, second = self.solution(inside)
         value = self.solution(ends)[0]

@@ -1,4 +1,4 @@
-"""Runs sorted into comparisons: what may be averaged and what may not."""
+"""Runs sorted into comparisons, so that only runs of the same kind are averaged."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _titled(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _facts(comparison: Comparison) -> dict[str, Any]:
-    """What can tell comparisons of one problem apart."""
+    """The settings that can tell comparisons of one problem apart."""
     spec = comparison.spec
     settings = {key: value for key, value in spec.problem_settings.items() if key != "steps"}
     common = {"steps": spec.steps, "device": spec.device, "precision": spec.precision}

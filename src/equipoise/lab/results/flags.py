@@ -1,4 +1,4 @@
-"""What a reader must know before the figures, in sentences."""
+"""Warnings that a reader must know before the figures, in sentences."""
 
 from __future__ import annotations
 

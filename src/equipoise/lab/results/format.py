@@ -19,7 +19,7 @@ def format_estimate(value: Estimate, *, compact: bool = False, signed: bool = Fa
     Args:
         value: The estimate.
         compact: Write the half-width in brackets, in units of the mean's last digit.
-        signed: Write a plus before what is positive.
+        signed: Write a plus before positive numbers.
 
     Example:
         >>> format_estimate(Estimate(0.53218, 0.01034, n=5))

@@ -61,7 +61,7 @@ def escape(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Text as code, whatever backticks it holds."""
+    """Text as code, however many backticks it holds."""
     flat = inert(" ".join(text.split()))
     fence = "`" * (max(map(len, re.findall("`+", flat)), default=1) + 1)
     return f"{fence} {flat} {fence}"

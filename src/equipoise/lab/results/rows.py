@@ -1,4 +1,4 @@
-"""The rows of a comparison's table: what was measured, how it differs from the reference, and what is marked."""
+"""The rows of a comparison's table: measurements, differences from the reference, and marks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _readings(comparison: Comparison, quantities: Sequence[Quantity]) -> dict[st
 
 
 def _row(comparison: Comparison, label: str, info: MetricInfo, part: Part, found: Mapping[str, Readings]) -> Row:
-    """A row of the mean of what was read of each method."""
+    """A row of the mean of the readings of each method."""
     cells = []
     for method, unsound in comparison.diverged.items():
         against = found[comparison.reference] if method != comparison.reference else None

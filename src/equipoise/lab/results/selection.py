@@ -53,13 +53,13 @@ def judged(record: Record, evaluation: Evaluation) -> NDArray[np.float64]:
 
 
 def measure(record: Record, split: str) -> str:
-    """What `judged` gives on a split, in words."""
+    """The name of the quantity that `judged` reads on a split."""
     error = {task.name: task.metric.name for task in record.tasks}.get(record.judged_by)
     return f"{split} {error} of {record.judged_by}" if error else f"task-normalised {split} loss"
 
 
 def criterion(record: Record) -> NDArray[np.float64]:
-    """What is `judged` on the validation split ``(E,)``; of a run that trains a single task, this task's relative loss."""
+    """The quantity `judged` on the validation split ``(E,)``; of a run that trains a single task, this task's relative loss."""
     if record.spec.method == "single_task":
         return relative_losses(record.validation)[record.spec.method_settings["task"]]
     return judged(record, record.validation)
@@ -85,7 +85,7 @@ def read_at(record: Record) -> int:
 
 
 def read_early(record: Record) -> bool:
-    """Whether the run is read before a fifth of its steps: what follows did not help it."""
+    """Whether the run is read before a fifth of its steps: later steps did not improve it."""
     return read_at(record) < EARLY * record.spec.steps
 
 

@@ -23,7 +23,7 @@ _STYLES = {"better": "green", "worse": "red", None: ""}
 
 
 def to_rich(comparison: Comparison, width: int = 200) -> Group:
-    """The table for a terminal, with its legend and what a reader must know.
+    """The table for a terminal, with its legend and the warnings.
 
     Beside a column per method for the values, one for the differences; or the differences below the values; or, where even
     that is too wide, a line per method.

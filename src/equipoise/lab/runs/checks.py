@@ -1,4 +1,4 @@
-"""What is looked at before a run: the problem's settings, its data, and one pass over a few samples."""
+"""Checks before a run: the problem's settings, its data, and one pass over a few samples."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _named(method: str, problem: Problem) -> Iterator[None]:
     """Name the part of a problem in which an error arises.
 
     Raises:
-        ValueError: Whatever the error was, if its type is not one that tells what to do.
+        ValueError: For an error whose type is not one that tells the remedy.
     """
     try:
         yield

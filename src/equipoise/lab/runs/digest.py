@@ -19,7 +19,7 @@ _VECTORIZED = "equipoise.lab.runs.vectorized.run"
 def code_digest(source: str, *, vectorized: bool = False) -> str:
     """The digest of all source that computes a run: the library's as far as it takes part, and the problem's.
 
-    What takes part is found by following the imports from the training loop and from the problem. Comments, docstrings and
+    This source is found by following the imports from the training loop and from the problem. Comments, docstrings and
     the layout of the text do not count.
 
     Args:
@@ -61,7 +61,7 @@ def _closure(modules: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def _path(module: str) -> Path | None:
-    """The file of a module of the library; None for what is none."""
+    """The file of a module of the library; None for any other."""
     first, *rest = module.split(".")
     base = _PACKAGE.joinpath(*rest)
     candidates = [base / "__init__.py", base.with_name(f"{base.name}.py")]

@@ -123,7 +123,7 @@ def evaluate(task: Task, outputs: Tensor, targets: Tensor, metrics: list[Metric]
 
 
 def evaluation(tasks: Sequence[Task], rows: Mapping[str, Sequence[Sequence[float]]]) -> Evaluation:
-    """What `evaluate` found, by task a row for each step."""
+    """The results of `evaluate`, given by task as a row for each step."""
     columns = {task: list(zip(*found, strict=True)) for task, found in rows.items()}
     more = {task.name: dict(zip(task.more_metrics, columns[task.name][2:], strict=True)) for task in tasks}
     return Evaluation(

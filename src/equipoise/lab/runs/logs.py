@@ -18,10 +18,10 @@ _COUNTS = ("floor_hits", "cap_hits")
 
 
 class Logs:
-    """What a balancer logged at some steps.
+    """The log of a balancer at some steps.
 
-    In a tree of balancers, the weights are those that the losses have in the total; all else is what the balancer right above
-    a task says of it.
+    In a tree of balancers, the weights are those that the losses have in the total; all else comes from the balancer right
+    above a task.
 
     Args:
         balancer: The balancer.

@@ -30,7 +30,7 @@ def optimizer_of(problem: Problem, network: nn.Module) -> torch.optim.Optimizer:
 
 
 def schedule_of(problem: Problem, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR | None:
-    """What sets the learning rate after each of ``steps`` steps; None where it stays."""
+    """The schedule that sets the learning rate after each of ``steps`` steps; None where it stays."""
     if problem.schedule == "constant" and not problem.warmup:
         return None
 

@@ -41,7 +41,7 @@ def perturbed(problem: Problem) -> Problem:
     if not changes:
         return problem
 
-    # A subclass, so that what the problem builds from its tasks, as the network, is built from those that are changed.
+    # A subclass, so that the network and all else that the problem builds from its tasks has the changed ones.
     class Perturbed(type(problem)):  # type: ignore[misc]
         @property
         def tasks(self) -> tuple[Task, ...]:
@@ -97,6 +97,7 @@ class _Change:
         self._unit = (0.0, 1.0)  # mean and standard deviation of the training targets, known when the data are
 
     def on_task(self, task: Task) -> Task:
+        """The task with its changed loss and metrics."""
         if self.kind == "loss_times":
             return replace(task, loss=lambda outputs, targets: self.number * task.loss(outputs, targets))
         if self.kind == "dead":
@@ -108,9 +109,11 @@ class _Change:
         return task
 
     def further(self, task: Task) -> list[Task]:
+        """The tasks that come in beside the task."""
         return [replace(task, name=_copy(task.name))] if self.kind == "duplicate" else []
 
     def on_splits(self, splits: Splits) -> Splits:
+        """The splits with the changed labels of the task, the same at every call."""
         name, train = self.task, splits.train
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.kind} {name}".encode()))
         if self.kind == "duplicate":

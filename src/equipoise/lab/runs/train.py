@@ -99,7 +99,7 @@ def run(
         threads: PyTorch's threads on the CPU during the run.
         on_step: Called after each step with the number of steps done.
         checkpoint: A file to which the state of the run is saved every minute, and from which the run goes on if it is there
-            and of the same specification; the record is the same then. Who has saved the record removes the file.
+            and of the same specification; the record is the same then. The caller removes the file once the record is saved.
 
     Raises:
         ValueError: The specification is not that of this problem and of this source; or the data do not fit the problem.

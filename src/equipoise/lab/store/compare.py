@@ -194,7 +194,7 @@ def _until_done(
 
 @contextmanager
 def _performer(jobs: int, cluster: str | None, report: Callable[[Event], None]) -> Iterator[_Performer]:
-    """What tries runs once each: the cluster, worker processes, or this process."""
+    """A function that tries runs once each: on the cluster, in worker processes, or in this process."""
 
     def on_started(spec: RunSpec) -> None:
         report(Event("started", spec))

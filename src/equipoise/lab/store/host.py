@@ -43,7 +43,7 @@ def _is_zombie(number: int) -> bool:
 
 @cache
 def _machine() -> str:
-    """The digest of what tells machines, their starts and their containers apart; it names nobody."""
+    """The digest of what tells machines, their starts and their containers apart; no name can be read from it."""
     parts = [socket.gethostname()]
     with suppress(OSError):  # where the system is not Linux, the name has to do
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]

@@ -1,4 +1,4 @@
-"""One run of a comparison, done by whoever claims it first."""
+"""One run of a comparison, done by the process that claims it first."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _LARGEST = 2**28
 """Bytes: a larger file is no record."""
 
 _ABANDONED_SECONDS = 3600.0
-"""Age from which on an unfinished file is taken for a leftover, whatever machine wrote it."""
+"""Age from which on an unfinished file is taken for a leftover, on whichever machine it was written."""
 
 
 class Store:
@@ -40,7 +40,7 @@ class Store:
         self.corrupt: dict[Path, str] = {}
 
     def prepare(self) -> None:
-        """Make the folder, try to write to it, and remove what a process that was killed left unfinished.
+        """Make the folder, try to write to it, and remove the unfinished files of processes that were killed.
 
         Raises:
             OSError: The folder cannot be made or written to.
@@ -127,7 +127,7 @@ class Store:
                     return path
             except FileExistsError:
                 pass
-            except OSError:  # a file system without links: what was free a moment ago is taken
+            except OSError:  # a file system without links: a name that was free a moment ago is taken
                 os.replace(unfinished, path)
                 return path
             number += 1

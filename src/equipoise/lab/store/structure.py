@@ -18,7 +18,7 @@ def check_structure(record: Record) -> None:
     """Refuse a record with a value of a wrong type, a series of a wrong length, or another task in one of its parts.
 
     Raises:
-        ValueError: With the place in the record, what was wanted and what was found.
+        ValueError: With the place in the record, the value wanted and the value found.
     """
     _check(record, Record, "record")
     tasks = [task.name for task in record.tasks]

@@ -33,7 +33,7 @@ def perform_together(
         on_started: Called when a run is begun or handed to a process.
         on_step: Called now and then with the number of steps that a run has done, where it is done in this process.
     """
-    sets = list(_sets(jobs, processes))
+    sets = list(sets_of(jobs, processes))
     for job in jobs:
         on_started(job.spec)
     if processes == 1:
@@ -49,15 +49,13 @@ def perform_together(
         waiting = {executor.submit(_attempt, some): some for some in sets}
         for future in as_completed(waiting):
             some = waiting[future]
-            lost = isinstance(future.exception(), BrokenProcessPool)
-            outcomes: Sequence[Outcome] = (
-                [RunError("its worker process was lost")] * len(some) if lost else future.result()
-            )
+            lost: list[Outcome] = [RunError("its worker process was lost")] * len(some)
+            outcomes = lost if isinstance(future.exception(), BrokenProcessPool) else future.result()
             yield from zip(some, outcomes, strict=True)
 
 
-def _sets(jobs: Sequence[Job], processes: int) -> Iterator[list[Job]]:
-    """The runs of each set that is trained together: at least one set for each process, if there are as many runs."""
+def sets_of(jobs: Sequence[Job], processes: int) -> Iterator[list[Job]]:
+    """The vectorized runs by the sets that are trained together: one at least for each process, if there are enough runs."""
     classes = {source: problem_class(source) for source in {job.source for job in jobs}}  # a file is executed each time
 
     def kind(job: Job) -> str:
@@ -71,7 +69,7 @@ def _sets(jobs: Sequence[Job], processes: int) -> Iterator[list[Job]]:
 
 
 def _attempt(jobs: Sequence[Job], on_step: Callable[[int], None] | None = None) -> list[Outcome]:
-    """Do those runs of a set that nobody else is doing and that have no record yet."""
+    """Do those runs of a set that no other process is doing and that have no record yet."""
     store, folder = Store(jobs[0].folder), jobs[0].folder
     with ExitStack() as stack:
         mine = [stack.enter_context(claims(folder).take(stem(job.spec))) for job in jobs]

@@ -58,10 +58,10 @@ def run_study(
     cluster: str | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> list[Result]:
-    """Do those runs of a study that are not yet in the store, and return what came out.
+    """Do those runs of a study that are not yet in the store, and return the results.
 
     Trial by trial, the methods are tuned side by side on the tuning seeds. Then each method is run with its best settings on
-    the final seeds. What the test split says takes no part in the search. An interrupted study goes on where it was.
+    the final seeds. The test split takes no part in the search. An interrupted study goes on where it was.
 
     Args:
         study: The study.

@@ -55,7 +55,7 @@ class Trial:
 class Search:
     """The search of one method on one problem.
 
-    The same trials come again in the same order, as the sampler's seed and what it is told are the same. So the search
+    The same trials come again in the same order, as the sampler's seed and the values told to it are the same. So the search
     needs no memory but the records: after an interrupt it is gone through once more, and finds its runs done.
 
     Args:

@@ -1,4 +1,4 @@
-"""Trials at Sobol's points, which do not depend on what was found before."""
+"""Trials at Sobol's points, which do not depend on earlier results."""
 
 from __future__ import annotations
 

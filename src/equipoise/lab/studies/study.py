@@ -97,7 +97,7 @@ class Study:
 
     Attributes:
         title: The study's name.
-        expectation: A sentence on what is expected, written before the study is run.
+        expectation: The expected outcome in a sentence, written before the study is run.
         problems: The problems, with the settings that are not searched.
         methods: The methods.
         space: The search space of the problems' settings (learning rate, betas, decay, schedule), the same for every method.
@@ -107,7 +107,7 @@ class Study:
         steps: Steps of every run; None: as many as each problem says.
         reference: Label of the method that tables compare the others with.
         sampler: The tree-structured Parzen estimator of Optuna; or Sobol's points, which cover the space evenly and do not
-            depend on what was found before. For each setting, ``2**n - 1`` trials are a grid.
+            depend on earlier results. For each setting, ``2**n - 1`` trials are a grid.
         search_seed: Seed of the sampler, the same for every method, so that the first trials ask for the same settings.
         figures: The figures on the search in the report: the best validation loss against the steps spent (``"cost"``), and
             every trial against the first setting of ``space`` that has a range (``"trials"``).

@@ -1,4 +1,4 @@
-"""The outcome of a study in sentences: who is ahead, by how much, with what certainty, or that nobody is."""
+"""The outcome of a study in sentences: the method ahead, by how much, with what certainty, or that none is."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def pairs(losses: Mapping[str, Mapping[int, float]]) -> list[Pair]:
 
 
 def summary(result: Result) -> str:
-    """Who is ahead on the test split on the final seeds, in the loss by which runs are judged, or that nobody is."""
+    """The method ahead on the test split on the final seeds, in the loss by which runs are judged, or that none is."""
     losses = final_losses(result)
     means = {label: estimate(list(values.values())).mean for label, values in losses.items()}
     ranked = sorted((label for label in means if math.isfinite(means[label])), key=lambda label: means[label])

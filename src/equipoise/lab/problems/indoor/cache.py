@@ -88,7 +88,7 @@ def _digest(arrays: Arrays) -> str:
 
 
 def _version() -> str:
-    """What renders: the source of this folder."""
+    """The digest of the source that renders: that of this folder."""
     content = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         content.update(path.read_bytes())

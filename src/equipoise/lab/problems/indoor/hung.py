@@ -1,4 +1,4 @@
-"""What is on the walls: windows, a door, pictures."""
+"""Objects on the walls: windows, a door, pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from equipoise.lab.problems.indoor.walls import Wall, overlap
 
 
 def hung(rng: Generator, walls: list[Wall], parts: list[Part], h: float) -> tuple[list[Part], Part | None]:
-    """Windows with curtains, a door and pictures on the walls, over what stands there; and the pane of one window."""
+    """Windows with curtains, a door and pictures on the walls, above the furniture there; and the pane of one window."""
     found: list[Part] = []
     pane: Part | None = None
     used: list[Array] = []
@@ -82,7 +82,7 @@ def _door(rng: Generator, h: float) -> tuple[Item, float, float]:
 
 
 def _extents(parts: list[Part]) -> Array:
-    """The lower and upper ends ``(P, 2, 3)`` of the furniture among parts, somewhat less than what is turned takes."""
+    """The lower and upper ends ``(P, 2, 3)`` of the furniture among parts, somewhat less than a turned part takes."""
     solid = [part for part in parts if part.label not in ("wall", "floor", "ceiling")]
     centres = np.array([part.centre for part in solid]).reshape(-1, 3)
     reach = np.array([(min(part.size[:2]) / 2, min(part.size[:2]) / 2, part.size[2] / 2) for part in solid]).reshape(

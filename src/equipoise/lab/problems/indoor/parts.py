@@ -1,4 +1,4 @@
-"""What furniture is made of: boxes, cylinders and balls with a class and a material."""
+"""The parts of furniture: boxes, cylinders and balls with a class and a material."""
 
 from __future__ import annotations
 

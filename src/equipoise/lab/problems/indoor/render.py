@@ -19,7 +19,7 @@ _REACH = 1.2
 
 @dataclass(frozen=True)
 class View:
-    """What the camera sees.
+    """The image that the camera takes, and its labels.
 
     Attributes:
         image: Red, green and blue ``(H, W, 3)`` from 0 to 255.
@@ -90,7 +90,7 @@ class _World:
         self.textures = np.array([TEXTURES.index(part.material.texture) for part in parts])
 
     def hits(self, rays: tuple[Array, Array]) -> _Hits:
-        """Follow rays to what they meet first; the room is closed, so all meet something."""
+        """Follow rays to the first surface that they meet; the room is closed, so all meet something."""
         origins, directions = rays
         found = self.embree.run(origins.astype(np.float32), directions.astype(np.float32), output=True)
         face = np.maximum(found["primID"], 0)

@@ -47,12 +47,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is rendered.
+    """A room that can be rendered.
 
     Attributes:
         parts: Everything that can be seen.
-        lights: What shines.
-        camera: Who looks.
+        lights: The light sources.
+        camera: The camera.
         corners: The corners of the room ``(8, 3)`` in metres, the four of the floor first, then those of the ceiling above
             them.
         ambient: Light from everywhere, red, green and blue.
