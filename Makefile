@@ -21,11 +21,11 @@ test-clients: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lab,data,clients]"
 	$(BIN)/python -m pytest -n 2 tests/clients tests/integrations tests/test_docs.py src/equipoise/integrations
 
-# the tests that need no other process, no compiler and no trainer
+# the tests that need no other process, no compiler and no trainer; of those with several parameters, each value once
 quick: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not thorough"
 
-# the quick tests, and which lines and branches of the core they reach
+# the quick tests with all combinations, and which lines and branches of the core they reach
 coverage: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 

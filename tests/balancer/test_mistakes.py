@@ -415,6 +415,7 @@ def test_it_is_not_made(mistake):
     check()
 
 
+@pytest.mark.slow  # it tests the tests
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_it_would_be_noticed(mistake, monkeypatch):
     check, make = MISTAKES[mistake]

@@ -188,7 +188,12 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS, name="case")
+def _case_of(name):
+    """Models of transformers, whose import takes seconds, are not for the quick tests."""
+    return name if name == "plain" else pytest.param(name, marks=pytest.mark.thorough)
+
+
+@pytest.fixture(params=map(_case_of, MODELS), name="case")
 def _case(request):
     model, shared, heads, losses = MODELS[request.param]()
     return model.double().train(), shared, heads, losses
@@ -301,7 +306,7 @@ def test_a_copy_of_the_model_alone_leaves_the_original_alone(case, duplicate, in
         close(step(twin, twin.balancer, losses_of), step(model, model.balancer, losses_of))
 
 
-@pytest.mark.parametrize("name", ["plain", "bert"])
+@pytest.mark.parametrize("name", map(_case_of, ["plain", "bert"]))
 def test_gradnorm_is_algorithm_1_over_20_steps(name):
     ours, shared, heads, losses_of = MODELS[name]()
     theirs = copy.deepcopy(ours.double())
@@ -464,6 +469,7 @@ def test_one_head_inside_another_is_found_in_the_first_step():
     assert "found that it reads what the head of task 'b' is given" in message
 
 
+@pytest.mark.thorough
 def test_a_tied_embedding_as_the_last_shared_layer_is_refused_by_name():
     model, _, heads, losses_of = bert_for_pretraining()
     source = eq.attach(model.double(), "bert.embeddings.word_embeddings", heads)
