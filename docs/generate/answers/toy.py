@@ -152,9 +152,9 @@ def page() -> Page:
         alt="Difference of the task-normalised test loss of eight methods from equal weights, on two and ten tasks, with "
         "Adam and SGD, at a fifth and at the full size, with 95 % intervals",
         table=table(equal, found),
-        for_user="Give every method its own learning rate, and as many steps as you will train with, before you compare: in short "
-        "runs methods differ by how soon their weights are right. Weights that are right from the first step on (1 / L(0), "
-        '`initial="losses"`, `initial_weights="balanced"`) spare Adam a wrong start. Or standardise the targets, '
+        for_user="Give every method its own learning rate, and as many steps as you will train with, before you compare: in "
+        "short runs methods differ by how soon their weights are right. Weights that are right from the first step on (1 / "
+        'L(0), `initial="losses"`, `initial_weights="balanced"`) spare Adam a wrong start. Or standardise the targets, '
         "which takes the scales away altogether.",
         limits="One draw of the toy's matrices for each number of tasks. At a fifth of the size 50 inputs, 20 neurons "
         "in a layer and 20 outputs. The rate falls to 0 along a cosine, which brings any run to rest: whether more steps would "
