@@ -14,8 +14,7 @@ study = Study(
     title="The toy at a fifth of its size: ten tasks, Adam",
     expectation=(
         "1 / L(0), uncertainty weighting from log L(0) and GradNorm are not told apart; uncertainty weighting from 0 is far "
-        "behind all others; tuned static weights are no better than equal ones, as seven trials find nothing in ten "
-        "dimensions; PCGrad, which was added later, is not told apart from equal weights."
+        "behind all others; tuned static weights are no better than equal ones, as seven trials find nothing in ten dimensions."
     ),
     problems=[load_problem("toy", {"size": "fifth", "num_tasks": 10, "schedule": "cosine", "steps": 3000})],
     methods=toy_methods(SIGMAS, decades=3),

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from generate.answers.contrasts import (
@@ -19,6 +20,7 @@ from generate.answers.contrasts import (
     tally,
 )
 from generate.answers.measures import LOSS, LOSS_CHANGE, METRICS_CHANGE, mean_metric
+from generate.answers.predictions import within
 from hypothesis import given
 from hypothesis import strategies as st
 from lab.conftest import synthetic_record
@@ -73,6 +75,18 @@ def test_level_means_that_the_whole_interval_lies_inside_the_margin(mean, half):
         outcome = Contrast("toy", "a", "b", measure, Cell(wide, wide, 0.5), 5).outcome
         inside = mean - half > -0.02 and mean + half < 0.02
         assert outcome == ("level" if inside else "not told apart"), difference
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "agrees"),
+    [(0.02, 0.02, True), (-0.02, 0.02, True), (0.04, 0.02, None), (-0.04, 0.02, None), (0.08, 0.02, False)],
+)
+def test_within_a_limit_means_that_the_whole_interval_is(monkeypatch, mean, half, agrees):
+    monkeypatch.setattr("generate.answers.page.study", lambda name: SimpleNamespace(expectation="words"))
+    difference = Estimate(mean, half, 5)
+    one = Contrast("toy", "ours", "theirs", LOSS, Cell(difference, difference, 0.5), 5)
+    assert within("study", "words", [one], 0.05).agrees is agrees
+    assert within("study", "words", [], 0.05) is None
 
 
 def test_one_seed_is_never_level():

@@ -85,10 +85,9 @@ def page() -> Page:
             _last("toy_ten", "uncertainty weighting from 0 is far behind all others", found[ten], PLAIN),
             _no_better(
                 "toy_ten",
-                "tuned static weights are no better than equal ones, as seven trials find nothing in ten dimensions",
+                "tuned static weights are no better than equal ones, as seven trials find nothing in ten dimensions.",
                 *chosen(equal, ten, STATIC),
             ),
-            not_apart("toy_ten", "PCGrad is not told apart from equal weights", chosen(equal, ten, "PCGrad")),
             _first(
                 "toy_sgd",
                 "1 / L(0) and 1 / target variance have the smallest task-normalised loss",
