@@ -82,8 +82,8 @@ def page() -> Page:
         for_user=_advice(metrics),
         limits="Networks on fingerprints and on measured features, some hundreds of steps, five seeds, one split of "
         "each data set: molecules are split at random, which is easier than by scaffold. Nine labels in ten of "
-        "molecules, most of toxcast and a part of tox21 are missing. A larger machine would add all platforms, "
-        "splits by scaffold, and 8 trials for every static weight.",
+        "molecules, most of toxcast and a part of tox21 are missing. A larger machine would add all platforms and "
+        "proteins, splits by scaffold, and 8 trials for every static weight.",
         studies=STUDIES,
     )
 
