@@ -1,8 +1,8 @@
 """Rendered rooms with four dense tasks on three networks: is a gain one network's fluke?
 
 Budget: 105 runs of 250 steps at 25 s, 45 minutes on one core: images of 32 x 64 pixels and a quarter of the paper's channels. A
-larger machine would add a fifth seed, the methods that the other studies have, 20,000 steps and images of 288 x 384; `nyuv2` in the
-place of `rooms` is the same study for whoever has the data.
+larger machine would add a fifth seed, the methods that the other studies have, 20,000 steps and images of 288 x 384; `nyuv2` in
+the place of `rooms` is the same study for whoever has the data.
 """
 
 from equipoise.lab import Candidate, Range, Study, load_problem
