@@ -58,8 +58,12 @@ def of_lengths_expected() -> list[Prediction]:
     """The expectations of the study of lengths, held against its figures."""
     found = _lengths()
     shortest, longest = found[min(found)], found[max(found)]
-    early = block(contrast(shortest, f"{min(found):,} steps", method, INITIAL) for method in (GRADNORM, PLAIN))
-    late = contrast(longest, f"{max(found):,} steps", GRADNORM, INITIAL)
+    *early, late = block(
+        [
+            *(contrast(shortest, f"runs of {min(found):,} steps", method, INITIAL) for method in (GRADNORM, PLAIN)),
+            contrast(longest, f"runs of {max(found):,} steps", GRADNORM, INITIAL),
+        ]
+    )
     larger = [each.outcome == "worse" and each.difference.mean - each.difference.half_width > 0.1 for each in early]
     smaller = [each.difference.mean + each.difference.half_width < 0.1 for each in early]
     return [
