@@ -45,6 +45,7 @@ def test_a_task_never_observed_keeps_its_training_loss():
     close(log["training_rates"], ratios / ratios.mean())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("build", FAMILY)
 def test_a_task_that_overfits_counts_as_slow_where_validation_is_observed(build):
     """Both tasks fit 24 samples; the labels of "b" are noise, and its validation loss does not fall."""
