@@ -7,14 +7,19 @@ gradients before they are combined, and put back into the result, so that no met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from itertools import product
+from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from equipoise.balancer.first_step import FirstStep
 from equipoise.engine import Fork
+from equipoise.engine.audit import differentiate, tolerance, wrapper_of
+from equipoise.engine.autograd_rule import flat
 from equipoise.engine.probe import Probe
 from equipoise.engine.processes import BackwardCollective
 from equipoise.engine.rules import Gradients, LayerRule
@@ -28,24 +33,23 @@ class FeatureGradients(NamedTuple):
     Attributes:
         gradients: At each of the ``features``, ``(T, *)``; zeros where none has arrived. Empty where none has at all.
         at_layer: The gradients at W, ``(T, P)``, where they are asked for.
-        present: Which tasks' gradients have arrived here.
     """
 
     gradients: Sequence[Tensor]
     features: Sequence[Tensor]
     at_layer: Tensor | None
-    present: Sequence[bool]
 
 
-class Call(NamedTuple):
-    """One call of the fork: its features, and the aliases of them, alias after alias."""
+class HandedOut(NamedTuple):
+    """An alias of one of the features, and the task or other term that it was handed to."""
 
-    features: list[Tensor]
-    aliases: Sequence[Tensor]
+    name: str
+    feature: Tensor
+    alias: Tensor
 
 
-Combine = Callable[[FeatureGradients], tuple[Sequence[Tensor], Tensor]]
-"""``gradients -> (the gradient that goes on into the trunk at each of the features, a record of every task (T, columns))``."""
+Combine = Callable[[FeatureGradients, list[int]], tuple[Sequence[Tensor], Tensor]]
+"""``gradients, tasks present -> (the gradient that goes on into the trunk at each feature, a record (tasks, columns))``."""
 
 
 class Combination:
@@ -57,12 +61,14 @@ class Combination:
         fork: Where they arrive.
         owner: The token of the balancer; the fork combines for as long as it is the fork's owner.
         combine: The method. Over several processes each of them calls it, equally often, also where no task is present.
-        probe: The record ``(T, columns)`` leaves the graph through it, times the factor of the total loss, and adds up.
+        probe: The record ``(T, 1 + columns)``, whether a task was seen and the columns of the method, leaves the graph
+            through it, times the factor of the total loss, and adds up.
         at_layer: Whether the method asks for the gradients at W.
 
     Attributes:
         passes: How many backward passes from a total loss have ended since the last `clear`.
-        calls: The calls of the fork, for an audit; None where none is to come.
+        auditing: Whether an audit is to come.
+        handed_out: The aliases that it asks for.
         fan_out: One alias of each of the features for every task. `torch.compile` leaves it out.
     """
 
@@ -72,7 +78,7 @@ class Combination:
         self._scale: Tensor | None = None
         self._present: Sequence[bool] = ()
         self._done, self.passes = False, 0
-        self.calls: list[Call] | None = []
+        self.auditing, self.handed_out = True, list[HandedOut]()
         self.fan_out = torch.compiler.disable(self._fan_out)
 
     def watch(self, total: Tensor, present: Sequence[bool]) -> Tensor:
@@ -97,7 +103,7 @@ class Combination:
         parameters = self.fork.shared_parameters.values() if self._at_layer else ()
         size = sum(p.numel() * (2 if p.is_complex() else 1) for p in parameters)
         at_layer = self.probe.leaf.new_zeros(len(present), size) if self._at_layer else None
-        return self._combine(FeatureGradients([], [], at_layer, present))[1] * scale
+        return self._combined(FeatureGradients([], [], at_layer), present)[1] * scale
 
     def arrive(
         self, rule: LayerRule | None, kept: Sequence[Tensor], features: Sequence[Tensor], columns: Sequence[Gradients]
@@ -119,12 +125,80 @@ class Combination:
                 rule.gradient(kept, g).reshape(-1) if here else None for g, here in zip(tasks, present, strict=True)
             ]
             at_layer = self._rows(found, next(g for g in found if g is not None), scale)
-        combined, record = self._combine(FeatureGradients(rows, features, at_layer, present))
+        combined, record = self._combined(FeatureGradients(rows, features, at_layer), present)
         sent: list[Tensor | None] = []
         for column, feature, result in zip(columns, features, combined, strict=True):
             some = any(g is not None for g in column)
             sent.append((result * scale.to(result)).to(feature.dtype).reshape(feature.shape) if some else None)
         return record * self._scale, sent
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes, the same on each of them; sent in the precision of the weights, which all have."""
+        if self.collective.number == 1:
+            return values
+        return self.collective.sum(values.to(self.probe.leaf.dtype)).to(values.dtype)
+
+    def audit(self, handed_out: Sequence[HandedOut], first: FirstStep, losses: Mapping[str, Tensor]) -> None:
+        """Compare the gradients of new tasks at features and last shared layer with those that pass the task's alias.
+
+        ``first`` takes down which tasks were audited, and the largest deviation or why there is none.
+
+        Raises:
+            ValueError: A gradient comes by another way; the message names the task and the way.
+        """
+        features = [feature for name, feature, _ in handed_out if name == self.fork.tasks[0]]
+        layer: list[Tensor] = [] if self.fork.shared_layer is None else [*self.fork.shared_layer.parameters()]
+        below = [tensor for tensor in (*features, *layer) if tensor.requires_grad]
+        if not any(feature.requires_grad for feature in features):
+            return
+        for task, loss in losses.items():
+            first.left_out = wrapper_of([loss], layer)
+            try:
+                deviation = nan if first.left_out else self._deviation(handed_out, below, task, loss)
+            except RuntimeError as error:  # a part of the graph that can be used once only
+                first.left_out, deviation = str(error).splitlines()[0], nan
+            if deviation > tolerance(tensor.dtype for tensor in (loss, *below)):
+                raise ValueError(
+                    f"task {task!r}: its loss must reach the trunk through {self.fork.reads.format(task)} alone; found that "
+                    "it also reaches it past the fork, where its gradient is not combined"
+                )
+            if first.left_out or isfinite(deviation):  # else an overflow, which a loss scaler skips: audited next time
+                first.audited.add(task)
+                found = torch.tensor(deviation)
+                first.deviation = found if first.deviation is None else torch.maximum(found, first.deviation)
+
+    def _deviation(self, handed_out: Sequence[HandedOut], below: Sequence[Tensor], task: str, loss: Tensor) -> float:
+        """How far the gradients of ``below`` are from those that pass the task's alias, relative to the larger."""
+        found = differentiate([loss], [*below, *(alias for _, _, alias in handed_out)])
+        arrived = [(one, g) for one, g in zip(handed_out, found[len(below) :], strict=True) if g is not None]
+        reads = self.fork.reads
+        wrong = sorted({reads.format(one.name) for one, g in arrived if one.name != task and g.any()})
+        if wrong:
+            raise ValueError(
+                f"task {task!r}: its loss must depend on {reads.format(task)} alone; found that it reads {', '.join(wrong)}: "
+                "every head must read its own"
+            )
+        own = [(one.feature, g) for one, g in arrived if one.name == task and one.feature.requires_grad]
+        part = differentiate([feature for feature, _ in own], below, [g for _, g in own])
+        whole, through = flat(below, found[: len(below)]).double(), flat(below, part).double()
+        larger = torch.maximum(whole.norm(), through.norm())
+        return float((whole - through).norm() / torch.where(larger > 0, larger, 1.0))
+
+    def _combined(self, arrived: FeatureGradients, present: Sequence[bool]) -> tuple[Sequence[Tensor], Tensor]:
+        """The method, for the tasks present on any process, and the record of all tasks."""
+        leaf = self.probe.leaf
+        if self.collective.number > 1:
+            present = [count > 0 for count in self.sum(leaf.new_tensor(present)).tolist()]
+        rows = [i for i, here in enumerate(present) if here]
+        record = leaf.new_zeros(leaf.shape)
+        if not rows:
+            return [], record
+        if len(rows) < len(present):
+            at_layer = None if arrived.at_layer is None else arrived.at_layer[rows]
+            arrived = arrived._replace(gradients=[g[rows] for g in arrived.gradients], at_layer=at_layer)
+        combined, columns = self._combine(arrived, rows)
+        record[rows] = torch.cat([torch.ones_like(columns[:, :1]), columns], 1).to(record)
+        return combined, record
 
     def _check(self, present: Sequence[bool]) -> None:
         once = "the fork was called more than once for one total loss: call it once, on all inputs"
@@ -142,14 +216,15 @@ class Combination:
                 )
 
     def _fan_out(self, given: Any, features: list[Tensor]) -> Sequence[Tensor]:
-        if self.calls is not None:  # an audit asks for these views' gradients, and no .grad of the features is written
+        if self.auditing:  # an audit asks for these views' gradients, and no .grad of the features is written
             features = [feature.view_as(feature) for feature in features]
         rule, kept = None, list[Tensor]()
         if self._at_layer:
             rule, kept = self.fork.rule_for(given, features).prepare(given, features, len(self.fork.tasks), False)
         aliases: Sequence[Tensor] = _Node.apply(self, rule, len(features), self.probe.leaf, *kept, *features)
-        if self.calls is not None:
-            self.calls.append(Call(features, aliases))
+        if self.auditing:
+            places = product((*self.fork.tasks, *self.fork.others), features)
+            self.handed_out += [HandedOut(*place, alias) for place, alias in zip(places, aliases, strict=True)]
         return aliases
 
     def _rows(self, gradients: Gradients, like: Tensor, scale: Tensor) -> Tensor:
