@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from itertools import product
-from math import isfinite, nan
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from equipoise.balancer.first_step import FirstStep
 from equipoise.engine import Fork
-from equipoise.engine.audit import differentiate, tolerance, wrapper_of
-from equipoise.engine.autograd_rule import flat
+from equipoise.engine.audit import look, tolerance, wrapper_of
+from equipoise.engine.node import ForkCall
 from equipoise.engine.probe import Probe
 from equipoise.engine.processes import BackwardCollective
 from equipoise.engine.rules import Gradients, LayerRule
@@ -38,14 +37,6 @@ class FeatureGradients(NamedTuple):
     gradients: Sequence[Tensor]
     features: Sequence[Tensor]
     at_layer: Tensor | None
-
-
-class HandedOut(NamedTuple):
-    """An alias of one of the features, and the task or other term that it was handed to."""
-
-    name: str
-    feature: Tensor
-    alias: Tensor
 
 
 Combine = Callable[[FeatureGradients, list[int]], tuple[Sequence[Tensor], Tensor]]
@@ -67,8 +58,7 @@ class Combination:
 
     Attributes:
         passes: How many backward passes from a total loss have ended since the last `clear`.
-        auditing: Whether an audit is to come.
-        handed_out: The aliases that it asks for.
+        auditing: Whether an audit is to come, for which the fork keeps its aliases.
         fan_out: One alias of each of the features for every task. `torch.compile` leaves it out.
     """
 
@@ -77,8 +67,7 @@ class Combination:
         self._combine, self._at_layer = combine, at_layer
         self._scale: Tensor | None = None
         self._present: Sequence[bool] = ()
-        self._done, self.passes = False, 0
-        self.auditing, self.handed_out = True, list[HandedOut]()
+        self._done, self.passes, self.auditing = False, 0, True
         self.fan_out = torch.compiler.disable(self._fan_out)
 
     def watch(self, total: Tensor, present: Sequence[bool]) -> Tensor:
@@ -106,7 +95,7 @@ class Combination:
         return self._combined(FeatureGradients([], [], at_layer), present)[1] * scale
 
     def arrive(
-        self, rule: LayerRule | None, kept: Sequence[Tensor], features: Sequence[Tensor], columns: Sequence[Gradients]
+        self, rule: LayerRule, kept: Sequence[Tensor], features: Sequence[Tensor], columns: Sequence[Gradients]
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradient of the probe, and the one for each of the features, from every task's (``columns``) at each."""
         if self._scale is None:
@@ -120,10 +109,9 @@ class Combination:
         scale = self._scale * self.collective.number
         rows = [self._rows(column, feature, scale) for column, feature in zip(columns, features, strict=True)]
         at_layer = None
-        if rule is not None:
-            found = [
-                rule.gradient(kept, g).reshape(-1) if here else None for g, here in zip(tasks, present, strict=True)
-            ]
+        if self._at_layer:
+            pairs = zip(tasks, present, strict=True)
+            found = [rule.gradient(kept, g).reshape(-1) if here else None for g, here in pairs]
             at_layer = self._rows(found, next(g for g in found if g is not None), scale)
         combined, record = self._combined(FeatureGradients(rows, features, at_layer), present)
         sent: list[Tensor | None] = []
@@ -138,7 +126,7 @@ class Combination:
             return values
         return self.collective.sum(values.to(self.probe.leaf.dtype)).to(values.dtype)
 
-    def audit(self, handed_out: Sequence[HandedOut], first: FirstStep, losses: Mapping[str, Tensor]) -> None:
+    def audit(self, first: FirstStep, losses: Mapping[str, Tensor]) -> None:
         """Compare the gradients of new tasks at features and last shared layer with those that pass the task's alias.
 
         ``first`` takes down which tasks were audited, and the largest deviation or why there is none.
@@ -146,43 +134,36 @@ class Combination:
         Raises:
             ValueError: A gradient comes by another way; the message names the task and the way.
         """
-        features = [feature for name, feature, _ in handed_out if name == self.fork.tasks[0]]
-        layer: list[Tensor] = [] if self.fork.shared_layer is None else [*self.fork.shared_layer.parameters()]
-        below = [tensor for tensor in (*features, *layer) if tensor.requires_grad]
+        fork = self.fork
+        features = [feature for feature in fork.features if feature.requires_grad or fork.at_features]
+        layer = {} if fork.shared_layer is None else dict(fork.shared_layer.named_parameters())
+        targets: dict[str, Sequence[Tensor]] = {"features": features}
+        targets |= {name: [parameter] for name, parameter in layer.items() if parameter.requires_grad}
         if not any(feature.requires_grad for feature in features):
             return
         for task, loss in losses.items():
-            first.left_out = wrapper_of([loss], layer)
+            own, deviation, reads = fork.reads.format(task), torch.tensor(torch.nan), ""
+            first.left_out = wrapper_of([loss], layer.values())
             try:
-                deviation = nan if first.left_out else self._deviation(handed_out, below, task, loss)
+                if not first.left_out:
+                    seen = look(fork, task, loss, targets, past=True)
+                    deviation = torch.tensor([*seen.past.values()]).max()
+                    reads = ", ".join(fork.reads.format(fork.tasks[i]) for i in seen.reads)
             except RuntimeError as error:  # a part of the graph that can be used once only
-                first.left_out, deviation = str(error).splitlines()[0], nan
-            if deviation > tolerance(tensor.dtype for tensor in (loss, *below)):
+                first.left_out = str(error).splitlines()[0]
+            if reads:
                 raise ValueError(
-                    f"task {task!r}: its loss must reach the trunk through {self.fork.reads.format(task)} alone; found that "
-                    "it also reaches it past the fork, where its gradient is not combined"
+                    f"task {task!r}: its loss must depend on {own} alone; found that it reads {reads}: every head must read "
+                    "its own"
                 )
-            if first.left_out or isfinite(deviation):  # else an overflow, which a loss scaler skips: audited next time
+            if deviation > tolerance(tensor.dtype for tensor in (loss, *chain(*targets.values()))):
+                raise ValueError(
+                    f"task {task!r}: its loss must reach the trunk through {own} alone; found that it also reaches it past "
+                    "the fork, where its gradient is not combined"
+                )
+            if first.left_out or deviation.isfinite():  # else an overflow, which a loss scaler skips: audited next time
                 first.audited.add(task)
-                found = torch.tensor(deviation)
-                first.deviation = found if first.deviation is None else torch.maximum(found, first.deviation)
-
-    def _deviation(self, handed_out: Sequence[HandedOut], below: Sequence[Tensor], task: str, loss: Tensor) -> float:
-        """How far the gradients of ``below`` are from those that pass the task's alias, relative to the larger."""
-        found = differentiate([loss], [*below, *(alias for _, _, alias in handed_out)])
-        arrived = [(one, g) for one, g in zip(handed_out, found[len(below) :], strict=True) if g is not None]
-        reads = self.fork.reads
-        wrong = sorted({reads.format(one.name) for one, g in arrived if one.name != task and g.any()})
-        if wrong:
-            raise ValueError(
-                f"task {task!r}: its loss must depend on {reads.format(task)} alone; found that it reads {', '.join(wrong)}: "
-                "every head must read its own"
-            )
-        own = [(one.feature, g) for one, g in arrived if one.name == task and one.feature.requires_grad]
-        part = differentiate([feature for feature, _ in own], below, [g for _, g in own])
-        whole, through = flat(below, found[: len(below)]).double(), flat(below, part).double()
-        larger = torch.maximum(whole.norm(), through.norm())
-        return float((whole - through).norm() / torch.where(larger > 0, larger, 1.0))
+                first.deviation = deviation if first.deviation is None else torch.maximum(deviation, first.deviation)
 
     def _combined(self, arrived: FeatureGradients, present: Sequence[bool]) -> tuple[Sequence[Tensor], Tensor]:
         """The method, for the tasks present on any process, and the record of all tasks."""
@@ -216,16 +197,12 @@ class Combination:
                 )
 
     def _fan_out(self, given: Any, features: list[Tensor]) -> Sequence[Tensor]:
-        if self.auditing:  # an audit asks for these views' gradients, and no .grad of the features is written
-            features = [feature.view_as(feature) for feature in features]
-        rule, kept = None, list[Tensor]()
+        fork, rule, kept = self.fork, LayerRule(), list[Tensor]()
         if self._at_layer:
-            rule, kept = self.fork.rule_for(given, features).prepare(given, features, len(self.fork.tasks), False)
-        aliases: Sequence[Tensor] = _Node.apply(self, rule, len(features), self.probe.leaf, *kept, *features)
-        if self.auditing:
-            places = product((*self.fork.tasks, *self.fork.others), features)
-            self.handed_out += [HandedOut(*place, alias) for place, alias in zip(places, aliases, strict=True)]
-        return aliases
+            rule, kept = fork.rule_for(given, features).prepare(given, features, len(fork.tasks), False)
+        call = ForkCall(rule, True, 0, 0, len(fork.tasks), len(fork.others), len(kept), fork)
+        aliases: Sequence[Tensor] = _Node.apply(self, call, self.probe.leaf, *kept, *features)
+        return fork._kept_for_audit(call, aliases, features) if self.auditing else aliases
 
     def _rows(self, gradients: Gradients, like: Tensor, scale: Tensor) -> Tensor:
         """Gradients free of the scale as the rows of one tensor, in the probe's precision or better; zeros for none."""
@@ -243,24 +220,25 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, combination: Combination, rule: LayerRule | None, size: int, probe: Tensor, *tensors: Tensor
+        ctx: Any, combination: Combination, call: ForkCall, probe: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.combination, ctx.rule, ctx.size = combination, rule, size
-        aliases = len(combination.fork.tasks) + len(combination.fork.others)
-        views = [feature.expand(aliases, *feature.shape).unbind() for feature in tensors[-size:]]
+        ctx.combination, ctx.call = combination, call
+        aliases = call.tasks + call.others
+        views = [feature.expand(aliases, *feature.shape).unbind() for feature in tensors[call.kept :]]
         return tuple(view for alias in zip(*views, strict=True) for view in alias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """Combine those of the tasks; those of other terms are added to the result as they are."""
-        size, tensors, tasks = ctx.size, ctx.saved_tensors, len(ctx.combination.fork.tasks)
-        columns = [gradients[i::size] for i in range(size)]
-        own = [column[:tasks] for column in columns]
-        record, results = ctx.combination.arrive(ctx.rule, tensors[:-size], tensors[-size:], own)
-        sums = [added_up([result, *column[tasks:]]) for result, column in zip(results, columns, strict=True)]
-        return None, None, None, record, *(None,) * (len(tensors) - size), *sums
+        call, tensors = ctx.call, ctx.saved_tensors  # to be read once only
+        kept, features = tensors[: call.kept], tensors[call.kept :]
+        columns = [gradients[i :: len(features)] for i in range(len(features))]
+        own = [column[: call.tasks] for column in columns]
+        record, results = ctx.combination.arrive(call.rule, kept, features, own)
+        sums = [added_up([result, *column[call.tasks :]]) for result, column in zip(results, columns, strict=True)]
+        return None, None, record, *(None,) * call.kept, *sums
 
 
 class _Watch(torch.autograd.Function):

@@ -59,9 +59,9 @@ class CombiningBalancer(Balancer, ABC):
                 "compile the model, and call the balancer outside of the compiled function"
             )
         total = super().forward(losses, label_fractions)
-        combination, fork, handed_out = self._combination, self._combination.fork, self._combination.handed_out
-        combination.handed_out = []
+        combination, fork = self._combination, self._combination.fork
         if not (total.requires_grad and torch.is_grad_enabled() and self.training and fork.training):
+            fork.forget_aliases()
             return total
         if fork.owner is not self._token:
             raise RuntimeError(
@@ -73,7 +73,10 @@ class CombiningBalancer(Balancer, ABC):
         if combination.auditing:
             each = dict(zip(self.tasks, losses.unbind(), strict=True)) if isinstance(losses, Tensor) else losses
             new = {task: loss for task, loss in each.items() if loss is not None and task not in self._first.audited}
-            combination.audit(handed_out, self._first, new)
+            try:
+                combination.audit(self._first, new)
+            finally:
+                fork.forget_aliases()
             combination.auditing = self._first.pending(self.tasks)
         return total
 
