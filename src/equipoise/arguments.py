@@ -93,6 +93,26 @@ def numbers_by_task(name: str, values: Any, tasks: Sequence[str], interval: str 
     return [number(f"{name}: task {task!r}: its value", values[task], interval) for task in tasks]
 
 
+def observed_by_task(name: str, values: Any, tasks: Sequence[str], interval: str) -> list[float | None]:
+    """What was measured of every task, given by name, in task order: numbers, scalar tensors, or None for no value now.
+
+    A value too small for float32, as exp(-loss) of a large loss, is 0.
+
+    Raises:
+        TypeError, ValueError: As for `numbers_by_task`.
+    """
+    known_tasks(name, values, tasks)
+    found: list[float | None] = []
+    for task in tasks:
+        if task not in values:
+            raise ValueError(f"{name}: task {task!r} is missing; hand in None where there is no value")
+        value = values[task]
+        value = value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
+        value = 0.0 if isinstance(value, float) and abs(value) < SMALLEST else value
+        found.append(None if value is None else number(f"{name}: task {task!r}: its value", value, interval))
+    return found
+
+
 def known_tasks(name: str, values: Any, tasks: Sequence[str]) -> None:
     """Refuse what is not given by name, or names an unknown task.
 

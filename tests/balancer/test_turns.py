@@ -124,6 +124,7 @@ def spread_of_norms(name, **settings):
     return (max(norms) / min(norms)).item()
 
 
+@pytest.mark.thorough
 def test_norms_are_balanced_across_steps():
     assert spread_of_norms("GradNormClosedForm", compare_absent=True, decay=0.9) < 3
     assert spread_of_norms("GradNormClosedForm", decay=0.9) > 8

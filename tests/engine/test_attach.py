@@ -193,7 +193,7 @@ def _case_of(name):
     return name if name == "plain" else pytest.param(name, marks=pytest.mark.thorough)
 
 
-@pytest.fixture(params=map(_case_of, MODELS), name="case")
+@pytest.fixture(params=[*map(_case_of, MODELS)], name="case")
 def _case(request):
     model, shared, heads, losses = MODELS[request.param]()
     return model.double().train(), shared, heads, losses
@@ -306,7 +306,7 @@ def test_a_copy_of_the_model_alone_leaves_the_original_alone(case, duplicate, in
         close(step(twin, twin.balancer, losses_of), step(model, model.balancer, losses_of))
 
 
-@pytest.mark.parametrize("name", map(_case_of, ["plain", "bert"]))
+@pytest.mark.parametrize("name", [*map(_case_of, ["plain", "bert"])])
 def test_gradnorm_is_algorithm_1_over_20_steps(name):
     ours, shared, heads, losses_of = MODELS[name]()
     theirs = copy.deepcopy(ours.double())

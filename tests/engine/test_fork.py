@@ -37,6 +37,7 @@ def test_norms_and_the_networks_gradients_are_those_of_autograd(case, accumulate
         close(parameter.grad, reference.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", ["linear", "linear on sequences", "conv1d all at once", "conv2d plain", "conv3d stride"]
 )

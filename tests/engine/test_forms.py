@@ -22,6 +22,7 @@ TASKS = ("a", "b", "c")
 sizes = st.integers(1, 9)
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.lists(sizes, min_size=0, max_size=2),

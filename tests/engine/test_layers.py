@@ -382,6 +382,7 @@ REPRESENTATIVES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", REPRESENTATIVES)
 def test_gradnorm_is_algorithm_1_over_20_steps(way):
     (layer, shapes, *_), names = REPRESENTATIVES[way]

@@ -45,6 +45,7 @@ def test_a_task_never_observed_keeps_its_training_loss():
     close(log["training_rates"], ratios / ratios.mean())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("build", FAMILY)
 def test_a_task_that_overfits_counts_as_slow_where_validation_is_observed(build):
     """Both tasks fit 24 samples; the labels of "b" are noise, and its validation loss does not fall."""
@@ -96,21 +97,25 @@ def test_observations_are_in_the_state_dict():
     ("losses", "error", "message"),
     [
         ([1.0, 2.0], TypeError, "observe: losses must be a dict by task name; found list"),
-        ({"a": 1.0}, ValueError, "observe: the loss of task 'b' is missing; hand in None"),
+        ({"a": 1.0}, ValueError, "observe: losses: task 'b' is missing; hand in None"),
         ({"a": 1.0, "b": 1.0, "c": 1.0}, ValueError, "observe: losses: unknown task 'c'; the tasks are 'a', 'b'"),
-        ({"a": "low", "b": 1.0}, TypeError, "observe: task 'a': a loss must be a number; found 'low' of type str"),
-        ({"a": 1.0, "b": torch.ones(2)}, TypeError, r"observe: task 'b'.*found a tensor of shape \(2,\)"),
+        (
+            {"a": "low", "b": 1.0},
+            TypeError,
+            "observe: losses: task 'a': its value must be a number; found 'low' of type str",
+        ),
+        ({"a": 1.0, "b": torch.ones(2)}, TypeError, r"observe: losses: task 'b'.*found a tensor of shape \(2,\)"),
         (
             {"a": 1.0, "b": -1.0},
             ValueError,
-            "observe: task 'b': a loss must be at least 0 and finite in float32; found -1.0",
+            "observe: losses: task 'b': its value must be at least 0 and finite in float32; found -1.0",
         ),
         (
             {"a": float("nan"), "b": 1.0},
             ValueError,
-            "observe: task 'a': a loss must be at least 0 and finite.*found nan",
+            "observe: losses: task 'a': its value must be at least 0 and finite.*found nan",
         ),
-        ({"a": 1.0, "b": 0.0}, ValueError, "observe: task 'b': its first loss must be positive"),
+        ({"a": 1.0, "b": 0.0}, ValueError, "observe: losses: task 'b': its first loss must be positive"),
     ],
 )
 def test_what_cannot_be_observed_is_refused_by_name(losses, error, message):

@@ -33,6 +33,7 @@ def trained(units, alpha, steps=12, seed=0, order=None, lr=1e-3, build=eq.GradNo
     return balancer, train(forked, balancer, data, lr=lr)
 
 
+@pytest.mark.thorough
 @family
 @few
 @given(units=units, alpha=alphas)
@@ -44,6 +45,7 @@ def test_weights_are_positive_and_sum_to_T(build, units, alpha):
     assert (balancer.weights > 0).all()
 
 
+@pytest.mark.thorough
 @family
 @few
 @given(data=st.data(), units=units, alpha=alphas)
@@ -105,6 +107,7 @@ def test_a_constant_in_front_of_one_loss_is_undone(build, factor):
     close(shares[0], shares[1], rtol=0.03, atol=0)  # three per cent: the chatter of weights that differ seven-fold
 
 
+@pytest.mark.thorough
 def test_identical_tasks_stay_at_weight_1_within_the_rate_and_the_log_shows_it():
     torch.manual_seed(0)
     network = MLP(("a", "b", "c"))
@@ -145,6 +148,7 @@ def test_a_slower_task_never_has_a_smaller_target(data, tasks, alpha):
     assert (targets[order].diff() >= -1e-12 * targets.max()).all()
 
 
+@pytest.mark.thorough
 @many
 @given(st.data(), st.integers(2, 8), st.floats(1e-4, 0.5), st.floats(1.01, 5))
 def test_renormalised_weights_keep_sum_bounds_and_order(data, tasks, floor, cap):

@@ -11,8 +11,13 @@ import equipoise as eq
 
 pytestmark = pytest.mark.usefixtures("double")
 
+QUICK = ("linear", "linear on sequences", "conv1d plain", "conv2d all at once")
+"""One layer of each rule; the norms of all of them are tested step by step in tests/engine/test_fork.py."""
 
-@pytest.mark.parametrize("name", LAYERS)
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.thorough) for name in LAYERS]
+)
 @pytest.mark.parametrize("alpha", [0.0, 1.5])
 def test_norms_weights_and_network_are_those_of_algorithm_1(name, alpha):
     layer, shape = LAYERS[name]

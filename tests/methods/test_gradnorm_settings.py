@@ -112,6 +112,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad):
     assert not torch.equal(balancer.weights, before["weights"])
 
 
+@pytest.mark.thorough
 def test_priors_multiply_the_targets():
     network, balancer = network_and(eq.GradNorm, AB, alpha=0.0, lr=0.01, priors={"a": 30.0, "b": 10.0})
     logs = train(network, balancer, batches(400, AB, size=128), lr=1e-3)

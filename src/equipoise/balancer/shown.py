@@ -43,8 +43,7 @@ def training_rates(losses: Tensor, initial_losses: Tensor, step: Step) -> Tensor
     References:
         Chen et al. 2018, GradNorm, section 3.1.
     """
-    ratios = losses / initial_losses
-    return ratios / step.mean(ratios)
+    return step.relative(losses / initial_losses)
 
 
 def _training_rates(step: Step, here: Tensor | None) -> Tensor:

@@ -47,6 +47,10 @@ class Step(NamedTuple):
         """The mean of ``values`` ``(T,)`` over the tasks present."""
         return torch.dot(values, self.uniform)
 
+    def relative(self, values: Tensor) -> Tensor:
+        """``values`` ``(T,)`` over their mean over the tasks present."""
+        return values / self.mean(values)
+
     def among(self, known: Tensor) -> Step:
         """The same step among the tasks that are present and ``known`` ``(T,)``, bool: the others keep their weights."""
         return self.as_if_present(known & (self.uniform > 0))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, final
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from equipoise.arguments import count, described, one_of
 from equipoise.combine.combination import FeatureGradients
 from equipoise.combine.combining import CombiningBalancer
-from equipoise.combine.rng import drawing_from
 from equipoise.engine import Fork
 
 Aggregator = Callable[[Tensor], Tensor]
@@ -116,20 +116,20 @@ class Aggregated(CombiningBalancer):
         """The argument of the aggregator, of the whole batch; the gradient norms; and which columns are those here."""
         own, matrix = slice(None), here
         if at_layer is not None:
-            matrix = self._sum(at_layer)
+            matrix = self._combination.sum(at_layer)
         elif self._takes != "gramian" and self._combination.collective.number > 1:
             matrix, own = self._combination.collective.columns(here.to(self.weights.dtype))
         if self._takes != "gramian":
             return matrix, matrix.norm(dim=1), own
         gramian = matrix @ matrix.mT
         if at_layer is None:  # every sample has features of its own, so that Gramians add up
-            gramian = self._sum(gramian)
+            gramian = self._combination.sum(gramian)
         return gramian, gramian.diagonal().sqrt(), own
 
     def _asked(self, seen: Tensor) -> Tensor:
         aggregator: Any = self.aggregator
         ask = {"gramian": "gramian_weighting", "matrix": "weighting"}.get(self._takes)
-        with drawing_from(self._generator(self._seed).initial_seed(), seen.device):
+        with _drawing_from(self._generator(self._seed).initial_seed(), seen.device):
             found: Tensor = (aggregator if ask is None else getattr(aggregator, ask))(seen).detach()
         wanted, shape = (seen.shape[1 if ask is None else 0],), tuple(found.shape)
         if shape != wanted:
@@ -165,3 +165,15 @@ def _takes(aggregator: Aggregator) -> str:
 
 def _name(aggregator: Aggregator) -> str:
     return getattr(aggregator, "__name__", type(aggregator).__name__)
+
+
+@contextmanager
+def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, random numbers on the CPU and on ``device`` follow from ``seed`` alone; afterwards all is as it was."""
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+    devices = [] if accelerator is None else range(accelerator.device_count())
+    with torch.random.fork_rng(devices, device_type="cuda" if accelerator is None else device.type):
+        torch.default_generator.manual_seed(seed)
+        if accelerator is not None:
+            accelerator.manual_seed_all(seed)
+        yield

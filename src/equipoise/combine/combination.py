@@ -7,14 +7,18 @@ gradients before they are combined, and put back into the result, so that no met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from equipoise.balancer.first_step import FirstStep
 from equipoise.engine import Fork
+from equipoise.engine.audit import look, tolerance, wrapper_of
+from equipoise.engine.node import ForkCall
 from equipoise.engine.probe import Probe
 from equipoise.engine.processes import BackwardCollective
 from equipoise.engine.rules import Gradients, LayerRule
@@ -28,24 +32,15 @@ class FeatureGradients(NamedTuple):
     Attributes:
         gradients: At each of the ``features``, ``(T, *)``; zeros where none has arrived. Empty where none has at all.
         at_layer: The gradients at W, ``(T, P)``, where they are asked for.
-        present: Which tasks' gradients have arrived here.
     """
 
     gradients: Sequence[Tensor]
     features: Sequence[Tensor]
     at_layer: Tensor | None
-    present: Sequence[bool]
 
 
-class Call(NamedTuple):
-    """One call of the fork: its features, and the aliases of them, alias after alias."""
-
-    features: list[Tensor]
-    aliases: Sequence[Tensor]
-
-
-Combine = Callable[[FeatureGradients], tuple[Sequence[Tensor], Tensor]]
-"""``gradients -> (the gradient that goes on into the trunk at each of the features, a record of every task (T, columns))``."""
+Combine = Callable[[FeatureGradients, list[int]], tuple[Sequence[Tensor], Tensor]]
+"""``gradients, tasks present -> (the gradient that goes on into the trunk at each feature, a record (tasks, columns))``."""
 
 
 class Combination:
@@ -57,12 +52,13 @@ class Combination:
         fork: Where they arrive.
         owner: The token of the balancer; the fork combines for as long as it is the fork's owner.
         combine: The method. Over several processes each of them calls it, equally often, also where no task is present.
-        probe: The record ``(T, columns)`` leaves the graph through it, times the factor of the total loss, and adds up.
+        probe: The record ``(T, 1 + columns)``, whether a task was seen and the columns of the method, leaves the graph
+            through it, times the factor of the total loss, and adds up.
         at_layer: Whether the method asks for the gradients at W.
 
     Attributes:
         passes: How many backward passes from a total loss have ended since the last `clear`.
-        calls: The calls of the fork, for an audit; None where none is to come.
+        auditing: Whether an audit is to come, for which the fork keeps its aliases.
         fan_out: One alias of each of the features for every task. `torch.compile` leaves it out.
     """
 
@@ -71,8 +67,7 @@ class Combination:
         self._combine, self._at_layer = combine, at_layer
         self._scale: Tensor | None = None
         self._present: Sequence[bool] = ()
-        self._done, self.passes = False, 0
-        self.calls: list[Call] | None = []
+        self._done, self.passes, self.auditing = False, 0, True
         self.fan_out = torch.compiler.disable(self._fan_out)
 
     def watch(self, total: Tensor, present: Sequence[bool]) -> Tensor:
@@ -97,10 +92,10 @@ class Combination:
         parameters = self.fork.shared_parameters.values() if self._at_layer else ()
         size = sum(p.numel() * (2 if p.is_complex() else 1) for p in parameters)
         at_layer = self.probe.leaf.new_zeros(len(present), size) if self._at_layer else None
-        return self._combine(FeatureGradients([], [], at_layer, present))[1] * scale
+        return self._combined(FeatureGradients([], [], at_layer), present)[1] * scale
 
     def arrive(
-        self, rule: LayerRule | None, kept: Sequence[Tensor], features: Sequence[Tensor], columns: Sequence[Gradients]
+        self, rule: LayerRule, kept: Sequence[Tensor], features: Sequence[Tensor], columns: Sequence[Gradients]
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradient of the probe, and the one for each of the features, from every task's (``columns``) at each."""
         if self._scale is None:
@@ -114,17 +109,77 @@ class Combination:
         scale = self._scale * self.collective.number
         rows = [self._rows(column, feature, scale) for column, feature in zip(columns, features, strict=True)]
         at_layer = None
-        if rule is not None:
-            found = [
-                rule.gradient(kept, g).reshape(-1) if here else None for g, here in zip(tasks, present, strict=True)
-            ]
+        if self._at_layer:
+            pairs = zip(tasks, present, strict=True)
+            found = [rule.gradient(kept, g).reshape(-1) if here else None for g, here in pairs]
             at_layer = self._rows(found, next(g for g in found if g is not None), scale)
-        combined, record = self._combine(FeatureGradients(rows, features, at_layer, present))
+        combined, record = self._combined(FeatureGradients(rows, features, at_layer), present)
         sent: list[Tensor | None] = []
         for column, feature, result in zip(columns, features, combined, strict=True):
             some = any(g is not None for g in column)
             sent.append((result * scale.to(result)).to(feature.dtype).reshape(feature.shape) if some else None)
         return record * self._scale, sent
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes, the same on each of them; sent in the precision of the weights, which all have."""
+        if self.collective.number == 1:
+            return values
+        return self.collective.sum(values.to(self.probe.leaf.dtype)).to(values.dtype)
+
+    def audit(self, first: FirstStep, losses: Mapping[str, Tensor]) -> None:
+        """Compare the gradients of new tasks at features and last shared layer with those that pass the task's alias.
+
+        ``first`` takes down which tasks were audited, and the largest deviation or why there is none.
+
+        Raises:
+            ValueError: A gradient comes by another way; the message names the task and the way.
+        """
+        fork = self.fork
+        features = [feature for feature in fork.features if feature.requires_grad or fork.at_features]
+        layer = {} if fork.shared_layer is None else dict(fork.shared_layer.named_parameters())
+        targets: dict[str, Sequence[Tensor]] = {"features": features}
+        targets |= {name: [parameter] for name, parameter in layer.items() if parameter.requires_grad}
+        if not any(feature.requires_grad for feature in features):
+            return
+        for task, loss in losses.items():
+            own, deviation, reads = fork.reads.format(task), torch.tensor(torch.nan), ""
+            first.left_out = wrapper_of([loss], layer.values())
+            try:
+                if not first.left_out:
+                    seen = look(fork, task, loss, targets, past=True)
+                    deviation = torch.tensor([*seen.past.values()]).max()
+                    reads = ", ".join(fork.reads.format(fork.tasks[i]) for i in seen.reads)
+            except RuntimeError as error:  # a part of the graph that can be used once only
+                first.left_out = str(error).splitlines()[0]
+            if reads:
+                raise ValueError(
+                    f"task {task!r}: its loss must depend on {own} alone; found that it reads {reads}: every head must read "
+                    "its own"
+                )
+            if deviation > tolerance(tensor.dtype for tensor in (loss, *chain(*targets.values()))):
+                raise ValueError(
+                    f"task {task!r}: its loss must reach the trunk through {own} alone; found that it also reaches it past "
+                    "the fork, where its gradient is not combined"
+                )
+            if first.left_out or deviation.isfinite():  # else an overflow, which a loss scaler skips: audited next time
+                first.audited.add(task)
+                first.deviation = deviation if first.deviation is None else torch.maximum(deviation, first.deviation)
+
+    def _combined(self, arrived: FeatureGradients, present: Sequence[bool]) -> tuple[Sequence[Tensor], Tensor]:
+        """The method, for the tasks present on any process, and the record of all tasks."""
+        leaf = self.probe.leaf
+        if self.collective.number > 1:
+            present = [count > 0 for count in self.sum(leaf.new_tensor(present)).tolist()]
+        rows = [i for i, here in enumerate(present) if here]
+        record = leaf.new_zeros(leaf.shape)
+        if not rows:
+            return [], record
+        if len(rows) < len(present):
+            at_layer = None if arrived.at_layer is None else arrived.at_layer[rows]
+            arrived = arrived._replace(gradients=[g[rows] for g in arrived.gradients], at_layer=at_layer)
+        combined, columns = self._combine(arrived, rows)
+        record[rows] = torch.cat([torch.ones_like(columns[:, :1]), columns], 1).to(record)
+        return combined, record
 
     def _check(self, present: Sequence[bool]) -> None:
         once = "the fork was called more than once for one total loss: call it once, on all inputs"
@@ -142,15 +197,12 @@ class Combination:
                 )
 
     def _fan_out(self, given: Any, features: list[Tensor]) -> Sequence[Tensor]:
-        if self.calls is not None:  # an audit asks for these views' gradients, and no .grad of the features is written
-            features = [feature.view_as(feature) for feature in features]
-        rule, kept = None, list[Tensor]()
+        fork, rule, kept = self.fork, LayerRule(), list[Tensor]()
         if self._at_layer:
-            rule, kept = self.fork.rule_for(given, features).prepare(given, features, len(self.fork.tasks), False)
-        aliases: Sequence[Tensor] = _Node.apply(self, rule, len(features), self.probe.leaf, *kept, *features)
-        if self.calls is not None:
-            self.calls.append(Call(features, aliases))
-        return aliases
+            rule, kept = fork.rule_for(given, features).prepare(given, features, len(fork.tasks), False)
+        call = ForkCall(rule, True, 0, 0, len(fork.tasks), len(fork.others), len(kept), fork)
+        aliases: Sequence[Tensor] = _Node.apply(self, call, self.probe.leaf, *kept, *features)
+        return fork._kept_for_audit(call, aliases, features) if self.auditing else aliases
 
     def _rows(self, gradients: Gradients, like: Tensor, scale: Tensor) -> Tensor:
         """Gradients free of the scale as the rows of one tensor, in the probe's precision or better; zeros for none."""
@@ -168,24 +220,25 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, combination: Combination, rule: LayerRule | None, size: int, probe: Tensor, *tensors: Tensor
+        ctx: Any, combination: Combination, call: ForkCall, probe: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        ctx.combination, ctx.rule, ctx.size = combination, rule, size
-        aliases = len(combination.fork.tasks) + len(combination.fork.others)
-        views = [feature.expand(aliases, *feature.shape).unbind() for feature in tensors[-size:]]
+        ctx.combination, ctx.call = combination, call
+        aliases = call.tasks + call.others
+        views = [feature.expand(aliases, *feature.shape).unbind() for feature in tensors[call.kept :]]
         return tuple(view for alias in zip(*views, strict=True) for view in alias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """Combine those of the tasks; those of other terms are added to the result as they are."""
-        size, tensors, tasks = ctx.size, ctx.saved_tensors, len(ctx.combination.fork.tasks)
-        columns = [gradients[i::size] for i in range(size)]
-        own = [column[:tasks] for column in columns]
-        record, results = ctx.combination.arrive(ctx.rule, tensors[:-size], tensors[-size:], own)
-        sums = [added_up([result, *column[tasks:]]) for result, column in zip(results, columns, strict=True)]
-        return None, None, None, record, *(None,) * (len(tensors) - size), *sums
+        call, tensors = ctx.call, ctx.saved_tensors  # to be read once only
+        kept, features = tensors[: call.kept], tensors[call.kept :]
+        columns = [gradients[i :: len(features)] for i in range(len(features))]
+        own = [column[: call.tasks] for column in columns]
+        record, results = ctx.combination.arrive(call.rule, kept, features, own)
+        sums = [added_up([result, *column[call.tasks :]]) for result, column in zip(results, columns, strict=True)]
+        return None, None, record, *(None,) * call.kept, *sums
 
 
 class _Watch(torch.autograd.Function):

@@ -14,7 +14,6 @@ from equipoise.arguments import ByTask, described
 from equipoise.balancer import Balancer, Log, Step
 from equipoise.balancer.masking import nan_where_absent
 from equipoise.balancer.rng import generator
-from equipoise.combine.audit import audit
 from equipoise.combine.combination import Combination, FeatureGradients
 from equipoise.engine import Fork
 from equipoise.engine.probe import Probe
@@ -60,9 +59,9 @@ class CombiningBalancer(Balancer, ABC):
                 "compile the model, and call the balancer outside of the compiled function"
             )
         total = super().forward(losses, label_fractions)
-        combination, fork, calls = self._combination, self._combination.fork, self._combination.calls
-        combination.calls = None if calls is None else []
+        combination, fork = self._combination, self._combination.fork
         if not (total.requires_grad and torch.is_grad_enabled() and self.training and fork.training):
+            fork.forget_aliases()
             return total
         if fork.owner is not self._token:
             raise RuntimeError(
@@ -71,11 +70,14 @@ class CombiningBalancer(Balancer, ABC):
             )
         combination.collective.open(self._processes)
         total = combination.watch(total, self._now.present or (True,) * len(self.tasks))
-        if calls is not None:
+        if combination.auditing:
             each = dict(zip(self.tasks, losses.unbind(), strict=True)) if isinstance(losses, Tensor) else losses
             new = {task: loss for task, loss in each.items() if loss is not None and task not in self._first.audited}
-            audit(fork, calls, self._first, new)
-            combination.calls = [] if self._first.pending(self.tasks) else None
+            try:
+                combination.audit(self._first, new)
+            finally:
+                fork.forget_aliases()
+            combination.auditing = self._first.pending(self.tasks)
         return total
 
     @torch.no_grad()
@@ -114,38 +116,16 @@ class CombiningBalancer(Balancer, ABC):
         norms = self._means[0].to(step.weights)
         return torch.where(norms.isfinite(), step.weights, norms), state, {}
 
-    def _sum(self, values: Tensor) -> Tensor:
-        """The sum over the processes, the same on each of them; sent in the precision of the weights, which all have."""
-        if self._combination.collective.number == 1:
-            return values
-        return self._combination.collective.sum(values.to(self.weights.dtype)).to(values.dtype)
-
     def _generator(self, seed: int) -> torch.Generator:
         """The random numbers of the backward pass at hand: the same on every process."""
         return generator(seed, self._now.steps, self._combination.passes)
-
-    def _combine_present(self, arrived: FeatureGradients) -> tuple[Sequence[Tensor], Tensor]:
-        """`combine` for the tasks present anywhere; and the record of all: whether a task was seen, and the columns."""
-        present = arrived.present
-        if self._combination.collective.number > 1:
-            present = [count > 0 for count in self._sum(self.weights.new_tensor(present)).tolist()]
-        rows = [i for i, here in enumerate(present) if here]
-        record = self.weights.new_zeros(len(self.tasks), 1 + len(self._columns))
-        if not rows:
-            return [], record
-        if len(rows) < len(self.tasks):
-            at_layer = None if arrived.at_layer is None else arrived.at_layer[rows]
-            arrived = arrived._replace(gradients=[g[rows] for g in arrived.gradients], at_layer=at_layer)
-        combined, columns = self.combine(arrived, rows)
-        record[rows] = torch.cat([torch.ones_like(columns[:, :1]), columns], 1).to(record)
-        return combined, record
 
     def _place(self) -> None:
         """Put the constants and the probes where the weights are, and have the fork combine, if it is this balancer's."""
         super()._place()
         probe = Probe((len(self.tasks), 1 + len(self._columns)), self.weights.dtype, self.weights.device)
         fork = cast(Fork, self._source)
-        self._combination = Combination(fork, self._token, self._combine_present, probe, at_layer=self._at_layer)
+        self._combination = Combination(fork, self._token, self.combine, probe, at_layer=self._at_layer)
         if fork.owner is self._token:
             fork.combine(self._combination)
 

@@ -12,8 +12,8 @@ from equipoise.arguments import described, number
 
 def adam(
     gradient: Tensor, state: Any, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: Tensor | float = 1e-8
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """One step: the change of every entry, and the moments after it (Kingma and Ba 2015, Adam, Algorithm 1).
+) -> tuple[Tensor, Any]:
+    """One step: the change of every entry, and the state after it (Kingma and Ba 2015, Adam, Algorithm 1).
 
     Args:
         gradient: The gradient ``(T,)``.
@@ -29,7 +29,8 @@ def adam(
     mean = state.adam_mean.lerp(gradient, 1 - decay)
     square = state.adam_square.lerp(gradient.square(), 1 - decay_square)
     root = (square / torch.rsub(torch.pow(decay_square, count), 1)).sqrt() + eps
-    return mean / ((torch.pow(decay, count) - 1) * root) * lr, (mean, square, count)
+    change = mean / ((torch.pow(decay, count) - 1) * root) * lr
+    return change, state._replace(adam_mean=mean, adam_square=square, adam_count=count)
 
 
 def check_betas(betas: Any) -> tuple[float, float]:

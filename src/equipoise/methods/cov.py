@@ -40,9 +40,8 @@ class CoV(Balancer):
         ValueError: A loss is not positive. On an accelerator only a task's first is refused; later the step is skipped.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. As in the
-        authors' code, 1e-8 is added to the variance, and a step's weights come from the losses before it. The code's
-        option of a decaying mean is left out.
+        The weights sum to T instead of 1. As in the authors' code, 1e-8 is added to the variance, and a step's weights
+        come from the losses before it. The code's option of a decaying mean is left out.
 
     Example:
         >>> balancer = CoV(("settled", "learning"))

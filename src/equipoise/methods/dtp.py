@@ -8,7 +8,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from equipoise.arguments import SMALLEST, known_tasks, number
+from equipoise.arguments import number, observed_by_task
 from equipoise.balancer import Balancer, Log, Step, Tasks
 
 
@@ -87,8 +87,7 @@ class DTP(Balancer):
         Raises:
             TypeError, ValueError: A task is unknown or missing, or an indicator is no number in [0, 1].
         """
-        known_tasks("observe: indicators", indicators, self.tasks)
-        given = [_indicator(task, indicators) for task in self.tasks]
+        given = observed_by_task("observe: indicators", indicators, self.tasks, "[0, 1]")
         here = torch.tensor([value is not None for value in given], device=self.weights.device)
         new, here = self._processes.mean_where(self.weights.new_tensor([value or 0.0 for value in given]), here)
         if self._frozen:
@@ -109,16 +108,3 @@ class DTP(Balancer):
     def _weights(self, indicators: Tensor, weights: Tensor) -> Tensor:
         bounded = indicators.clamp(self._floor, 1 - self._floor)
         return torch.where(indicators < 0, weights, -((1 - bounded) ** self._gamma) * bounded.log())
-
-
-def _indicator(task: str, indicators: Mapping[str, float | Tensor | None]) -> float | None:
-    """One task's indicator, checked."""
-    name = f"observe: indicators: task {task!r}"
-    if task not in indicators:
-        raise ValueError(f"{name} is missing; hand in None where there is no indicator")
-    value = indicators[task]
-    if isinstance(value, Tensor) and value.dim() == 0:
-        value = value.item()
-    if isinstance(value, float) and abs(value) < SMALLEST:
-        return 0.0  # as exp(-loss) of a large loss: below the floor in any case
-    return None if value is None else number(f"{name}: its value", value, "[0, 1]")

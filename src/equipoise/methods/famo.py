@@ -49,10 +49,9 @@ class FAMO(Balancer):
         ValueError: ``lr``, ``gamma`` or a loss is out of its range; see `GLS`.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. Every loss has
-        its minimum at 0 (the code lets it be given). The code clips the gradient of the shared parameters to norm 1;
-        that is left to the loop. A task that was absent is compared with its last loss. The default of gamma is that of
-        the authors' package; their experiments use 0 to 0.01.
+        The weights sum to T instead of 1. Every loss has its minimum at 0 (the code lets it be given). The code clips
+        the gradient of the shared parameters to norm 1; that is left to the loop. A task that was absent is compared
+        with its last loss. The default of gamma is that of the authors' package; their experiments use 0 to 0.01.
 
     Example:
         >>> balancer = FAMO(("a", "b"))
@@ -122,7 +121,7 @@ class FAMO(Balancer):
             last_losses = step.losses
         fall, z = before.log() - after.log(), step.among(known).softmax(state.logits)
         gradient = z * (fall - torch.dot(z, fall))
-        change, moments = adam(gradient + self._gamma * state.logits, state, lr=self._lr)
-        moved = State(state.logits + change, *moments, last_losses)
+        change, moved = adam(gradient + self._gamma * state.logits, state, lr=self._lr)
+        moved = moved._replace(logits=state.logits + change)
         kept = State(*(torch.where(known, new, old) for new, old in zip(moved, state, strict=True)))
         return step.weights, kept._replace(last_losses=last_losses), {}

@@ -22,7 +22,7 @@ def gradnorm_targets(norms: Tensor, ratios: Tensor, alpha: float, priors: Tensor
     :math:`\bar G` is the mean of the norms :math:`G_i`, and :math:`r_i` is the loss ratio :math:`\tilde L_i` over the
     mean of the loss ratios. A constant where ``L_grad`` is differentiated.
     """
-    wanted = (ratios / step.mean(ratios)) ** alpha
+    wanted = step.relative(ratios) ** alpha
     return step.mean(norms) * (wanted * priors if isinstance(priors, Tensor) else wanted)
 
 
@@ -89,14 +89,13 @@ class GradNorm(GradNormFamily):
     Args:
         fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
-        every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
         lr: Adam's learning rate for w: about the largest change of a weight in one step.
         betas: Adam's decay rates.
         priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1.
         floor: The smallest weight, between 0 and 1; Adam's steps would carry a small one past zero.
         cap: The largest weight; more than 1. ``None``: T, which no weight can pass. It stops the weight of a task that
             is stuck, which is raised without end (the paper's stated limitation).
-        start, accumulate, initial_losses, initial_steps: See `Balancer`.
+        every, start, accumulate, initial_losses, initial_steps: See `Balancer`.
         initial_weights: See `Balancer`; ``"balanced"`` is multiplied by the priors.
 
     Raises:
@@ -173,12 +172,12 @@ class GradNorm(GradNormFamily):
         if not (step.on_host and unit.item() > 0):
             unit = torch.where(unit > 0, unit, step.mean(step.norms))
         gradient = gradnorm_gradient(step.norms, gradient_norms, targets)
-        change, moments = adam(gradient, state, lr=self._lr, betas=self._betas, eps=1e-8 * unit + SMALLEST)
+        change, state = adam(gradient, state, lr=self._lr, betas=self._betas, eps=1e-8 * unit + SMALLEST)
         weights, bounded = renormalise(step.weights + change, step, self._floor, self._cap)
-        hits = state.floor_hits, state.cap_hits
+        at_floor, at_cap = state.floor_hits, state.cap_hits
         if bounded:
-            hits = hits[0] + (weights <= self._floor), hits[1] + (weights >= self._cap)
-        state = State(*moments, unit, *hits, state.observed_first, state.observed_last)
+            at_floor, at_cap = at_floor + (weights <= self._floor), at_cap + (weights >= self._cap)
         loss = partial(gradnorm_loss, gradient_norms, targets, step)
         log: Log = {"targets": targets, "training_rates": partial(self.rates, step, state), "gradnorm_loss": loss}
-        return weights, state, {**log, "floor_hits": state.floor_hits, "cap_hits": state.cap_hits}
+        state = state._replace(unit=unit, floor_hits=at_floor, cap_hits=at_cap)
+        return weights, state, {**log, "floor_hits": at_floor, "cap_hits": at_cap}

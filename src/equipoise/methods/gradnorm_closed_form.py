@@ -43,8 +43,8 @@ class GradNormClosedForm(GradNormFamily):
         decay: Of the running mean, in [0, 1): over about the last ``1 / (1 - decay)`` measured steps.
         compare_absent: The tasks come in turns, one or a few to a step: balance all that were seen so far, the absent
             ones by their running means. ``False``: an absent task keeps its weight, also one that is alone.
-        fork, alpha, every, initial_weights, priors: See `GradNorm`.
-        start, accumulate, initial_losses, initial_steps: See `Balancer`.
+        fork, alpha, priors, initial_weights: See `GradNorm`.
+        every, start, accumulate, initial_losses, initial_steps: See `Balancer`.
 
     Raises:
         TypeError, ValueError: As for `GradNorm`.
@@ -109,6 +109,6 @@ class GradNormClosedForm(GradNormFamily):
         factors = (smooth - smooth.amax()).exp()  # the largest is taken out, so that no factor overflows
         weights = step.as_if_present(balanced).in_proportion(self.priors * factors)
         targets = gradnorm_targets(step.weights * step.norms, ratios, self.alpha, self.priors, step)
-        state = State(mean, counts, state.observed_first, state.observed_last)
+        state = state._replace(pull_mean=mean, pull_count=counts)
         log: Log = {"targets": targets, "training_rates": partial(self.rates, step, state)}
         return torch.where(balanced, weights, step.weights), state, log

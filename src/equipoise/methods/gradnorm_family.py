@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from equipoise.arguments import ByTask, known_tasks, number, numbers_by_task
+from equipoise.arguments import ByTask, number, numbers_by_task, observed_by_task
 from equipoise.balancer import Balancer, Step
 from equipoise.engine import GradientSource
 
@@ -74,9 +74,12 @@ class GradNormFamily(Balancer, ABC):
         Raises:
             TypeError, ValueError: A task is unknown or missing; a loss is no number, negative, or the first and zero.
         """
-        known_tasks("observe: losses", losses, self.tasks)
-        seen = (self.observed_first > 0).tolist()
-        values = [_observed(task, losses, before) for task, before in zip(self.tasks, seen, strict=True)]
+        values = observed_by_task("observe: losses", losses, self.tasks, "[0, inf)")
+        for task, value, first in zip(self.tasks, values, self.observed_first.tolist(), strict=True):
+            if value == first == 0:
+                raise ValueError(
+                    f"observe: losses: task {task!r}: its first loss must be positive, to be divided by; found 0"
+                )
         here = torch.tensor([value is not None for value in values], device=self.weights.device)
         last, given = self._processes.mean_where(self.weights.new_tensor([value or 0.0 for value in values]), here)
         self.observed_first.copy_(torch.where(given & (self.observed_first == 0), last, self.observed_first))
@@ -94,24 +97,9 @@ class GradNormFamily(Balancer, ABC):
 
     def rates(self, step: Step, state: Any) -> Tensor:
         """The training rates for the log ``(T,)``."""
-        ratios = self.ratios(step, state)
-        return ratios / step.mean(ratios)
+        return step.relative(self.ratios(step, state))
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore it."""
         super().set_extra_state(state)
         self._observing = bool((self.observed_first > 0).any())
-
-
-def _observed(task: str, losses: Mapping[str, float | Tensor | None], seen: bool) -> float | None:
-    """One task's loss, checked."""
-    if task not in losses:
-        raise ValueError(f"observe: the loss of task {task!r} is missing; hand in None if there is none this time")
-    loss = losses[task]
-    if loss is None:
-        return None
-    loss = loss.item() if isinstance(loss, Tensor) and loss.dim() == 0 else loss
-    value = number(f"observe: task {task!r}: a loss", loss, "[0, inf)")
-    if not seen and value == 0:
-        raise ValueError(f"observe: task {task!r}: its first loss must be positive, since losses are divided by it")
-    return value

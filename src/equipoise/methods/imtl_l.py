@@ -76,6 +76,6 @@ class IMTLL(Balancer):
 
     def update(self, step: Step, state: State) -> tuple[Tensor, State, Log]:
         r"""One step of Adam along the derivative of :math:`e^{s_i} L_i - s_i` by :math:`s_i`."""
-        change, moments = adam(state.scales.exp() * step.losses - 1, state, lr=self._lr)
+        change, state = adam(state.scales.exp() * step.losses - 1, state, lr=self._lr)
         scales = state.scales + change
-        return scales.exp(), State(scales, *moments), {}
+        return scales.exp(), state._replace(scales=scales), {}

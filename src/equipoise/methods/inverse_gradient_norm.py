@@ -31,8 +31,7 @@ class InverseGradientNorm(Balancer):
             ``PerLoss(network, tasks)``.
         momentum: How much of the weights remains at each update, a, in [0, 1).
         initial_weights: See `Balancer`; ``"balanced"``: where the method is at rest but for a common factor.
-        every: Measured, and the weights moved, at each ``every``-th step; the other steps cost nothing.
-        start, accumulate: See `Balancer`.
+        every, start, accumulate: See `Balancer`.
 
     Raises:
         TypeError, ValueError: ``fork`` is none of these, or a setting is of another type or out of its range.

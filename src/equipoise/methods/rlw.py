@@ -30,7 +30,7 @@ class RLW(Balancer):
         TypeError, ValueError: ``seed`` is not an integer, or is negative.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. They are drawn
+        The weights sum to T instead of 1. They are drawn
         for absent tasks too, and go to the tasks in the alphabetical order of their names.
 
     Example:

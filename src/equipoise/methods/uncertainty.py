@@ -122,9 +122,9 @@ class Uncertainty(Balancer):
         r"""One step of Adam along the derivative of :math:`w_i(s_i) L_i + s_i / 2` by :math:`s_i`."""
         log_variances = self._started(step, state)
         gradient = 0.5 - uncertainty_weights(log_variances, self.halves) * step.losses
-        change, moments = adam(gradient, state, lr=self._lr)
+        change, state = adam(gradient, state, lr=self._lr)
         log_variances = log_variances + change
-        return self._weights(log_variances, step), State(log_variances, *moments), {}
+        return self._weights(log_variances, step), state._replace(log_variances=log_variances), {}
 
     @property
     def halves(self) -> Tensor | float:

@@ -29,8 +29,7 @@ class UWSO(Balancer):
         ValueError: ``temperature`` or a loss is not positive. On an accelerator a loss after a task's first is skipped.
 
     Differs from the paper:
-        The weights sum to T instead of 1, which keeps the effective learning rate that of equal weights. The paper
-        tunes the temperature for every problem; 1 is no recommendation.
+        The weights sum to T instead of 1. The paper tunes the temperature for every problem; 1 is no recommendation.
 
     Example:
         >>> import torch
