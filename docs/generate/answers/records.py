@@ -18,9 +18,11 @@ from equipoise.lab.results.selection import diverged_at, last, selected
 from equipoise.lab.runs.methods import Method
 from equipoise.lab.runs.source import load_problem, problem_class, source_of
 from equipoise.lab.runs.train import run, specify
-from equipoise.lab.runs.vectorized.run import run_together, together
+from equipoise.lab.runs.vectorized.run import run_together
 from equipoise.lab.store.codec import read, run_key, write
+from equipoise.lab.store.job import Job
 from equipoise.lab.store.store import Store
+from equipoise.lab.store.together import sets_of
 from equipoise.lab.studies.run import Result, asked_together, replay_study
 from equipoise.lab.studies.source import load_study
 from equipoise.lab.studies.study import Study
@@ -172,14 +174,13 @@ def train_again(record: Record, name: str) -> Record:
 def _train_together(record: Record, name: str, source: str) -> Record:
     cls, wanted = problem_class(source), run_key(replace(record.spec, code=""))
     for asked in asked_together(study(name), records(name)):
-        keys = [run_key(replace(spec, code="")) for _, spec in asked]
-        if wanted in keys:
-            ours = asked[keys.index(wanted)][1]
-            some = [spec for _, spec in asked if spec.vectorized and together(cls, spec) == together(cls, ours)]
-            found = run_together(
-                [cls(**spec.problem_settings) for spec in some], some, threads=record.environment["threads"]
-            )
-            return found[some.index(ours)]
+        jobs = [Job(source, spec, FOLDER) for _, spec in asked if spec.vectorized]
+        for some in sets_of(jobs, processes=1):
+            keys = [run_key(replace(job.spec, code="")) for job in some]
+            if wanted in keys:
+                problems = [cls(**job.spec.problem_settings) for job in some]
+                found = run_together(problems, [job.spec for job in some], threads=record.environment["threads"])
+                return found[keys.index(wanted)]
     raise ValueError(f"{name}: its study does not ask for the run {key(record)}")
 
 
