@@ -10,7 +10,6 @@ from torch import Tensor
 
 from equipoise.arguments import numbers_by_task, one_of
 from equipoise.balancer.losses import Losses
-from equipoise.balancer.masking import reads_without_sync
 from equipoise.engine import GradientSource
 
 if TYPE_CHECKING:
@@ -106,22 +105,25 @@ def check_values(balancer: Balancer, given: Losses) -> None:
     """Refuse losses that have no meaning for the method; on an accelerator that would wait for the device."""
     if not (balancer.positive_losses or balancer.compares_losses) or not reads_without_sync(given.values):
         return
-    if given.present is None and given.values.detach().min().item() > 0:
+    values = given.values.tolist()
+    if not outside_domain(balancer, min(values)):
         return
-    some = given.present is None or any(given.present)
-    values = [*zip(balancer.tasks, given.values.tolist(), given.present or (True,) * len(balancer.tasks), strict=True)]
-    task, least = min(((t, v) for t, v, here in values if here or not some), key=lambda pair: pair[1])
-    if balancer.positive_losses and some and least <= 0:
-        raise ValueError(f"task {task!r}: {type(balancer).__name__} needs positive losses; found {least}")
-    if least < 0:
+    for task, value, here in zip(balancer.tasks, values, given.present or (True,) * len(values), strict=True):
+        if not (here and outside_domain(balancer, value)):
+            continue
+        if balancer.positive_losses:
+            raise ValueError(f"task {task!r}: {type(balancer).__name__} needs positive losses; found {value}")
         raise ValueError(
             f"task {task!r}: a loss must not be negative with alpha > 0, since a ratio of losses then has no meaning; "
-            f"found {least}. alpha=0 needs no ratios"
+            f"found {value}. alpha=0 needs no ratios"
         )
 
 
-def in_domain(balancer: Balancer, losses: Tensor) -> Tensor | bool:
-    """Whether the losses are such as the method has a meaning for; on the host that was checked in the forward pass."""
-    if balancer.positive_losses:
-        return (losses > 0).all()
-    return (losses >= 0).all() if balancer.compares_losses else True
+def outside_domain(balancer: Balancer, loss: Any) -> Any:
+    """Whether the method, which has a domain, has no meaning for a loss: a number, or each of some in a tensor."""
+    return loss <= 0 if balancer.positive_losses else loss < 0
+
+
+def reads_without_sync(tensor: Tensor) -> bool:
+    """Whether the host reads a value of ``tensor`` without waiting for a device."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -46,9 +46,9 @@ class Driver(Inspection):
     """Whether the method divides by ``L_i(0)``, which must be positive then."""
     compares_losses: bool = False
     """Whether the method takes ratios of losses, which must not be negative then."""
+    _plan = Plan(False, False, False)
     _source: GradientSource | None
     _processes: Processes
-    _plan: Plan
     _token: object
     _every: int | None
     _start: int
@@ -103,7 +103,7 @@ class Driver(Inspection):
         if source is not None and measured is not None:
             norms = source.norms(measured, number)
             source.clear()
-        self._log.update(advance(self._method, Note(*note.unbind()), norms, skip, number == 1 and bool(now.everyone)))
+        advance(self._method, Note(*note.unbind()), norms, skip, number == 1 and bool(now.everyone))
 
     def _weights_for(self, given: Losses, *, alone: bool = False) -> Tensor:
         """The weights for these losses; ``alone`` without asking the other processes."""
@@ -115,7 +115,7 @@ class Driver(Inspection):
         if not alone and self._processes.number > 1:
             losses, here = self._processes.mean_where(losses, here)
             everyone = False
-        step = step_of(method, losses, weights, None, None if everyone else here, number=0, on_host=False)
+        step = step_of(method, losses, weights, None, None if everyone else here, 0, False)
         found = method.weigh(step, self.state)
         return found if everyone else torch.where(here, found, weights)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.balancer.first_step import FirstStep
-from equipoise.balancer.progress import Progress
 from equipoise.balancer.total_loss import NOTE_ROWS
 from equipoise.engine.probe import Probe
 
@@ -24,6 +25,29 @@ differently."""
 
 class NoState(NamedTuple):
     """The state of a method that keeps none."""
+
+
+@dataclass
+class Progress:
+    """How far training and the step at hand have come, on the host.
+
+    Attributes:
+        steps: The steps so far.
+        passes: The backward passes of this step that have gone through the total loss.
+        weighed: Whether losses have been weighed in this step that is no more than a weighted sum.
+        present: Which tasks had a loss in the last forward pass; None: all.
+        everyone: Whether all tasks had one in each forward pass; None where there was none, or only compiled ones.
+    """
+
+    steps: int = 0
+    passes: int = 0
+    weighed: bool = False
+    present: tuple[bool, ...] | None = None
+    everyone: bool | None = None
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self.passes, self.weighed, self.present, self.everyone = 0, False, None, None
 
 
 class SavedState(nn.Module):
@@ -48,6 +72,8 @@ class SavedState(nn.Module):
     weight_sums: Tensor
     weight_counts: Tensor
     init_state: Callable[[Tensor], tuple[Tensor, Any]]
+    _passed: Callable[[], None]
+    _plan_next_step: Callable[[], None]
     _given_losses: list[float] | None
     _given_weights: list[float] | str | None
     _initial_steps: int
@@ -59,20 +85,19 @@ class SavedState(nn.Module):
 
     def reset_parameters(self) -> None:
         """Begin anew: weights, state and counters as they were before the first step, as after meta initialisation."""
-        ones = torch.ones(len(self.tasks), dtype=self._precision, device=self.weights.device)
+        ones = torch.ones_like(self.weights)
         counts = torch.zeros_like(ones, dtype=torch.int64)
         given, weights = self._given_losses, self._given_weights
-        start = ones if weights is None or isinstance(weights, str) else ones.new_tensor(weights) / self._mean(weights)
+        start = ones if weights is None or isinstance(weights, str) else ones.new_tensor(weights) / fmean(weights)
         self._set_state(*self.init_state(start))
-        initial = torch.full_like(ones, float("nan")) if given is None else ones.new_tensor(given)
-        self._set("initial_losses", initial)
+        self._set("initial_losses", torch.full_like(ones, torch.nan) if given is None else ones.new_tensor(given))
         self._set("initial_seen", counts if given is None else torch.full_like(counts, self._initial_steps))
         self._set("skipped_steps", counts.new_zeros(()))
         self._set("weight_sums", torch.zeros_like(ones, dtype=torch.float64 if ones.device.type != "mps" else None))
         self._set("weight_counts", counts.clone())
         self._now, self._frozen, self._settled = Progress(), False, given is not None
         self._first = FirstStep(balances=weights == "balanced")
-        self._log: dict[str, Tensor | Callable[[], Tensor]] = {}
+        self._log: dict[str, tuple[Tensor | Callable[[], Tensor], Tensor | None]] = {}  # and which tasks were present
         self._place()
 
     def get_extra_state(self) -> Tensor:
@@ -89,7 +114,6 @@ class SavedState(nn.Module):
 
     def _make_state(self, precision: torch.dtype, device: torch.device | None) -> None:
         """Decide precision and device; ``reset_parameters`` makes the rest."""
-        self._precision = precision
         self._hooked: OrderedDict[int, torch.optim.Optimizer] = OrderedDict()  # those that step it, by hook
         self.register_buffer("weights", torch.ones(len(self.tasks), dtype=precision, device=device))
 
@@ -112,9 +136,14 @@ class SavedState(nn.Module):
         self._probe = Probe((NOTE_ROWS, len(self.tasks)), self.weights.dtype, self.weights.device, self._passed)
         self._plan_next_step()
 
-    @staticmethod
-    def _mean(values: list[float]) -> float:
-        return sum(values) / len(values)
+    def _logged(self) -> dict[str, Tensor]:
+        """What steps have left for the log: NaN for a task that was absent, but for its weight."""
+        found = {}
+        for name, (value, present) in self._log.items():
+            tensor = value() if callable(value) else value
+            by_task = tensor.dim() == 1 and tensor.is_floating_point() and name != "weights"
+            found[name] = tensor if present is None or not by_task else tensor.masked_fill(~present, torch.nan)
+        return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SavedState:
         """Follow the network to another device, and to another precision as long as it is not below float32."""
@@ -128,7 +157,6 @@ class SavedState(nn.Module):
             return tensor.to(moved.device) if coarse else moved
 
         super()._apply(at_least_single, recurse)
-        self._precision = self.weights.dtype
         self._place()
         return self
 
@@ -141,15 +169,9 @@ class SavedState(nn.Module):
                 raise ValueError(f"the saved balancer has the tasks {tasks}; wanted {self.tasks}, in this order")
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def _passed(self) -> None:
-        raise NotImplementedError
-
-    def _plan_next_step(self) -> None:
-        raise NotImplementedError
-
     def __getstate__(self) -> dict[str, Any]:
         """The log and what a backward pass has left belong to the step at hand, and do not travel."""
-        log = {name: value() if callable(value) else value for name, value in self._log.items()}
+        log = {name: (value, None) for name, value in self._logged().items()}
         return {**self.__dict__, "_probe": None, "_log": log, "_hooked": OrderedDict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
