@@ -56,18 +56,34 @@ def advance(balancer: Balancer, note: Note, norms: Tensor | None, skip: bool, ev
                 new[name] = now if here is None or now.shape[-1:] != here.shape else torch.where(here, now, was)
         new["weights"] = moved if here is None or balancer.moves_absent else torch.where(here, moved, balancer.weights)
         needed += [value for value in new.values() if value.is_floating_point()]
-    usable = _all_finite(needed, on_host)
-    if not on_host and (balancer.positive_losses or balancer.compares_losses):
-        usable = usable & ~outside_domain(balancer, step.losses).any()
     if not balancer._settled:
         first = balancer.initial_seen < balancer._initial_steps
         first = first if here is None else first & here
         new["initial_losses"] = torch.where(first, step.initial_losses, balancer.initial_losses)
         new["initial_seen"] = balancer.initial_seen + first
-    _keep(balancer, new, weights, here, usable, skip)
-    shown: Log = {"losses": step.losses, "weights": weights, "training_rates": step.training_rates}
-    norms_shown: Log = {} if step.norms is None else {"gradient_norms": partial(torch.mul, weights, step.norms)}
-    balancer._log |= {name: (value, here) for name, value in {**shown, **norms_shown, **log}.items()}
+    shown: dict[str, Any] = {"losses": step.losses, "weights": weights, "training_rates": step.training_rates}
+    if step.norms is not None:
+        shown["gradient_norms"] = partial(torch.mul, weights, step.norms)
+    balancer._log |= {name: (value, here) for name, value in {**shown, **log}.items()}
+    buffers: list[Any] = [balancer._buffers[name] for name in new]
+    values, usable = [*new.values()], _all_finite(needed, on_host)
+    if isinstance(usable, Tensor):  # on a device, which nothing here waits for
+        if balancer.positive_losses or balancer.compares_losses:
+            usable = usable & ~outside_domain(balancer, step.losses).any()
+        some = torch.ones_like(usable) if here is None else here.any()
+        usable = usable & (not skip)
+        balancer.skipped_steps.add_(some & ~usable)
+        usable = usable & some
+        values = [torch.where(usable, now, was) for now, was in zip(values, buffers, strict=True)]
+        here = usable.expand(len(weights)) if here is None else usable & here
+    elif skip or not usable:
+        balancer.skipped_steps.add_(1)
+        return
+    if values:
+        torch._foreach_copy_(buffers, values)
+    if balancer._plan.move:
+        balancer.weight_sums.add_(weights if here is None else torch.where(here, weights, 0.0))
+        balancer.weight_counts.add_(1 if here is None else here)
 
 
 def step_of(
@@ -92,29 +108,5 @@ def step_of(
 
 
 def _all_finite(values: Sequence[Tensor], on_host: bool) -> Tensor | bool:
-    if on_host:
-        return all(all(map(isfinite, value.reshape(-1).tolist())) for value in values)
-    return torch.isfinite(torch.cat([value.reshape(-1) for value in values])).all()
-
-
-def _keep(
-    balancer: Balancer, new: dict[str, Tensor], weights: Tensor, here: Tensor | None, usable: Tensor | bool, skip: bool
-) -> None:
-    """Write the new state to the buffers, where the step is usable; ``here`` is None where all tasks are present."""
-    buffers: list[Any] = [balancer._buffers[name] for name in new]
-    values = [*new.values()]
-    if isinstance(usable, Tensor):
-        some = torch.ones_like(usable) if here is None else here.any()
-        usable = usable & (not skip)
-        balancer.skipped_steps.add_(some & ~usable)
-        usable = usable & some
-        values = [torch.where(usable, now, was) for now, was in zip(values, buffers, strict=True)]
-        here = usable.expand(len(weights)) if here is None else usable & here
-    elif skip or not usable:
-        balancer.skipped_steps.add_(1)
-        return
-    if values:
-        torch._foreach_copy_(buffers, values)
-    if balancer._plan.move:
-        balancer.weight_sums.add_(weights if here is None else torch.where(here, weights, 0.0))
-        balancer.weight_counts.add_(1 if here is None else here)
+    joined = torch.cat([value if value.dim() == 1 else value.reshape(-1) for value in values])
+    return all(map(isfinite, joined.tolist())) if on_host else torch.isfinite(joined).all()

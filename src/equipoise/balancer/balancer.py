@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.arguments import count, described, flag, numbers_by_task, task_names
-from equipoise.balancer.checks import check_initial_weights, check_values
+from equipoise.arguments import count, described, flag, numbers_by_task, one_of, task_names
+from equipoise.balancer.checks import check_values
 from equipoise.balancer.controls import Controls
 from equipoise.balancer.labels import fractions_of
 from equipoise.balancer.losses import parse
@@ -87,7 +87,13 @@ class Balancer(Controls, ABC):
         self._given_losses: list[float] | None = None
         if initial_losses is not None:
             self._given_losses = numbers_by_task("initial_losses", initial_losses, self.tasks)
-        self._given_weights = check_initial_weights(initial_weights, source, every, self.tasks)
+        self._given_weights: list[float] | str | None = None
+        if isinstance(initial_weights, str):
+            self._given_weights = one_of("initial_weights", initial_weights, ("balanced",))
+            if every is None:
+                raise ValueError("initial_weights='balanced' needs gradients: a fork, and every=1 or more; found none")
+        elif initial_weights is not None:
+            self._given_weights = numbers_by_task("initial_weights", initial_weights, self.tasks)
         object.__setattr__(self, "_source", source)  # not a submodule: the fork's parameters are the network's
         self._token = object()
         self._processes = Processes()
@@ -173,9 +179,8 @@ class Balancer(Controls, ABC):
                 self._noted_step(skip, number)
             elif skip:
                 self.skipped_steps.add_(1)
-        self._probe.clear()
         self._now.steps += 1
-        self._now.begin()
+        self.zero_grad()
         self._plan_next_step()
         if self._kept is not None:
             self._kept.append(self.log())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import numbers_by_task, one_of
 from equipoise.balancer.losses import Losses
 from equipoise.engine import GradientSource
 
@@ -41,15 +39,6 @@ def check_passes(balancer: Balancer) -> None:
         )
 
 
-def check_note(balancer: Balancer) -> None:
-    """Refuse a step without a backward pass; where there are several processes, another may have had one."""
-    if balancer._probe.numbers is None:
-        raise RuntimeError(
-            "balancer.step() comes after backward() on the balancer's total loss, taken in training mode; found no "
-            "backward pass, or one for other gradients alone (inputs=...)"
-        )
-
-
 def keep_gradients(balancer: Balancer, source: GradientSource) -> None:
     """Have gradients kept from now on, for the processes have met since the last step."""
     if source.passes:
@@ -60,31 +49,14 @@ def keep_gradients(balancer: Balancer, source: GradientSource) -> None:
     source.plan(True, gradients=False, processes=balancer._processes)
 
 
-def check_initial_weights(given: Any, source: GradientSource | None, every: int | None, tasks: Sequence[str]) -> Any:
-    """``initial_weights`` in task order, or ``"balanced"`` or None.
-
-    Raises:
-        TypeError, ValueError: They are not given as they must be, or are to be balanced where no gradients are measured.
-    """
-    if given is None:
-        return None
-    if isinstance(given, str):
-        one_of("initial_weights", given, ("balanced",))
-        if source is None or every is None:
-            raise ValueError("initial_weights='balanced' needs gradients: a fork, and every=1 or more; found none")
-        return given
-    return numbers_by_task("initial_weights", given, tasks)
-
-
 def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
     """Refuse a step whose measurement is not of the total loss alone, or not of all its tasks."""
-    if balancer._now.present is None and source.passes == balancer._now.passes and source.each_arrived_once():
+    passes, present = balancer._now.passes, balancer._now.present
+    if present is None and source.passes == passes and source.each_arrived_once():
         return
-    present = balancer._now.present or (True,) * len(balancer.tasks)
-    if source.passes > balancer._now.passes:
+    if source.passes > passes:
         raise RuntimeError(
-            f"the fork has seen {source.passes} backward passes since the last step, of which {balancer._now.passes} "
-            "came from the "
+            f"the fork has seen {source.passes} backward passes since the last step, of which {passes} came from the "
             "balancer's total loss: differentiate other losses before balancer(losses), or in a forward pass of their own "
             "in eval() or from Fork(..., others=('name',))"
         )
@@ -93,6 +65,7 @@ def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
             f"task {repeated[0]!r}: its gradient has arrived at several calls of the fork, whose norms do not add up: where a "
             f"step calls the fork several times, {type(balancer).__name__}(..., accumulate=True) keeps gradients, which do"
         )
+    present = present or (True,) * len(balancer.tasks)
     missing = [] if torch.compiler.is_compiling() else source.not_arrived(present)
     if missing:
         raise RuntimeError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.balancer.advance import advance, step_of
-from equipoise.balancer.checks import check_arrivals, check_note, check_passes, check_source, keep_gradients
+from equipoise.balancer.checks import check_arrivals, check_passes, check_source, keep_gradients
 from equipoise.balancer.inspection import Inspection
 from equipoise.balancer.losses import Losses
 from equipoise.balancer.total_loss import Note
@@ -83,9 +83,12 @@ class Driver(Inspection):
     def _noted_step(self, skip: bool, number: int) -> None:
         """Read the backward passes of this step, on ``number`` processes, and have the method move."""
         now, source = self._now, self._source if self._plan.measure else None
-        if number == 1:
-            check_note(self._method)
         note = self._probe.numbers
+        if note is None and number == 1:  # of several processes, another may have had one
+            raise RuntimeError(
+                "balancer.step() comes after backward() on the balancer's total loss, taken in training mode; found no "
+                "backward pass, or one for other gradients alone (inputs=...)"
+            )
         if source is not None:
             if note is not None and not skip:
                 check_arrivals(self._method, source)
@@ -93,16 +96,13 @@ class Driver(Inspection):
                     self._first.finish(note, source, self.tasks)
             if number > 1 and not (source.keep_gradients or source.at_features):
                 keep_gradients(self._method, source)
-        note = torch.zeros_like(self._probe.leaf) if note is None else note.detach() if note.requires_grad else note
+        note = torch.zeros_like(self._probe.leaf) if note is None else note.detach()
         measured = None if source is None else source.measured()
         if number > 1:
             self._processes.agree(self.tasks)
             note, *rest = self._processes.mean(note, *([] if measured is None else [measured]))
             measured = next(iter(rest), None)
-        norms = None
-        if source is not None and measured is not None:
-            norms = source.norms(measured, number)
-            source.clear()
+        norms = None if source is None or measured is None else source.norms(measured, number)
         advance(self._method, Note(*note.unbind()), norms, skip, number == 1 and bool(now.everyone))
 
     def _weights_for(self, given: Losses, *, alone: bool = False) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from equipoise.balancer.state import SavedState
 
 class Inspection(SavedState):
     """The part of a balancer that is read and that moves nothing."""
-
-    _kept: deque[dict[str, Tensor]] | None = None
 
     def averaged(self) -> dict[str, float]:
         r"""The weights averaged over training, to train again with constant ones: ``Static(tasks, balancer.averaged())``.
@@ -80,12 +78,6 @@ class Inspection(SavedState):
         """
         return [numbers(log, self.tasks) for log in self._kept or ()]
 
-    def reset_parameters(self) -> None:
-        """Begin anew: weights, state and counters as they were before the first step, as after meta initialisation."""
-        super().reset_parameters()
-        if self._kept is not None:
-            self._kept.clear()
-
     def extra_repr(self) -> str:
         """The settings and the weights."""
         values = [] if self.weights.is_meta else self.weights.tolist()
@@ -103,13 +95,6 @@ class Inspection(SavedState):
         names = [name for name in inspect.signature(type(self)).parameters if name not in ("tasks", "fork")]
         kept = {name: getattr(self, f"_{name}", getattr(self, name, None)) for name in names}
         return {name: value for name, value in kept.items() if value is not None and not isinstance(value, Tensor)}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Inspection:
-        """Have the steps so far on the host, where they can be read wherever the balancer goes."""
-        super()._apply(fn, recurse)
-        for log in self._kept or ():
-            log.update({name: value.cpu() for name, value in log.items()})
-        return self
 
 
 def numbers(log: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, float]:

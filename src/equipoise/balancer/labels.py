@@ -70,13 +70,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor | None:
 
 
 def fractions_of(fractions: Any, losses: Losses, tasks: Sequence[str]) -> Tensor:
-    """The label fractions ``(T,)``; 0 for an absent task.
-
-    Raises:
-        TypeError: They are not given by name, or one is not a number.
-        ValueError: A task is unknown, one with a loss has no fraction that is positive and finite, or one without has another
-            fraction than 0.
-    """
+    """The label fractions ``(T,)``: positive for a task with a loss, 0 for one without; anything else is refused by name."""
     known_tasks("label_fractions", fractions, tasks)
     present = losses.present or (True,) * len(tasks)
     found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
@@ -77,6 +77,7 @@ class SavedState(nn.Module):
     _given_losses: list[float] | None
     _given_weights: list[float] | str | None
     _initial_steps: int
+    _kept: deque[dict[str, Tensor]] | None = None
 
     @property
     def state(self) -> Any:
@@ -90,14 +91,18 @@ class SavedState(nn.Module):
         given, weights = self._given_losses, self._given_weights
         start = ones if weights is None or isinstance(weights, str) else ones.new_tensor(weights) / fmean(weights)
         self._set_state(*self.init_state(start))
-        self._set("initial_losses", torch.full_like(ones, torch.nan) if given is None else ones.new_tensor(given))
-        self._set("initial_seen", counts if given is None else torch.full_like(counts, self._initial_steps))
-        self._set("skipped_steps", counts.new_zeros(()))
-        self._set("weight_sums", torch.zeros_like(ones, dtype=torch.float64 if ones.device.type != "mps" else None))
-        self._set("weight_counts", counts.clone())
+        self._set(
+            initial_losses=torch.full_like(ones, torch.nan) if given is None else ones.new_tensor(given),
+            initial_seen=counts if given is None else torch.full_like(counts, self._initial_steps),
+            skipped_steps=counts.new_zeros(()),
+            weight_sums=torch.zeros_like(ones, dtype=torch.float64 if ones.device.type != "mps" else None),
+            weight_counts=counts,
+        )
         self._now, self._frozen, self._settled = Progress(), False, given is not None
         self._first = FirstStep(balances=weights == "balanced")
         self._log: dict[str, tuple[Tensor | Callable[[], Tensor], Tensor | None]] = {}  # and which tasks were present
+        if self._kept is not None:
+            self._kept.clear()
         self._place()
 
     def get_extra_state(self) -> Tensor:
@@ -119,11 +124,11 @@ class SavedState(nn.Module):
 
     def _set_state(self, weights: Tensor, state: Any) -> None:
         self.state_type = type(state)
-        for name, value in {"weights": weights, **state._asdict()}.items():
-            self._set(name, value)
+        self._set(weights=weights, **state._asdict())
 
-    def _set(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value.clone())
+    def _set(self, **buffers: Tensor) -> None:
+        for name, value in buffers.items():
+            self.register_buffer(name, value.clone())
 
     def _place(self) -> None:
         """Have what is no state where the weights are: constants, and the probe of the total loss."""
@@ -140,7 +145,7 @@ class SavedState(nn.Module):
         """What steps have left for the log: NaN for a task that was absent, but for its weight."""
         found = {}
         for name, (value, present) in self._log.items():
-            tensor = value() if callable(value) else value
+            tensor = value() if callable(value) else value.clone()  # a buffer, perhaps
             by_task = tensor.dim() == 1 and tensor.is_floating_point() and name != "weights"
             found[name] = tensor if present is None or not by_task else tensor.masked_fill(~present, torch.nan)
         return found
@@ -157,6 +162,8 @@ class SavedState(nn.Module):
             return tensor.to(moved.device) if coarse else moved
 
         super()._apply(at_least_single, recurse)
+        for log in self._kept or ():  # to the host, where it can be read wherever the balancer goes
+            log.update({name: value.cpu() for name, value in log.items()})
         self._place()
         return self
 
@@ -181,15 +188,9 @@ class SavedState(nn.Module):
 
 
 def initial_losses_after(initial: Tensor, seen: Tensor, losses: Tensor, steps: int) -> Tensor:
-    """``L_i(0)`` as the mean of a task's first ``steps`` losses, kept up step by step.
+    """``L_i(0)`` ``(T,)`` as the mean of a task's first ``steps`` losses, of which ``seen`` came before these ``losses``.
 
     A task's losses count from its own first appearance on, so a task that starts late starts from its own first loss.
-
-    Args:
-        initial: The mean so far ``(T,)``; NaN for a task not yet seen.
-        seen: How many losses it is the mean of ``(T,)``.
-        losses: This step's losses ``(T,)``.
-        steps: How many losses the mean takes; after that it stays.
     """
     mean = (initial.nan_to_num(0.0) * seen + losses) / (seen + 1)
     return torch.where(seen < steps, mean, initial)

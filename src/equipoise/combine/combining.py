@@ -92,7 +92,6 @@ class CombiningBalancer(Balancer, ABC):
         self._means = tuple(torch.where(here, column / torch.where(here, seen, 1.0), 0.0) for column in columns)
         self._log |= {name: (mean, here) for name, mean in zip(self._columns, self._means, strict=True)}
         super().step(skip=skip)
-        self._combination.clear()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step. See `Balancer.zero_grad`."""
