@@ -34,7 +34,7 @@ def advance(balancer: Balancer, note: Note, norms: Tensor | None, skip: bool, ev
     if here is not None and on_host:
         if not here.any():
             names = ["losses", "weights", "training_rates"] + ["gradient_norms"] * (norms is not None)
-            balancer._log |= dict.fromkeys(names, (weights.clone(), here))
+            balancer._log.update(dict.fromkeys(names, (weights.clone(), here)))
             return
         here = None if here.all() else here
     losses = note.losses / (note.present if here is None else torch.where(here, note.present, 1.0))
@@ -64,7 +64,7 @@ def advance(balancer: Balancer, note: Note, norms: Tensor | None, skip: bool, ev
     shown: dict[str, Any] = {"losses": step.losses, "weights": weights, "training_rates": step.training_rates}
     if step.norms is not None:
         shown["gradient_norms"] = partial(torch.mul, weights, step.norms)
-    balancer._log |= {name: (value, here) for name, value in {**shown, **log}.items()}
+    balancer._log.update({name: (value, here) for name, value in {**shown, **log}.items()})
     buffers: list[Any] = [balancer._buffers[name] for name in new]
     values, usable = [*new.values()], _all_finite(needed, on_host)
     if isinstance(usable, Tensor):  # on a device, which nothing here waits for
