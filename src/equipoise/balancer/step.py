@@ -61,7 +61,6 @@ class Step(NamedTuple):
         """
         return self.relative(self.losses / self.initial_losses)
 
-
     def among(self, known: Tensor) -> Step:
         """The same step among the tasks that are present and ``known`` ``(T,)``, bool: the others keep their weights."""
         return self.as_if_present(known & (self.uniform > 0))
