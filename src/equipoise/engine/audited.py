@@ -57,7 +57,7 @@ class Audited:
 
     def arrived(self, call: ForkCall, tasks: Iterable[int], gradients: Sequence[Tensor | None]) -> None:
         """Told by a node: the gradients of these of its tasks have arrived, among those of all its aliases."""
-        self.count_arrivals(call.probe, [call.first + i for i in tasks])
+        self.count_arrivals(call.first, [call.first + i for i in tasks])
         if not self.auditing:
             return
         size = len(gradients) // (call.tasks + call.others)

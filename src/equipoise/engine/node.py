@@ -29,8 +29,7 @@ class ForkCall(NamedTuple):
     Attributes:
         rule: How a gradient at W follows from one at the features.
         gradients: Whether the probe gets the gradients at W, and not their squared norms.
-        probe: The number of its probe among those of the source.
-        first: The number of the first task here.
+        first: The number of the first task here, and of the probe.
         tasks: How many tasks are measured.
         others: How many further aliases are handed out that belong to no task.
         kept: How many tensors are kept for the rule.
@@ -39,7 +38,6 @@ class ForkCall(NamedTuple):
 
     rule: LayerRule
     gradients: bool
-    probe: int
     first: int
     tasks: int
     others: int

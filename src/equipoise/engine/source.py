@@ -155,15 +155,7 @@ class GradientSource(Audited, ABC):
         return self.training and torch.is_grad_enabled() and not in_transform() and not exporting()
 
     def _fan_out(
-        self,
-        rule: LayerRule,
-        inputs: Any,
-        features: list[Tensor],
-        *,
-        probe: int = 0,
-        first: int = 0,
-        tasks: int = 1,
-        others: int = 0,
+        self, rule: LayerRule, inputs: Any, features: list[Tensor], *, first: int = 0, tasks: int = 1, others: int = 0
     ) -> Sequence[Tensor]:
         """Aliases of the features, task after task, measured by ``rule``."""
         compiling, gradients = torch.compiler.is_compiling(), self.has_gradients
@@ -172,8 +164,8 @@ class GradientSource(Audited, ABC):
             self.last_node[:] = [torch.autograd._get_sequence_nr()]  # type: ignore[attr-defined]
             if self.joins != ddp_joins():
                 self.joins = not self.joins
-        call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), None if compiling else self)
-        aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[probe].leaf, *kept, *features)
+        call = ForkCall(rule, gradients, first, tasks, others, len(kept), None if compiling else self)
+        aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[first].leaf, *kept, *features)
         return aliases if compiling or not self.auditing else self._kept_for_audit(call, aliases, features)
 
     def _rows(self) -> list[int]:
