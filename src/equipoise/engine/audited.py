@@ -19,13 +19,13 @@ class AuditedCall:
     """A forward pass that is kept for the audit, until the next one after its backward pass.
 
     Attributes:
-        call: The call of the fork; None where gradients are combined.
+        call: The call of the fork.
         aliases: The aliases of each of its tasks, by the task's number.
         features: The features.
         arrived: Whether a backward pass has come through.
     """
 
-    call: ForkCall | None
+    call: ForkCall
     aliases: Mapping[int, Sequence[Tensor]]
     features: list[Tensor]
     arrived: bool = False
@@ -126,16 +126,14 @@ class Audited:
         finally:
             vars(self).update(before)
 
-    def _kept_for_audit(
-        self, call: ForkCall | None, aliases: Sequence[Tensor], features: list[Tensor]
-    ) -> Sequence[Tensor]:
+    def _kept_for_audit(self, call: ForkCall, aliases: Sequence[Tensor], features: list[Tensor]) -> Sequence[Tensor]:
         """The aliases, each under the name of its task."""
         if self.paused:
             return aliases
-        size, tasks = len(features), self.tasks if call is None else self.tasks[call.first : call.first + call.tasks]
+        size, tasks = len(features), self.tasks[call.first : call.first + call.tasks]
         hand_out = (lambda _, a: a.clone()) if self.copying else named
         own = [hand_out(tasks[i // size], alias) for i, alias in enumerate(aliases[: len(tasks) * size])]
-        by_number = {self.tasks.index(task): own[i * size : (i + 1) * size] for i, task in enumerate(tasks)}
+        by_number = {call.first + i: own[i * size : (i + 1) * size] for i in range(len(tasks))}
         self._audited[:] = [one for one in self._audited if not one.arrived]  # a warm-up's graphs must not pile up
         self._audited.append(AuditedCall(call, by_number, features))
         return [*own, *aliases[len(own) :]]
