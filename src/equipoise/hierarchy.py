@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from equipoise.arguments import described, known_tasks, task_names
 from equipoise.balancer import Balancer
-from equipoise.balancer.history import numbers
-from equipoise.balancer.step_after import Handle
+from equipoise.balancer.controls import Handle
+from equipoise.balancer.inspection import numbers
 
 
 @final
@@ -96,7 +96,12 @@ class Hierarchy(nn.Module):
         A task that stands beside the groups of a group is a group of its own there; one beside the groups of the root is in
         none.
         """
-        return {name: _names(group) for name, group in self.groups.items()}
+        return {
+            name: {task: (task,) for task in group.root.tasks} | group.tree
+            if isinstance(group, Hierarchy)
+            else group.tasks
+            for name, group in self.groups.items()
+        }
 
     @property
     def balancers(self) -> dict[str, Balancer]:
@@ -117,7 +122,7 @@ class Hierarchy(nn.Module):
     def forward(
         self, losses: Mapping[str, Tensor | None], label_fractions: Mapping[str, float] | None = None
     ) -> Tensor:
-        """The total loss.
+        """The total loss, a scalar to call ``backward()`` on as on that of any balancer.
 
         A group that has no loss at all is absent for the balancer above it, which then keeps the group's weight.
 
@@ -125,9 +130,6 @@ class Hierarchy(nn.Module):
             losses: The unweighted loss of every leaf by name, each a scalar; ``None`` for one without labels.
             label_fractions: By the name of a leaf, as a balancer takes them, for every leaf that has a label anywhere in the
                 step: 0 where it has none here.
-
-        Returns:
-            A scalar, to call ``backward()`` on as on that of any balancer.
 
         Raises:
             TypeError: The losses are not given by name, or one is not a tensor.
@@ -139,31 +141,24 @@ class Hierarchy(nn.Module):
                 raise ValueError(f"task {leaf!r}: its loss is missing; hand in None if this batch has no labels for it")
         if label_fractions is not None:
             known_tasks("label_fractions", label_fractions, self.tasks)
-        below: dict[str, Tensor | None] = {}
-        fractions = None if label_fractions is None else dict(label_fractions)
+        fractions = dict(label_fractions or {})
+        below = {task: losses.get(task) for task in self.root.tasks}
         idle: list[Tensor] = []
-        groups = self.groups
-        for task, weight in zip(self.root.tasks, self.root.weights.unbind(), strict=True):
-            group = groups.get(task)
-            if group is None:
-                below[task] = losses[task]
-                continue
-            own = (
-                None if fractions is None else {leaf: fractions.pop(leaf) for leaf in group.tasks if leaf in fractions}
-            )
-            total = group({leaf: losses[leaf] for leaf in group.tasks}, own)
-            if all(losses[leaf] is None for leaf in group.tasks):
-                below[task] = None
+        weights = dict(zip(self.root.tasks, self.root.weights.unbind(), strict=True))
+        for name, group in self.groups.items():
+            own = {leaf: fractions.pop(leaf) for leaf in group.tasks if leaf in fractions}
+            given = {leaf: losses[leaf] for leaf in group.tasks}
+            total = group(given, None if label_fractions is None else own)
+            if all(loss is None for loss in given.values()):
                 # 0, with the way to the group's balancer, which in other parts of the step may have labels
-                idle.append(weight.to(total.dtype) * total)
+                idle.append(weights[name].to(total.dtype) * total)
                 continue
-            below[task] = total
-            if own and fractions is not None and (fraction := fmean(own.values())):
+            below[name] = total
+            if own and (fraction := fmean(own.values())):
                 # The total has the fractions in it. Divided by their mean, and with that for its own, it weighs as much as it
                 # did; and as the fractions of a task have the mean 1 over the parts of a step, so has theirs.
-                below[task], fractions[task] = total / fraction, fraction
-        total = self.root(below, fractions)
-        return sum(idle, total)
+                below[name], fractions[name] = total / fraction, fraction
+        return sum(idle, self.root(below, None if label_fractions is None else fractions))
 
     def step(self, *, skip: bool = False) -> None:
         """Step every balancer of the tree, each from what it has measured; all processes must, as all do in one order.
@@ -180,17 +175,7 @@ class Hierarchy(nn.Module):
             balancer.step(skip=skip)
 
     def step_after(self, optimizer: Any) -> Any:
-        """Step after every step of ``optimizer``, so that the loop has no line for it; see `Balancer.step_after`.
-
-        Args:
-            optimizer: A ``torch.optim.Optimizer``, or a trainer's wrapper of one, which holds it as ``.optimizer``.
-
-        Returns:
-            A handle; ``handle.remove()`` ends it.
-
-        Raises:
-            TypeError: ``optimizer`` is neither.
-        """
+        """Step after every step of ``optimizer``, so that the loop has no line for it; see `Balancer.step_after`."""
         return Handle([balancer.step_after(optimizer) for balancer in self.balancers.values()])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -210,19 +195,17 @@ class Hierarchy(nn.Module):
 
     def averaged(self) -> dict[str, float]:
         """By leaf, the product along its path of the weights averaged over training; see `Balancer.averaged`."""
-        found: dict[str, float] = {}
-        groups = self.groups
-        for task, weight in self.root.averaged().items():
-            group = groups.get(task)
-            found |= {task: weight} if group is None else {leaf: weight * w for leaf, w in group.averaged().items()}
-        return found
+        below = {name: group.averaged() for name, group in self.groups.items()}
+        means = self.root.averaged().items()
+        return {leaf: mean * w for task, mean in means for leaf, w in below.get(task, {task: 1.0}).items()}
 
     def log(self) -> dict[str, Tensor]:
         """What the last step saw and did, as tensors that are not synchronised until they are read; see the class."""
         root, groups = self.root.log(), {name: group.log() for name, group in self.groups.items()}
         found = {"weights": self._products(root["weights"], {name: log["weights"] for name, log in groups.items()})}
         if "losses" in root:
-            found["losses"] = self._leaves(root["losses"], {name: log["losses"] for name, log in groups.items()})
+            own = zip(self.root.tasks, root["losses"].split(1), strict=True)
+            found["losses"] = torch.cat([groups[task]["losses"] if task in groups else loss for task, loss in own])
         for name, log in {"root": root, **groups}.items():
             found |= {f"{name}/{quantity}": value for quantity, value in log.items()}
         return found
@@ -232,23 +215,11 @@ class Hierarchy(nn.Module):
 
         Those of the leaves first, then those of every balancer under its path; see `Balancer.scalars`.
         """
-        own = {name: value for name, value in self.log().items() if name in ("weights", "losses")}
-        found = numbers(own, self.tasks)
+        found = numbers({name: value for name, value in self.log().items() if "/" not in name}, self.tasks)
         for name, below in {"root": self.root, **self.groups}.items():
             found |= {f"{name}/{scalar}": value for scalar, value in below.scalars().items()}
         return found
 
-    def _leaves(self, root: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
-        """What is known of every leaf ``(T,)``: in its group, or at the root."""
-        return torch.cat([groups[t] if t in groups else root[i : i + 1] for i, t in enumerate(self.root.tasks)])
-
     def _products(self, root: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
-        own = dict(zip(self.root.tasks, root, strict=True))
-        return self._leaves(root, {name: own[name] * weights for name, weights in groups.items()})
-
-
-def _names(group: Balancer | Hierarchy) -> Any:
-    if not isinstance(group, Hierarchy):
-        return group.tasks
-    below = group.groups
-    return {task: _names(below[task]) if task in below else (task,) for task in group.root.tasks}
+        own = zip(self.root.tasks, root.split(1), strict=True)
+        return torch.cat([weight * groups[task] if task in groups else weight for task, weight in own])

@@ -81,6 +81,17 @@ def test_steps_that_are_skipped_or_not_measured_are_kept_too():
     assert [scalars["skipped_steps"] for scalars in balancer.history] == [0, 0, 0, 0, 1]
 
 
+def test_a_count_that_is_kept_does_not_go_on_counting():
+    network, balancer = build("GradNorm", floor=0.9)
+    balancer.keep_history()
+    seen = []
+    for batch in batches(12, TASKS, units=[1.0, 10.0, 100.0]):
+        train(network, balancer, [batch])
+        seen.append(balancer.scalars()["floor_hit/c"])
+    assert seen[0] == 0 < seen[-1]
+    assert [scalars["floor_hit/c"] for scalars in balancer.history] == seen
+
+
 def test_an_absent_task_has_no_entry_in_its_step():
     network, balancer, _ = trained(steps=1)
     ((x, y),) = batches(1, TASKS)

@@ -305,6 +305,15 @@ def test_a_loss_that_passes_the_fork_is_refused_by_name(method):
         balancer(losses | {"b": losses["b"] + past})
 
 
+def test_a_loss_that_reads_the_trunk_beside_a_fork_without_a_layer_is_refused_by_name():
+    hidden = torch.randn(4, 8, requires_grad=True) + 0
+    fork = eq.Fork(None, TASKS)
+    balancer, features = eq.EnCodec(fork), fork(hidden)
+    losses = {task: features[task].square().mean() for task in TASKS}
+    with pytest.raises(ValueError, match="task 'b': .* past the fork"):
+        balancer(losses | {"b": losses["b"] + hidden.square().mean()})
+
+
 def test_an_audit_finds_no_deviation_and_leaves_no_trace(method):
     network, balancer = build(method)
     ((x, y),) = batches(1, TASKS)

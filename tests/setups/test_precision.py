@@ -124,3 +124,15 @@ def test_one_task_that_overflows_stops_the_step_for_all(entry_point, bad):
     ordinary(network, balancer, *second)
     balancer.step()
     assert not torch.equal(balancer.weights, before["weights"])
+
+
+def test_losses_in_half_precision_are_noted_in_single_precision():
+    """16,384 times these losses is beyond float16; their total, and what the step gets to know of them, is not in it."""
+    balancer = eq.Static(("a", "b"), {"a": 1.0, "b": 1.0})
+    losses = torch.tensor([1.0, 6.0], dtype=torch.float16, requires_grad=True)
+    total = balancer({"a": losses[0], "b": losses[1]})
+    (16384 * total).backward()
+    balancer.step()
+    assert total.dtype == torch.float32
+    assert balancer.log()["losses"].tolist() == [1.0, 6.0]
+    assert balancer.skipped_steps == 0

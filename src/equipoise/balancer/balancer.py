@@ -9,16 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equipoise.arguments import count, described, flag, numbers_by_task, task_names
-from equipoise.balancer.checks import check_initial_weights, check_values
+from equipoise.arguments import count, described, flag, numbers_by_task, one_of, task_names
+from equipoise.balancer.checks import check_values
 from equipoise.balancer.controls import Controls
-from equipoise.balancer.driver import Plan
-from equipoise.balancer.first_step import FirstStep
-from equipoise.balancer.label_fractions import label_fractions as fractions_of
+from equipoise.balancer.labels import fractions_of
 from equipoise.balancer.losses import parse
-from equipoise.balancer.progress import Progress
 from equipoise.balancer.step import Log, Step
-from equipoise.balancer.step_after import skip_missed_step
 from equipoise.balancer.total_loss import noted_total
 from equipoise.engine import GradientSource
 from equipoise.engine.modes import in_transform
@@ -88,13 +84,19 @@ class Balancer(Controls, ABC):
         self._start = count("start", start, least=0)
         self._accumulate = flag("accumulate", accumulate)
         self._initial_steps = count("initial_steps", initial_steps)
-        given = None if initial_losses is None else numbers_by_task("initial_losses", initial_losses, self.tasks)
-        self._given_losses = given
-        self._given_weights = check_initial_weights(initial_weights, source, every, self.tasks)
+        self._given_losses: list[float] | None = None
+        if initial_losses is not None:
+            self._given_losses = numbers_by_task("initial_losses", initial_losses, self.tasks)
+        self._given_weights: list[float] | str | None = None
+        if isinstance(initial_weights, str):
+            self._given_weights = one_of("initial_weights", initial_weights, ("balanced",))
+            if every is None:
+                raise ValueError("initial_weights='balanced' needs gradients: a fork, and every=1 or more; found none")
+        elif initial_weights is not None:
+            self._given_weights = numbers_by_task("initial_weights", initial_weights, self.tasks)
         object.__setattr__(self, "_source", source)  # not a submodule: the fork's parameters are the network's
         self._token = object()
         self._processes = Processes()
-        self._first, self._now, self._plan, self._frozen = FirstStep(), Progress(), Plan(False, False, False), False
         parameter = next(iter(source.shared_parameters.values()), None) if source is not None and every else None
         precision = torch.get_default_dtype() if parameter is None else parameter.dtype.to_real()
         self._make_state(torch.promote_types(precision, torch.float32), None if parameter is None else parameter.device)
@@ -125,7 +127,7 @@ class Balancer(Controls, ABC):
             RuntimeError: Another balancer measures at the fork.
         """
         if self._hooked and self._now.passes:
-            skip_missed_step(self)
+            self._skip_missed_step()
         given = parse(losses, self.tasks, self.weights)
         values, source = given.values, self._source
         fractions = self._ones if given.present is None else self._mask(given.present)[1]
@@ -177,10 +179,11 @@ class Balancer(Controls, ABC):
                 self._noted_step(skip, number)
             elif skip:
                 self.skipped_steps.add_(1)
-        self._probe.clear()
-        self._now.end()
+        self._now.steps += 1
+        self.zero_grad()
         self._plan_next_step()
-        self._keep_step()
+        if self._kept is not None:
+            self._kept.append(self.log())
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, Any]:
         """The weights of the first step and the state before it: if not overridden, ``weights``, and zeros ``(T,)``.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from equipoise.arguments import numbers_by_task, one_of
 from equipoise.balancer.losses import Losses
-from equipoise.balancer.masking import reads_without_sync
 from equipoise.engine import GradientSource
 
 if TYPE_CHECKING:
@@ -42,15 +39,6 @@ def check_passes(balancer: Balancer) -> None:
         )
 
 
-def check_note(balancer: Balancer) -> None:
-    """Refuse a step without a backward pass; where there are several processes, another may have had one."""
-    if balancer._probe.numbers is None:
-        raise RuntimeError(
-            "balancer.step() comes after backward() on the balancer's total loss, taken in training mode; found no "
-            "backward pass, or one for other gradients alone (inputs=...)"
-        )
-
-
 def keep_gradients(balancer: Balancer, source: GradientSource) -> None:
     """Have gradients kept from now on, for the processes have met since the last step."""
     if source.passes:
@@ -61,31 +49,14 @@ def keep_gradients(balancer: Balancer, source: GradientSource) -> None:
     source.plan(True, gradients=False, processes=balancer._processes)
 
 
-def check_initial_weights(given: Any, source: GradientSource | None, every: int | None, tasks: Sequence[str]) -> Any:
-    """``initial_weights`` in task order, or ``"balanced"`` or None.
-
-    Raises:
-        TypeError, ValueError: They are not given as they must be, or are to be balanced where no gradients are measured.
-    """
-    if given is None:
-        return None
-    if isinstance(given, str):
-        one_of("initial_weights", given, ("balanced",))
-        if source is None or every is None:
-            raise ValueError("initial_weights='balanced' needs gradients: a fork, and every=1 or more; found none")
-        return given
-    return numbers_by_task("initial_weights", given, tasks)
-
-
 def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
     """Refuse a step whose measurement is not of the total loss alone, or not of all its tasks."""
-    if balancer._now.present is None and source.passes == balancer._now.passes and source.each_arrived_once():
+    passes, present = balancer._now.passes, balancer._now.present
+    if present is None and source.passes == passes and source.each_arrived_once():
         return
-    present = balancer._now.present or (True,) * len(balancer.tasks)
-    if source.passes > balancer._now.passes:
+    if source.passes > passes:
         raise RuntimeError(
-            f"the fork has seen {source.passes} backward passes since the last step, of which {balancer._now.passes} "
-            "came from the "
+            f"the fork has seen {source.passes} backward passes since the last step, of which {passes} came from the "
             "balancer's total loss: differentiate other losses before balancer(losses), or in a forward pass of their own "
             "in eval() or from Fork(..., others=('name',))"
         )
@@ -94,6 +65,7 @@ def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
             f"task {repeated[0]!r}: its gradient has arrived at several calls of the fork, whose norms do not add up: where a "
             f"step calls the fork several times, {type(balancer).__name__}(..., accumulate=True) keeps gradients, which do"
         )
+    present = present or (True,) * len(balancer.tasks)
     missing = [] if torch.compiler.is_compiling() else source.not_arrived(present)
     if missing:
         raise RuntimeError(
@@ -106,22 +78,25 @@ def check_values(balancer: Balancer, given: Losses) -> None:
     """Refuse losses that have no meaning for the method; on an accelerator that would wait for the device."""
     if not (balancer.positive_losses or balancer.compares_losses) or not reads_without_sync(given.values):
         return
-    if given.present is None and given.values.detach().min().item() > 0:
+    values = given.values.tolist()
+    if not outside_domain(balancer, min(values)):
         return
-    some = given.present is None or any(given.present)
-    values = [*zip(balancer.tasks, given.values.tolist(), given.present or (True,) * len(balancer.tasks), strict=True)]
-    task, least = min(((t, v) for t, v, here in values if here or not some), key=lambda pair: pair[1])
-    if balancer.positive_losses and some and least <= 0:
-        raise ValueError(f"task {task!r}: {type(balancer).__name__} needs positive losses; found {least}")
-    if least < 0:
+    for task, value, here in zip(balancer.tasks, values, given.present or (True,) * len(values), strict=True):
+        if not (here and outside_domain(balancer, value)):
+            continue
+        if balancer.positive_losses:
+            raise ValueError(f"task {task!r}: {type(balancer).__name__} needs positive losses; found {value}")
         raise ValueError(
             f"task {task!r}: a loss must not be negative with alpha > 0, since a ratio of losses then has no meaning; "
-            f"found {least}. alpha=0 needs no ratios"
+            f"found {value}. alpha=0 needs no ratios"
         )
 
 
-def in_domain(balancer: Balancer, losses: Tensor) -> Tensor | bool:
-    """Whether the losses are such as the method has a meaning for; on the host that was checked in the forward pass."""
-    if balancer.positive_losses:
-        return (losses > 0).all()
-    return (losses >= 0).all() if balancer.compares_losses else True
+def outside_domain(balancer: Balancer, loss: Any) -> Any:
+    """Whether the method, which has a domain, has no meaning for a loss: a number, or each of some in a tensor."""
+    return loss <= 0 if balancer.positive_losses else loss < 0
+
+
+def reads_without_sync(tensor: Tensor) -> bool:
+    """Whether the host reads a value of ``tensor`` without waiting for a device."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

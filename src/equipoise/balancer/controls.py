@@ -1,17 +1,40 @@
-"""The switches of a balancer, which its user and its trainer set between two steps."""
+"""The switches of a balancer, which its user and its trainer set between two steps, and its step called by others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from equipoise.arguments import flag
+import torch
+from torch import distributed
+from torch.utils.hooks import RemovableHandle
+
+from equipoise.arguments import described, flag
 from equipoise.balancer.driver import Driver
-from equipoise.balancer.step_after import step_after
 from equipoise.engine.processes import Processes
 
 
+class Handle:
+    """Several hooks, of one optimiser or of all balancers of a tree."""
+
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Take them off again."""
+        for handle in self._handles:
+            handle.remove()
+
+
 class Controls(Driver):
-    """The part of a balancer that is set between two steps."""
+    """The part of a balancer that is set between two steps.
+
+    Under ``torch.distributed.algorithms.Join([model, balancer])`` a process that has run out of batches goes on to step the
+    balancer, without losses of its own, as long as another has some.
+    """
+
+    step: Callable[..., None]
+    _join_config: Any = None
 
     @property
     def process_group(self) -> Any:
@@ -53,7 +76,41 @@ class Controls(Driver):
         Raises:
             TypeError: ``optimizer`` is neither.
         """
-        return step_after(self._method, optimizer)
+        inner = _innermost(optimizer)
+        if inner is None:
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer, or hold one as .optimizer; found {described(optimizer)}"
+            )
+
+        def before(*_: Any) -> None:
+            self._in_closure = True
+
+        def after(*_: Any) -> None:
+            self._in_closure = False
+            if self._now.passes or self._now.weighed:
+                self.step()
+
+        hooked = RemovableHandle(self._hooked)
+        self._hooked[hooked.id] = inner
+        return Handle([hooked, inner.register_step_pre_hook(before), inner.register_step_post_hook(after)])
+
+    def join_hook(self, **kwargs: Any) -> Any:
+        """Step along with the processes that still have batches."""
+        from torch.distributed.algorithms.join import JoinHook
+
+        hook = JoinHook()
+        hook.main_hook = self.step  # type: ignore[method-assign]
+        return hook
+
+    @property
+    def join_device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights.device
+
+    @property
+    def join_process_group(self) -> Any:
+        """The processes that share out every batch."""
+        return self.process_group or distributed.group.WORLD
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step, as an optimiser's ``zero_grad`` does.
@@ -79,3 +136,22 @@ class Controls(Driver):
         """Let the method go on where `freeze` stopped it."""
         self._frozen = False
         self._plan_next_step()
+
+    def _skip_missed_step(self) -> None:
+        """Before losses are weighed: end a step whose hook was not called, as a loss scaler has skipped the optimiser's.
+
+        Gradients have been set to zero then, unlike between two micro-batches.
+        """
+        if torch.compiler.is_compiling() or self._in_closure or not self._plan.measure:
+            return
+        groups = [group for optimizer in self._hooked.values() for group in optimizer.param_groups]
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        if not (gradients if self._accumulate else any(bool(g.any()) for g in gradients)):
+            self.step(skip=True)
+
+
+def _innermost(optimizer: Any) -> torch.optim.Optimizer | None:
+    """The optimiser that a wrapper holds, itself an Optimizer or not, perhaps without an Optimizer's hooks."""
+    held = getattr(optimizer, "optimizer", None)
+    inner = None if held is None or held is optimizer else _innermost(held)
+    return optimizer if inner is None and isinstance(optimizer, torch.optim.Optimizer) else inner

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equipoise.balancer.advance import advance, step_of
-from equipoise.balancer.checks import check_arrivals, check_note, check_passes, check_source, keep_gradients
+from equipoise.balancer.checks import check_arrivals, check_passes, check_source, keep_gradients
 from equipoise.balancer.inspection import Inspection
 from equipoise.balancer.losses import Losses
 from equipoise.balancer.total_loss import Note
@@ -46,9 +46,9 @@ class Driver(Inspection):
     """Whether the method divides by ``L_i(0)``, which must be positive then."""
     compares_losses: bool = False
     """Whether the method takes ratios of losses, which must not be negative then."""
+    _plan = Plan(False, False, False)
     _source: GradientSource | None
     _processes: Processes
-    _plan: Plan
     _token: object
     _every: int | None
     _start: int
@@ -83,9 +83,12 @@ class Driver(Inspection):
     def _noted_step(self, skip: bool, number: int) -> None:
         """Read the backward passes of this step, on ``number`` processes, and have the method move."""
         now, source = self._now, self._source if self._plan.measure else None
-        if number == 1:
-            check_note(self._method)
         note = self._probe.numbers
+        if note is None and number == 1:  # of several processes, another may have had one
+            raise RuntimeError(
+                "balancer.step() comes after backward() on the balancer's total loss, taken in training mode; found no "
+                "backward pass, or one for other gradients alone (inputs=...)"
+            )
         if source is not None:
             if note is not None and not skip:
                 check_arrivals(self._method, source)
@@ -93,17 +96,14 @@ class Driver(Inspection):
                     self._first.finish(note, source, self.tasks)
             if number > 1 and not (source.keep_gradients or source.at_features):
                 keep_gradients(self._method, source)
-        note = torch.zeros_like(self._probe.leaf) if note is None else note.detach() if note.requires_grad else note
+        note = torch.zeros_like(self._probe.leaf) if note is None else note.detach()
         measured = None if source is None else source.measured()
         if number > 1:
             self._processes.agree(self.tasks)
             note, *rest = self._processes.mean(note, *([] if measured is None else [measured]))
             measured = next(iter(rest), None)
-        norms = None
-        if source is not None and measured is not None:
-            norms = source.norms(measured, number)
-            source.clear()
-        self._log.update(advance(self._method, Note(*note.unbind()), norms, skip, number == 1 and bool(now.everyone)))
+        norms = None if source is None or measured is None else source.norms(measured, number)
+        advance(self._method, Note(*note.unbind()), norms, skip, number == 1 and bool(now.everyone))
 
     def _weights_for(self, given: Losses, *, alone: bool = False) -> Tensor:
         """The weights for these losses; ``alone`` without asking the other processes."""
@@ -115,7 +115,7 @@ class Driver(Inspection):
         if not alone and self._processes.number > 1:
             losses, here = self._processes.mean_where(losses, here)
             everyone = False
-        step = step_of(method, losses, weights, None, None if everyone else here, number=0, on_host=False)
+        step = step_of(method, losses, weights, None, None if everyone else here, 0, False)
         found = method.weigh(step, self.state)
         return found if everyone else torch.where(here, found, weights)
 

@@ -1,19 +1,21 @@
-"""What a balancer shows: its log, numbers for a logger, averaged weights, and its repr."""
+"""What a balancer shows: its log, its last steps, numbers for a logger, averaged weights, and its repr."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from equipoise.balancer.history import Kept, numbers
+from equipoise.arguments import count
 from equipoise.balancer.notebook import table
+from equipoise.balancer.state import SavedState
 
 
-class Inspection(Kept):
+class Inspection(SavedState):
     """The part of a balancer that is read and that moves nothing."""
 
     def averaged(self) -> dict[str, float]:
@@ -41,9 +43,8 @@ class Inspection(Kept):
             measured steps, NaN where the graph could not be differentiated twice (the repr of the balancer says why). What
             the last step did not note or measure is that of the last step that did.
         """
-        seen = {name: value() if callable(value) else value for name, value in self._log.items()}
         audit = {} if self._first.deviation is None else {"audit": self._first.deviation}
-        return {"weights": self.weights.clone(), **seen, **audit, "skipped_steps": self.skipped_steps.clone()}
+        return {"weights": self.weights.clone(), **self._logged(), **audit, "skipped_steps": self.skipped_steps.clone()}
 
     def scalars(self) -> dict[str, float]:
         """The log as numbers by name, for any logger: ``{"weight/price": 1.2, "gradient_norm/price": 0.3, ...}``.
@@ -53,18 +54,37 @@ class Inspection(Kept):
         """
         return numbers(self.log(), self.tasks)
 
+    def keep_history(self, steps: int = 1000) -> None:
+        """Keep the last steps from now on, for `history`; by itself a balancer keeps none.
+
+        They are kept as tensors, so that no step waits for the device; each costs the few small operations of `log`. They
+        travel with copies and pickles of the balancer, but not in its ``state_dict``.
+
+        Args:
+            steps: How many steps, the last of those kept so far among them; 0: none any more.
+
+        Raises:
+            TypeError: ``steps`` is not an integer.
+            ValueError: It is negative.
+        """
+        number = count("steps", steps, least=0)
+        self._kept = deque(self._kept or (), number) if number else None
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """What ``scalars()`` gave after each of the last steps, oldest first; empty without `keep_history`.
+
+        ``equipoise.plot`` draws it. Reading it synchronises.
+        """
+        return [numbers(log, self.tasks) for log in self._kept or ()]
+
     def extra_repr(self) -> str:
         """The settings and the weights."""
-        weights = (
-            ""
-            if self.weights.is_meta
-            else ", ".join(
-                f"{task}: {weight:.4g}" for task, weight in zip(self.tasks, self.weights.tolist(), strict=True)
-            )
-        )
-        settings = [f"{name}={value!r}" for name, value in self._settings().items()]
+        values = [] if self.weights.is_meta else self.weights.tolist()
+        weights = ", ".join(f"{task}: {weight:.4g}" for task, weight in zip(self.tasks, values, strict=False))
+        settings = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
         audit = [f"audit left out: {self._first.left_out}"] if self._first.left_out else []
-        return "\n".join([f"weights: {weights}", ", ".join(settings), *audit])
+        return "\n".join([f"weights: {weights}", settings, *audit])
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows of it."""
@@ -75,3 +95,17 @@ class Inspection(Kept):
         names = [name for name in inspect.signature(type(self)).parameters if name not in ("tasks", "fork")]
         kept = {name: getattr(self, f"_{name}", getattr(self, name, None)) for name in names}
         return {name: value for name, value in kept.items() if value is not None and not isinstance(value, Tensor)}
+
+
+def numbers(log: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, float]:
+    """A log as numbers by name; see `Balancer.scalars`."""
+    found: dict[str, float] = {}
+    for name, value in log.items():
+        if value.dim() == 0:
+            found[name] = value.item()
+            continue
+        singular = "loss" if name == "losses" else name.removesuffix("s")
+        for task, number in zip(tasks, value.tolist(), strict=True):
+            if number == number:  # not NaN
+                found[f"{singular}/{task}"] = float(number)
+    return found

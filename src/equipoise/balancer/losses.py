@@ -42,23 +42,22 @@ def parse(losses: Any, tasks: Sequence[str], weights: Tensor) -> Losses:
     if not isinstance(losses, Mapping):
         raise TypeError(f"losses must be a dict by task name; found {type(losses).__name__}")
     each: dict[str, Tensor] = {}
-    constant = ""
+    constant, alike = "", True
     for task in tasks:
         loss = losses.get(task, losses)  # the dict itself is no loss
         if loss is None:
             continue
         plain = type(loss) is Tensor and loss.dtype == dtype and loss.layout == torch.strided
         if not plain or loss.dim() or loss.device != device:
-            loss = usable(task, loss, losses, device)
+            loss, alike = usable(task, loss, losses, device), False
             dtype = torch.promote_types(dtype, loss.dtype)
         if not (loss.requires_grad or constant):
             constant = task
         each[task] = loss
     if len(losses) != len(tasks):
         known_tasks("losses", losses, tasks)
-    if len(each) == len(tasks):
-        found = [*each.values()] if dtype == weights.dtype else [loss.to(dtype) for loss in each.values()]
-        return Losses(torch.stack(found), None, each, constant)
-    zero = torch.zeros((), dtype=dtype, device=device)
-    present = tuple(task in each for task in tasks)
-    return Losses(torch.stack([each.get(task, zero).to(dtype) for task in tasks]), present, each, constant)
+    found, present = [*each.values()], None
+    if len(each) < len(tasks):
+        zero = torch.zeros((), dtype=dtype, device=device)
+        found, present = [each.get(task, zero) for task in tasks], tuple(task in each for task in tasks)
+    return Losses(torch.stack(found if alike else [loss.to(dtype) for loss in found]), present, each, constant)

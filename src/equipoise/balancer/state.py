@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.balancer.first_step import FirstStep
-from equipoise.balancer.progress import Progress
 from equipoise.balancer.total_loss import NOTE_ROWS
 from equipoise.engine.probe import Probe
 
@@ -24,6 +25,29 @@ differently."""
 
 class NoState(NamedTuple):
     """The state of a method that keeps none."""
+
+
+@dataclass
+class Progress:
+    """How far training and the step at hand have come, on the host.
+
+    Attributes:
+        steps: The steps so far.
+        passes: The backward passes of this step that have gone through the total loss.
+        weighed: Whether losses have been weighed in this step that is no more than a weighted sum.
+        present: Which tasks had a loss in the last forward pass; None: all.
+        everyone: Whether all tasks had one in each forward pass; None where there was none, or only compiled ones.
+    """
+
+    steps: int = 0
+    passes: int = 0
+    weighed: bool = False
+    present: tuple[bool, ...] | None = None
+    everyone: bool | None = None
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self.passes, self.weighed, self.present, self.everyone = 0, False, None, None
 
 
 class SavedState(nn.Module):
@@ -48,9 +72,12 @@ class SavedState(nn.Module):
     weight_sums: Tensor
     weight_counts: Tensor
     init_state: Callable[[Tensor], tuple[Tensor, Any]]
+    _passed: Callable[[], None]
+    _plan_next_step: Callable[[], None]
     _given_losses: list[float] | None
     _given_weights: list[float] | str | None
     _initial_steps: int
+    _kept: deque[dict[str, Tensor]] | None = None
 
     @property
     def state(self) -> Any:
@@ -59,20 +86,23 @@ class SavedState(nn.Module):
 
     def reset_parameters(self) -> None:
         """Begin anew: weights, state and counters as they were before the first step, as after meta initialisation."""
-        ones = torch.ones(len(self.tasks), dtype=self._precision, device=self.weights.device)
+        ones = torch.ones_like(self.weights)
         counts = torch.zeros_like(ones, dtype=torch.int64)
         given, weights = self._given_losses, self._given_weights
-        start = ones if weights is None or isinstance(weights, str) else ones.new_tensor(weights) / self._mean(weights)
+        start = ones if weights is None or isinstance(weights, str) else ones.new_tensor(weights) / fmean(weights)
         self._set_state(*self.init_state(start))
-        initial = torch.full_like(ones, float("nan")) if given is None else ones.new_tensor(given)
-        self._set("initial_losses", initial)
-        self._set("initial_seen", counts if given is None else torch.full_like(counts, self._initial_steps))
-        self._set("skipped_steps", counts.new_zeros(()))
-        self._set("weight_sums", torch.zeros_like(ones, dtype=torch.float64 if ones.device.type != "mps" else None))
-        self._set("weight_counts", counts.clone())
+        self._set(
+            initial_losses=torch.full_like(ones, torch.nan) if given is None else ones.new_tensor(given),
+            initial_seen=counts if given is None else torch.full_like(counts, self._initial_steps),
+            skipped_steps=counts.new_zeros(()),
+            weight_sums=torch.zeros_like(ones, dtype=torch.float64 if ones.device.type != "mps" else None),
+            weight_counts=counts,
+        )
         self._now, self._frozen, self._settled = Progress(), False, given is not None
         self._first = FirstStep(balances=weights == "balanced")
-        self._log: dict[str, Tensor | Callable[[], Tensor]] = {}
+        self._log: dict[str, tuple[Tensor | Callable[[], Tensor], Tensor | None]] = {}  # and which tasks were present
+        if self._kept is not None:
+            self._kept.clear()
         self._place()
 
     def get_extra_state(self) -> Tensor:
@@ -89,17 +119,16 @@ class SavedState(nn.Module):
 
     def _make_state(self, precision: torch.dtype, device: torch.device | None) -> None:
         """Decide precision and device; ``reset_parameters`` makes the rest."""
-        self._precision = precision
         self._hooked: OrderedDict[int, torch.optim.Optimizer] = OrderedDict()  # those that step it, by hook
         self.register_buffer("weights", torch.ones(len(self.tasks), dtype=precision, device=device))
 
     def _set_state(self, weights: Tensor, state: Any) -> None:
         self.state_type = type(state)
-        for name, value in {"weights": weights, **state._asdict()}.items():
-            self._set(name, value)
+        self._set(weights=weights, **state._asdict())
 
-    def _set(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value.clone())
+    def _set(self, **buffers: Tensor) -> None:
+        for name, value in buffers.items():
+            self.register_buffer(name, value.clone())
 
     def _place(self) -> None:
         """Have what is no state where the weights are: constants, and the probe of the total loss."""
@@ -112,9 +141,14 @@ class SavedState(nn.Module):
         self._probe = Probe((NOTE_ROWS, len(self.tasks)), self.weights.dtype, self.weights.device, self._passed)
         self._plan_next_step()
 
-    @staticmethod
-    def _mean(values: list[float]) -> float:
-        return sum(values) / len(values)
+    def _logged(self) -> dict[str, Tensor]:
+        """What steps have left for the log: NaN for a task that was absent, but for its weight."""
+        found = {}
+        for name, (value, present) in self._log.items():
+            tensor = value() if callable(value) else value.clone()  # a buffer, perhaps
+            by_task = tensor.dim() == 1 and tensor.is_floating_point() and name != "weights"
+            found[name] = tensor if present is None or not by_task else tensor.masked_fill(~present, torch.nan)
+        return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SavedState:
         """Follow the network to another device, and to another precision as long as it is not below float32."""
@@ -128,7 +162,8 @@ class SavedState(nn.Module):
             return tensor.to(moved.device) if coarse else moved
 
         super()._apply(at_least_single, recurse)
-        self._precision = self.weights.dtype
+        for log in self._kept or ():  # to the host, where it can be read wherever the balancer goes
+            log.update({name: value.cpu() for name, value in log.items()})
         self._place()
         return self
 
@@ -141,15 +176,9 @@ class SavedState(nn.Module):
                 raise ValueError(f"the saved balancer has the tasks {tasks}; wanted {self.tasks}, in this order")
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def _passed(self) -> None:
-        raise NotImplementedError
-
-    def _plan_next_step(self) -> None:
-        raise NotImplementedError
-
     def __getstate__(self) -> dict[str, Any]:
         """The log and what a backward pass has left belong to the step at hand, and do not travel."""
-        log = {name: value() if callable(value) else value for name, value in self._log.items()}
+        log = {name: (value, None) for name, value in self._logged().items()}
         return {**self.__dict__, "_probe": None, "_log": log, "_hooked": OrderedDict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -159,15 +188,9 @@ class SavedState(nn.Module):
 
 
 def initial_losses_after(initial: Tensor, seen: Tensor, losses: Tensor, steps: int) -> Tensor:
-    """``L_i(0)`` as the mean of a task's first ``steps`` losses, kept up step by step.
+    """``L_i(0)`` ``(T,)`` as the mean of a task's first ``steps`` losses, of which ``seen`` came before these ``losses``.
 
     A task's losses count from its own first appearance on, so a task that starts late starts from its own first loss.
-
-    Args:
-        initial: The mean so far ``(T,)``; NaN for a task not yet seen.
-        seen: How many losses it is the mean of ``(T,)``.
-        losses: This step's losses ``(T,)``.
-        steps: How many losses the mean takes; after that it stays.
     """
     mean = (initial.nan_to_num(0.0) * seen + losses) / (seen + 1)
     return torch.where(seen < steps, mean, initial)

@@ -51,6 +51,16 @@ class Step(NamedTuple):
         """``values`` ``(T,)`` over their mean over the tasks present."""
         return values / self.mean(values)
 
+    def training_rates(self) -> Tensor:
+        r"""The relative inverse training rates ``(T,)``, :math:`r_i = \tilde L_i / \mathrm{mean}_j \tilde L_j`.
+
+        :math:`\tilde L_i = L_i(t) / L_i(0)`; ``r_i > 1`` means that task i is slow. The mean runs over the tasks present.
+
+        References:
+            Chen et al. 2018, GradNorm, section 3.1.
+        """
+        return self.relative(self.losses / self.initial_losses)
+
     def among(self, known: Tensor) -> Step:
         """The same step among the tasks that are present and ``known`` ``(T,)``, bool: the others keep their weights."""
         return self.as_if_present(known & (self.uniform > 0))

@@ -39,10 +39,10 @@ def noted_total(values: Tensor, weights: Tensor, fractions: Tensor, ones: Tensor
     All are ``(T,)`` but for the probe, a leaf of zeros ``(4, T)``. A label fraction is 0 for an absent task, and where none is
     given they are the very ``ones``.
     """
-    note = torch.stack([values.detach(), ones.to(values.dtype), weights.to(values.dtype), ones.to(values.dtype)])
+    rows = [values.detach(), ones, weights]
     if fractions is not ones:
-        note = torch.cat([note[:3] * fractions.to(values.dtype), note[3:]])
-    return cast(Tensor, _Total.apply(values, probe, note))
+        rows = [row * fractions for row in rows]
+    return cast(Tensor, _Total.apply(values, probe, torch.stack([*rows, ones])))
 
 
 class _Total(torch.autograd.Function):

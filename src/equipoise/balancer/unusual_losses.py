@@ -25,26 +25,8 @@ def usable(task: str, loss: Any, losses: Mapping[str, Any], device: torch.device
     if loss.is_nested or loss.dim() != 0:
         shape = "a nested tensor" if loss.is_nested else tuple(loss.shape)
         raise ValueError(f"task {task!r}: a loss must be a scalar, of shape (); found {shape}")
-    if not _is_real(loss):
-        raise TypeError(f"task {task!r}: a loss must be a real floating-point tensor; found {_kind(loss)}")
-    if loss.device != device:
-        remedy = "a meta tensor has no value" if loss.is_meta else f"call balancer.to({str(loss.device)!r})"
-        raise ValueError(f"task {task!r}: its loss is on {loss.device}, the weights are on {device}; {remedy}")
+    _check_kind(f"task {task!r}: a loss", f"task {task!r}: its loss is", loss, device)
     return loss.as_subclass(Tensor)
-
-
-def _is_real(loss: Tensor) -> bool:
-    """Whether it is of a dtype and layout that losses are summed in."""
-    return loss.dtype in _REAL and loss.layout == torch.strided
-
-
-def _kind(loss: Tensor) -> str:
-    if loss.layout != torch.strided:
-        return f"one of layout {loss.layout}: take loss.to_dense()"
-    return f"{loss.dtype}, of less than 16 bits" if loss.is_floating_point() else f"{loss.dtype}"
-
-
-_REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_vector(losses: Tensor, tasks: Sequence[str], device: torch.device) -> None:
@@ -53,9 +35,18 @@ def check_vector(losses: Tensor, tasks: Sequence[str], device: torch.device) -> 
         raise ValueError(
             f"losses must be a dict by task name, or a tensor of shape ({len(tasks)},) in task order; found {described(losses)}"
         )
-    if not _is_real(losses):
-        raise TypeError(f"losses must be a real floating-point tensor; found {_kind(losses)}")
-    if losses.device != device:
-        raise ValueError(
-            f"the losses are on {losses.device}, the weights are on {device}; call balancer.to({str(losses.device)!r})"
-        )
+    _check_kind("losses", "the losses are", losses, device)
+
+
+def _check_kind(name: str, subject: str, loss: Tensor, device: torch.device) -> None:
+    """Refuse a dtype or layout that losses are not summed in, and another device; messages begin with these words."""
+    if loss.dtype not in _REAL or loss.layout != torch.strided:
+        found = f"{loss.dtype}, of less than 16 bits" if loss.is_floating_point() else f"{loss.dtype}"
+        found = found if loss.layout == torch.strided else f"one of layout {loss.layout}: take loss.to_dense()"
+        raise TypeError(f"{name} must be a real floating-point tensor; found {found}")
+    if loss.device != device:
+        remedy = "a meta tensor has no value" if loss.is_meta else f"call balancer.to({str(loss.device)!r})"
+        raise ValueError(f"{subject} on {loss.device}, the weights are on {device}; {remedy}")
+
+
+_REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

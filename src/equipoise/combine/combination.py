@@ -200,7 +200,7 @@ class Combination:
         fork, rule, kept = self.fork, LayerRule(), list[Tensor]()
         if self._at_layer:
             rule, kept = fork.rule_for(given, features).prepare(given, features, len(fork.tasks), False)
-        call = ForkCall(rule, True, 0, 0, len(fork.tasks), len(fork.others), len(kept), fork)
+        call = ForkCall(rule, True, 0, len(fork.tasks), len(fork.others), len(kept), fork)
         aliases: Sequence[Tensor] = _Node.apply(self, call, self.probe.leaf, *kept, *features)
         return fork._kept_for_audit(call, aliases, features) if self.auditing else aliases
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from equipoise.arguments import ByTask, described
 from equipoise.balancer import Balancer, Log, Step
-from equipoise.balancer.masking import nan_where_absent
 from equipoise.balancer.rng import generator
 from equipoise.combine.combination import Combination, FeatureGradients
 from equipoise.engine import Fork
@@ -92,10 +90,8 @@ class CombiningBalancer(Balancer, ABC):
         seen, *columns = record.detach().unbind(1)
         here = seen != 0
         self._means = tuple(torch.where(here, column / torch.where(here, seen, 1.0), 0.0) for column in columns)
-        names = zip(self._columns, self._means, strict=True)
-        self._log |= {name: partial(nan_where_absent, mean, here) for name, mean in names}
+        self._log |= {name: (mean, here) for name, mean in zip(self._columns, self._means, strict=True)}
         super().step(skip=skip)
-        self._combination.clear()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step. See `Balancer.zero_grad`."""

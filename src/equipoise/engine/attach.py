@@ -132,7 +132,7 @@ class Attached(GradientSource):
         if not torch.compiler.is_compiling():
             self._place()
         rule = AutogradRule([*self.measured_parameters.values()])
-        return put(self._fan_out(rule, None, tensors, probe=i, first=i))
+        return put(self._fan_out(rule, None, tensors, first=i))
 
     def _rows(self) -> list[int]:
         return [1] * len(self.tasks)

@@ -143,7 +143,7 @@ class Fork(nn.Module, GradientSource):
     def rule_for(self, given: Any, features: list[Tensor]) -> LayerRule:
         """How the gradient at W follows from that at ``features``, in this forward pass on what was ``given``."""
         if self.shared_layer is None:
-            if not torch.compiler.is_compiling() and self._probes:
+            if not torch.compiler.is_compiling():
                 self._place(features[0].device)
             return FeaturesRule()
         if torch.compiler.is_compiling():
@@ -163,9 +163,3 @@ class Fork(nn.Module, GradientSource):
     def __getstate__(self) -> dict[str, Any]:
         """What is measured belongs to the step at hand, and does not travel."""
         return {**GradientSource.__getstate__(self), "_combination": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the fork, with probes of its own."""
-        super().__setstate__(state)
-        if self.measuring:
-            self._place()

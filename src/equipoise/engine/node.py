@@ -29,8 +29,7 @@ class ForkCall(NamedTuple):
     Attributes:
         rule: How a gradient at W follows from one at the features.
         gradients: Whether the probe gets the gradients at W, and not their squared norms.
-        probe: The number of its probe among those of the source.
-        first: The number of the first task here.
+        first: The number of the first task here, and of the probe.
         tasks: How many tasks are measured.
         others: How many further aliases are handed out that belong to no task.
         kept: How many tensors are kept for the rule.
@@ -39,7 +38,6 @@ class ForkCall(NamedTuple):
 
     rule: LayerRule
     gradients: bool
-    probe: int
     first: int
     tasks: int
     others: int
@@ -95,7 +93,8 @@ class ForkNode(torch.autograd.Function):
                     sums[i], owned[i] = total + g, True
         if call.source is not None and measure:
             call.source.arrived(call, found, gradients)
-        return None, _rows(found, call, ctx.columns, ctx.dtype) if found else None, *(None,) * call.kept, *sums
+        rows = rows_of(found, call.gradients, call.tasks, ctx.columns, ctx.dtype) if found else None
+        return None, rows, *(None,) * call.kept, *sums
 
 
 def reaches_the_probe(ctx: Any) -> bool:
@@ -103,18 +102,18 @@ def reaches_the_probe(ctx: Any) -> bool:
     return torch.compiler.is_compiling() or torch._C._will_engine_execute_node(ctx.next_functions[0][0])
 
 
-def _rows(found: dict[int, Tensor], call: ForkCall, columns: int, dtype: torch.dtype) -> Tensor:
-    """The gradient of the probe: ``(T, P)`` gradients, or squared norms and counts ``(2, T)``."""
-    if call.gradients:
-        rows = next(iter(found.values())).new_zeros(call.tasks, columns, dtype=dtype)
+def rows_of(found: dict[int, Tensor], gradients: bool, tasks: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """The gradient of the probe from what was found, by task: gradients ``(T, P)``, or squared norms and counts ``(2, T)``."""
+    if gradients:
+        rows = next(iter(found.values())).new_zeros(tasks, columns, dtype=dtype)
         for place, gradient in found.items():
             rows[place] = gradient.reshape(-1)
         return rows
     squares = torch.stack([*found.values()]).to(dtype).clamp(min=0)  # rounding may leave less than nothing
     rows = torch.stack([squares, torch.ones_like(squares)])
-    if len(found) == call.tasks:
+    if len(found) == tasks:
         return rows
-    whole = rows.new_zeros(2, call.tasks)
+    whole = rows.new_zeros(2, tasks)
     for i, place in enumerate(found):
         whole[:, place] = rows[:, i]
     return whole

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equipoise.arguments import described, sequence_of_names
 from equipoise.engine.autograd_rule import RESHARDED, autograd, flat, is_sharded
-from equipoise.engine.node import reaches_the_probe
+from equipoise.engine.node import reaches_the_probe, rows_of
 from equipoise.engine.norms import squared_norm
 from equipoise.engine.parameters import refuse_parts, shared_parameters
 from equipoise.engine.source import GradientSource
@@ -111,7 +111,7 @@ class PerLoss(GradientSource):
         self._place()
         here = [i for i, task in enumerate(self.tasks) if not losses or (task in losses and losses[task].requires_grad)]
         each = [losses[self.tasks[i]] for i in here] if losses else [*values.unbind()]
-        call = LossCall(self, tuple(self.measured_parameters.values()), tuple(here), self.has_gradients)
+        call = LossCall(self, (*self.measured_parameters.values(),), (*here,), self.has_gradients)
         return _LossNode.apply(call, self._probes[0].leaf, values, *each)  # type: ignore[no-any-return]
 
     def why_not(self, task: str) -> str:
@@ -160,21 +160,11 @@ class _LossNode(torch.autograd.Function):
         with torch.no_grad():
             scaled = gradient.detach().unbind()
             scales = [scaled[i] for i in call.here]  # a list as an index would be copied to the device, which waits
-            found = _gradients(call, values, each, scales)
-            call.source.count_arrivals(0, [i for i, row in zip(call.here, found, strict=True) if row is not None])
-            tasks = len(values)
-            if call.gradients:
-                rows = gradient.new_zeros(tasks, ctx.columns, dtype=ctx.dtype)
-                for i, row in zip(call.here, found, strict=True):
-                    if row is not None:
-                        rows[i] = row
-            else:
-                rows = gradient.new_zeros(2, tasks, dtype=ctx.dtype)
-                for i, row in zip(call.here, found, strict=True):
-                    if row is not None:
-                        rows[0, i] = squared_norm(row)
-                        rows[1, i].fill_(1)  # a number that is assigned would be copied to the device
-        return None, rows, gradient, *nothing
+            rows = zip(call.here, _gradients(call, values, each, scales), strict=True)
+            found = {i: row if call.gradients else squared_norm(row) for i, row in rows if row is not None}
+            call.source.count_arrivals(0, [*found])
+            numbers = rows_of(found, call.gradients, len(values), ctx.columns, ctx.dtype) if found else None
+        return None, numbers, gradient, *nothing
 
 
 def _gradients(call: LossCall, values: Tensor, each: Sequence[Tensor], scales: Sequence[Tensor]) -> list[Tensor | None]:

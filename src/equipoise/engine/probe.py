@@ -20,6 +20,9 @@ class Probe:
         dtype: Their precision.
         device: Where they are.
         on_arrival: Called after each backward pass that has left numbers here.
+
+    Attributes:
+        passes: How many backward passes have left numbers here since the last `clear`.
     """
 
     def __init__(
@@ -29,20 +32,20 @@ class Probe:
         device: torch.device,
         on_arrival: Callable[[], None] | None = None,
     ) -> None:
-        self.leaf = torch.zeros((), dtype=dtype, device=device).expand(shape).requires_grad_()
-        if on_arrival is not None:
-            self.leaf.register_post_accumulate_grad_hook(lambda _: on_arrival())
+        self.leaf, self.passes = torch.zeros((), dtype=dtype, device=device).expand(shape).requires_grad_(), 0
+        self._on_arrival = on_arrival
+        self.leaf.register_post_accumulate_grad_hook(self._arrived)
+
+    def _arrived(self, leaf: Tensor) -> None:
+        self.passes += 1
+        if self._on_arrival is not None:
+            self._on_arrival()
 
     @property
     def numbers(self) -> Tensor | None:
-        """What the backward passes since the last `clear` have left; None where there was none."""
+        """The numbers left since the last `clear`; None where there are none."""
         return self.leaf.grad
 
     def clear(self) -> None:
-        """Forget it."""
-        self.leaf.grad = None
-
-    def fits(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether it has this shape, precision and device."""
-        leaf = self.leaf
-        return leaf.shape == shape and leaf.dtype == dtype and leaf.device == device
+        """Forget them."""
+        self.leaf.grad, self.passes = None, 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.engine.norms import squared_norm
 from equipoise.engine.parameters import split_layer
@@ -43,14 +43,10 @@ class LayerRule:
 
 
 class LinearRule(LayerRule):
-    """dL/dW_oi = sum_n dL/dy_no x_ni.
+    """dL/dW_oi = sum_n dL/dy_no x_ni."""
 
-    Args:
-        shape: The shape of the weight.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+    def __init__(self, layer: nn.Linear) -> None:
+        self.shape = tuple(layer.weight.shape)
 
     def prepare(self, inputs: Any, features: list[Tensor], tasks: int, norms: bool) -> tuple[LayerRule, list[Tensor]]:
         """Take the ghost norm where that is less work; not in half precision, where it would lose too much."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -44,7 +43,13 @@ class GradientSource(Audited, ABC):
         self.owner: object = None
         self.measuring = self.keep_gradients = self.joins = False
         self._processes: Processes | None = None
-        vars(self).update(self._nothing_seen())
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Have no probes, and nothing measured."""
+        super()._begin_anew()
+        self._probes: list[Probe] = []
+        self._last_parameters: dict[str, Tensor] = {}
 
     @property
     @abstractmethod
@@ -68,7 +73,7 @@ class GradientSource(Audited, ABC):
     @property
     def passes(self) -> int:
         """How many backward passes have left something here since the last `clear`."""
-        return max(self._passes, default=0)
+        return max((probe.passes for probe in self._probes), default=0)
 
     def plan(self, measure: bool, *, gradients: bool, processes: Processes | None = None) -> None:
         """Switch measuring on or off, from the next forward pass.
@@ -89,7 +94,7 @@ class GradientSource(Audited, ABC):
         """Drop what lies here, for a step begins."""
         for probe in self._probes:
             probe.clear()
-        self._passes[:] = self._nodes[:] = [0] * len(self._probes)
+        self._nodes[:] = [0] * len(self._probes)
         self._arrived.clear()
         self.alias_squares.clear()
 
@@ -120,11 +125,22 @@ class GradientSource(Audited, ABC):
         """The losses ``(T,)`` to be weighted: ``values``, or aliases of them where this source measures at the losses."""
         return values
 
-    def arrived(self, call: ForkCall, tasks: Iterable[int], gradients: Sequence[Tensor | None]) -> None:
-        """Told by a node: the gradients of these of its tasks have arrived, among those of all its aliases."""
-        self.count_arrivals(call.probe, [call.first + i for i in tasks])
-        if self.auditing:
-            self._audit_arrival(call, tasks, gradients)
+    def not_arrived(self, present: Sequence[bool]) -> list[str]:
+        """The tasks that are present here and of which no gradient has arrived; none where compiled code does not tell."""
+        if self.passes and not any(self._nodes):
+            return []
+        return [task for i, task in enumerate(self.tasks) if present[i] and i not in self._arrived]
+
+    def repeated(self) -> list[str]:
+        """The tasks whose squared norm cannot be had, as their gradient is the sum of those at several nodes."""
+        if self.has_gradients or self.at_features:
+            return []
+        return [self.tasks[i] for i, nodes in self._arrived.items() if nodes > 1]
+
+    def has_gradient(self) -> bool:
+        """Whether W has a gradient already, as after a micro-batch, and not as after an optimiser's ``zero_grad``."""
+        found = [p.grad for p in self.measured_parameters.values() if p.is_leaf]
+        return self.at_features or any(g is not None and bool(g.any()) for g in found)
 
     def _measures(self) -> bool:
         """Whether the forward pass at hand is measured."""
@@ -139,15 +155,7 @@ class GradientSource(Audited, ABC):
         return self.training and torch.is_grad_enabled() and not in_transform() and not exporting()
 
     def _fan_out(
-        self,
-        rule: LayerRule,
-        inputs: Any,
-        features: list[Tensor],
-        *,
-        probe: int = 0,
-        first: int = 0,
-        tasks: int = 1,
-        others: int = 0,
+        self, rule: LayerRule, inputs: Any, features: list[Tensor], *, first: int = 0, tasks: int = 1, others: int = 0
     ) -> Sequence[Tensor]:
         """Aliases of the features, task after task, measured by ``rule``."""
         compiling, gradients = torch.compiler.is_compiling(), self.has_gradients
@@ -156,8 +164,8 @@ class GradientSource(Audited, ABC):
             self.last_node[:] = [torch.autograd._get_sequence_nr()]  # type: ignore[attr-defined]
             if self.joins != ddp_joins():
                 self.joins = not self.joins
-        call = ForkCall(rule, gradients, probe, first, tasks, others, len(kept), None if compiling else self)
-        aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[probe].leaf, *kept, *features)
+        call = ForkCall(rule, gradients, first, tasks, others, len(kept), None if compiling else self)
+        aliases: Sequence[Tensor] = ForkNode.apply(call, self._probes[first].leaf, *kept, *features)
         return aliases if compiling or not self.auditing else self._kept_for_audit(call, aliases, features)
 
     def _rows(self) -> list[int]:
@@ -180,19 +188,13 @@ class GradientSource(Audited, ABC):
             for parameter in parameters.values():
                 columns += parameter.numel() * (2 if parameter.is_complex() else 1)
                 dtype = torch.promote_types(dtype, parameter.dtype).to_real()
-        rows = self._rows()
-        fitting = len(rows) == len(self._probes)
-        for i, probe in enumerate(self._probes):
-            shape = (rows[i], columns) if self.has_gradients else (2, rows[i])
-            fitting = fitting and probe.fits(shape, dtype, device)
-        if not fitting:
-            shapes = [(n, columns) if self.has_gradients else (2, n) for n in rows]
-            self._probes = [Probe(shape, dtype, device, partial(self._passed, i)) for i, shape in enumerate(shapes)]
+        wanted = [((n, columns) if self.has_gradients else (2, n), dtype, device) for n in self._rows()]
+        if [(probe.leaf.shape, probe.leaf.dtype, probe.leaf.device) for probe in self._probes] != wanted:
+            self._probes = [Probe(*each) for each in wanted]
             self.clear()
-
-    def _passed(self, i: int) -> None:
-        self._passes[i] += 1
 
     def __getstate__(self) -> dict[str, Any]:
         """The measurement belongs to the step at hand and does not travel; the balancer of a copy plans its next step."""
-        return {**self.__dict__, **self._nothing_seen(), "measuring": False, "_processes": None}
+        owner = self.owner
+        with self.examine(measure=False):
+            return {**self.__dict__, "owner": owner}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import final
 
 from torch import Tensor
@@ -71,5 +72,5 @@ class Static(Balancer):
 
     def init_state(self, weights: Tensor) -> tuple[Tensor, NoState]:
         """The given weights."""
-        mean = self._mean(self._weights)
+        mean = fmean(self._weights)
         return weights.new_tensor([weight / mean for weight in self._weights]), NoState()

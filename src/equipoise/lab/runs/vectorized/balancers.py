@@ -10,7 +10,6 @@ from torch import Tensor
 
 from equipoise.balancer import Balancer, Step
 from equipoise.balancer.first_step import check_first_loss
-from equipoise.balancer.shown import training_rates
 from equipoise.balancer.state import initial_losses_after
 from equipoise.lab.runs.single_task import SingleTask
 from equipoise.methods import GradNorm
@@ -84,7 +83,7 @@ class StackedBalancers:
             self._aims = "targets" in log
             shown = [log.get(name, losses) for name in ("targets", "training_rates")]
             if "training_rates" not in log:
-                shown[1] = training_rates(losses, initial, step)
+                shown[1] = step.training_rates()
             return weights, state, [value() if callable(value) else value for value in shown]
 
         rows = (0, 0, 0, None if norms is None else 0, 0)

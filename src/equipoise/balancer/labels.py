@@ -1,9 +1,15 @@
-"""Losses of samples of which some have no label."""
+"""Samples without label: losses as means over those that have one, and micro-batches with different numbers of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from equipoise.arguments import known_tasks, number
+from equipoise.balancer.losses import Losses
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor | None:
@@ -61,3 +67,18 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor | None:
         )
     total = torch.where(there, values, 0.0).sum(dtype=torch.promote_types(values.dtype, torch.float32))
     return total / (labelled * (values.numel() // mask.numel()))
+
+
+def fractions_of(fractions: Any, losses: Losses, tasks: Sequence[str]) -> Tensor:
+    """The label fractions ``(T,)``: positive for a task with a loss, 0 for one without; anything else is refused by name."""
+    known_tasks("label_fractions", fractions, tasks)
+    present = losses.present or (True,) * len(tasks)
+    found = []
+    for task, here in zip(tasks, present, strict=True):
+        value = number(f"label_fractions: task {task!r}: its value", fractions.get(task, 0.0), "[0, inf)")
+        if here != (value > 0):
+            wanted = "a loss, so its fraction must be positive" if here else "no loss, so its fraction must be 0"
+            raise ValueError(f"label_fractions: task {task!r} has {wanted}; found {value}")
+        found.append(value)
+    values = losses.values
+    return torch.tensor(found, dtype=values.dtype).to(values.device, non_blocking=True)  # the host does not wait
