@@ -84,7 +84,7 @@ def as_on_an_accelerator(patch):
     asked = [
         m for name, m in list(sys.modules.items()) if name.startswith("equipoise") and hasattr(m, "reads_without_sync")
     ]
-    assert len(asked) >= 3
+    assert len(asked) >= 2
     for module in asked:
         patch.setattr(module, "reads_without_sync", lambda tensor: False)
 

@@ -94,7 +94,7 @@ class FirstStep:
             ValueError: A first loss is not finite, or not one that the method can start from; or weights are to be balanced
                 from gradients that cannot be had. The message names the task.
         """
-        self._begun = True
+        self._begun, self._expected = True, []  # those of a step that was skipped are of another batch
         each = given.each or ({} if given.present else dict(zip(balancer.tasks, given.values.unbind(), strict=True)))
         for task, loss in each.items():
             if task not in self.seen:
@@ -151,9 +151,7 @@ class FirstStep:
                 if deviation > limit:
                     why += f" (a norm of {norms[i]:.4g} was measured, its gradient has {wanted[i]:.4g})"
                 raise ValueError(f"task {task!r}: {why}")
-            if (
-                isfinite(deviation) and not self._later
-            ):  # else an overflow, which a loss scaler skips: audited next time
+            if isfinite(deviation) and not self._later:  # an overflow, which a loss scaler skips, is audited next time
                 self.audited.add(task)
                 largest = deviation if self.deviation is None else max(deviation, self.deviation.item())
                 self.deviation = found.new_tensor(largest)
