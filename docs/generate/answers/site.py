@@ -68,8 +68,8 @@ def _index(lines: list[str]) -> str:
     return f"""# Answers to the reviewers
 
 Two reviews of the GradNorm paper asked the following. Each answer is generated from the committed records of studies that
-give every method the same search, and compare on other seeds. What was
-expected was written down before the runs. Whoever wins.
+give every method the same search, and compare on other seeds. What was expected was written down before the runs. Whoever
+wins.
 
 {chr(10).join(lines)}
 
