@@ -19,12 +19,14 @@ Pair = tuple[str, str]
 """A method and the one that it is compared with."""
 INITIAL, GRADNORM, CLOSED = "1 / L(0)", "GradNorm", "closed form, balanced"
 PLAIN, STARTED = "uncertainty", "uncertainty from log L(0)"
+METHODS = (INITIAL, PLAIN, STARTED, GRADNORM, CLOSED)
 MARKS = {"better": "✓", "worse": "✗", "level": "=", "not told apart": "", "diverged": "diverged"}
 
 
 def of_lengths() -> str:
     """The gaps at each length of the runs, as a table, and every method against equal weights."""
     found = {f"{steps:,} steps": comparison for steps, comparison in _lengths().items()}
+    found |= {f"full size, {steps:,} steps": comparison for steps, comparison in _full_lengths().items()}
     pairs = [(GRADNORM, INITIAL), (GRADNORM, "equal"), (CLOSED, INITIAL), (PLAIN, INITIAL), (STARTED, INITIAL)]
     rest = ["runs at rest"]
     for comparison in found.values():
@@ -40,23 +42,30 @@ def of_causes() -> str:
 
 
 def _written(pairs: Sequence[Pair], found: Mapping[str, Comparison], more: Sequence[Sequence[str]]) -> str:
-    gaps = block(contrast(comparison, name, *pair) for pair in pairs for name, comparison in found.items())
+    gaps = block(
+        contrast(comparison, name, *pair)
+        for pair in pairs
+        for name, comparison in found.items()
+        if comparison.runs.keys() >= {*pair}
+    )
     lines = [["gap", *found], [":--", *["--:"] * len(found)]]
     for pair in pairs:
-        cells = [each for each in gaps if (each.method, each.reference) == pair]
-        shown = [f"{interval(each.difference)} {MARKS[each.outcome]}".rstrip() for each in cells]
+        cells = {each.problem: each for each in gaps if (each.method, each.reference) == pair}
+        shown = [
+            f"{interval(cells[n].difference)} {MARKS[cells[n].outcome]}".rstrip() if n in cells else "" for n in found
+        ]
         lines.append([escape(f"{pair[0]} less {pair[1]}"), *map(escape, shown)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *more])
     return (
         f"{text}\n\nPaired differences of the task-normalised test loss with 95 % intervals; above 0 the first method is "
         f"worse. ✗ worse and ✓ better: p < 0.05 after Holm's correction for these {len(gaps)}.\n\n"
-        + table(against(found, "equal"), found)
+        + table(against(found, "equal", methods=METHODS), found)
     )
 
 
 def of_lengths_expected() -> list[Prediction]:
     """The expectations of the study of lengths, held against its figures."""
-    found = _lengths()
+    found, full = _lengths(), _full_lengths()
     shortest, longest = found[min(found)], found[max(found)]
     *early, late = block(
         [
@@ -83,6 +92,11 @@ def of_lengths_expected() -> list[Prediction]:
             "1 / L(0) is still ahead of it.",
             {"worse": True, "level": False, "better": False}.get(late.outcome),
             said(late),
+        ),
+        Prediction(
+            "toy_full_long",
+            "the gap of GradNorm to 1 / L(0) is half of what it is with 2000 steps or less.",
+            *_closed((GRADNORM, INITIAL), full[min(full)], full[max(full)], 1 / 2),
         ),
     ]
 
@@ -117,8 +131,14 @@ def of_causes_expected() -> list[Prediction]:
 
 def told_of_lengths() -> str:
     """The gap of GradNorm to 1 / L(0) at each length, in a sentence."""
-    parts = [f"{interval(_gradnorm(found))} with {steps:,} steps" for steps, found in _lengths().items()]
-    return f"With two tasks the gap of GradNorm to 1 / L(0) is {listed(parts)}."
+
+    def parts(found: Mapping[int, Comparison]) -> str:
+        return listed([f"{interval(_gradnorm(each))} with {steps:,} steps" for steps, each in found.items()])
+
+    return (
+        f"With two tasks the gap of GradNorm to 1 / L(0) is {parts(_lengths())}; at the full size it is "
+        f"{parts(_full_lengths())}."
+    )
 
 
 def told_of_causes() -> str:
@@ -138,6 +158,12 @@ def _gradnorm(comparison: Comparison) -> Estimate:
 def _lengths() -> dict[int, Comparison]:
     """The runs of each length, by steps."""
     return {result.comparison.spec.steps: result.comparison for result in results("toy_long")}
+
+
+def _full_lengths() -> dict[int, Comparison]:
+    """The runs at the full size, by steps."""
+    both = (*results("toy_full"), *results("toy_full_long"))
+    return {result.comparison.spec.steps: result.comparison for result in both}
 
 
 def _causes() -> dict[tuple[bool, float], Comparison]:
