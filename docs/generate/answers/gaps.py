@@ -10,9 +10,10 @@ from equipoise.lab.results.markdown import escape
 from equipoise.lab.results.selection import converged
 from equipoise.lab.results.statistics import Estimate, estimate
 
-from .contrasts import against, block, contrast, interval, listed, said
+from .contrasts import Contrast, against, block, contrast, interval, listed, said
 from .measures import losses
 from .page import Prediction, table
+from .pictures import SIGNS
 from .records import results
 
 Pair = tuple[str, str]
@@ -20,7 +21,6 @@ Pair = tuple[str, str]
 INITIAL, GRADNORM, CLOSED = "1 / L(0)", "GradNorm", "closed form, balanced"
 PLAIN, STARTED = "uncertainty", "uncertainty from log L(0)"
 METHODS = (INITIAL, PLAIN, STARTED, GRADNORM, CLOSED)
-MARKS = {"better": "✓", "worse": "✗", "level": "=", "not told apart": "", "diverged": "diverged"}
 
 
 def of_lengths() -> str:
@@ -28,11 +28,7 @@ def of_lengths() -> str:
     found = {f"{steps:,} steps": comparison for steps, comparison in _lengths().items()}
     found |= {f"full size, {steps:,} steps": comparison for steps, comparison in _full_lengths().items()}
     pairs = [(GRADNORM, INITIAL), (GRADNORM, "equal"), (CLOSED, INITIAL), (PLAIN, INITIAL), (STARTED, INITIAL)]
-    rest = ["runs at rest"]
-    for comparison in found.values():
-        states = [converged(record) for record in comparison.records]
-        rest.append(f"{sum(state is True for state in states)} of {len(states)}")
-    return _written(pairs, found, [rest])
+    return _written(pairs, found, [["runs at rest", *map(at_rest, found.values())]])
 
 
 def of_causes() -> str:
@@ -51,9 +47,7 @@ def _written(pairs: Sequence[Pair], found: Mapping[str, Comparison], more: Seque
     lines = [["gap", *found], [":--", *["--:"] * len(found)]]
     for pair in pairs:
         cells = {each.problem: each for each in gaps if (each.method, each.reference) == pair}
-        shown = [
-            f"{interval(cells[n].difference)} {MARKS[cells[n].outcome]}".rstrip() if n in cells else "" for n in found
-        ]
+        shown = [_marked(cells[name]) if name in cells else "" for name in found]
         lines.append([escape(f"{pair[0]} less {pair[1]}"), *map(escape, shown)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *more])
     return (
@@ -61,6 +55,17 @@ def _written(pairs: Sequence[Pair], found: Mapping[str, Comparison], more: Seque
         f"worse. ✗ worse and ✓ better: p < 0.05 after Holm's correction for these {len(gaps)}.\n\n"
         + table(against(found, "equal", methods=METHODS), found)
     )
+
+
+def _marked(gap: Contrast) -> str:
+    sign = SIGNS[gap.outcome][0] if gap.outcome in SIGNS else gap.outcome
+    return f"{interval(gap.difference)} {sign}".rstrip()
+
+
+def at_rest(comparison: Comparison) -> str:
+    """How many of the final runs have come to rest."""
+    states = [state for record in comparison.records if (state := converged(record)) is not None]
+    return f"{sum(states)} of {len(states)}"
 
 
 def of_lengths_expected() -> list[Prediction]:
@@ -73,8 +78,8 @@ def of_lengths_expected() -> list[Prediction]:
             contrast(longest, f"runs of {max(found):,} steps", GRADNORM, INITIAL),
         ]
     )
-    larger = [each.outcome == "worse" and each.difference.mean - each.difference.half_width > 0.1 for each in early]
-    smaller = [each.difference.mean + each.difference.half_width < 0.1 for each in early]
+    larger = [each.outcome == "worse" and each.ends.low > 0.1 for each in early]
+    smaller = [each.ends.high < 0.1 for each in early]
     return [
         Prediction(
             "toy_long",

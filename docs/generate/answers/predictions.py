@@ -73,11 +73,8 @@ def within(study: str, words: str, contrasts: Sequence[Contrast], limit: float) 
     """Every difference was expected to lie within a limit on both sides, with its whole interval. None without contrasts."""
     if not contrasts:
         return None
-    ends = [
-        (each.difference.mean - each.difference.half_width, each.difference.mean + each.difference.half_width)
-        for each in contrasts
-    ]
-    agrees = True if all(-limit < low and high < limit for low, high in ends) else None
-    if any(low > limit or high < -limit for low, high in ends):
+    ends = [each.ends for each in contrasts]
+    agrees = True if all(-limit < each.low and each.high < limit for each in ends) else None
+    if any(each.low > limit or each.high < -limit for each in ends):
         agrees = False
     return Prediction(study, words, agrees, " ".join(map(said, contrasts)))

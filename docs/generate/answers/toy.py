@@ -6,22 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 
 from equipoise.lab.results.comparison import Comparison
-from equipoise.lab.results.selection import converged
 from equipoise.lab.studies.run import Result
 
 from . import everything, gaps
 from .contrasts import Contrast, against, block, contrast, quoted, said, standing, tally
+from .gaps import CLOSED, GRADNORM, INITIAL, PLAIN, STARTED
 from .measures import LOSS, SUM_CHANGE
 from .page import Page, Prediction, table
 from .pictures import forest
 from .predictions import chosen, expected, not_apart, within
-from .records import is_there, results
+from .records import results
 
 COMPARED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_ten")
 STUDIES = (*COMPARED, "toy_long", "toy_full_long", "toy_causes")
-NEEDED = ("toy_two", "toy_ten")
-INITIAL, GRADNORM, CLOSED = "1 / L(0)", "GradNorm", "closed form, balanced"
-PLAIN, STARTED, STATIC, VARIANCE = "uncertainty", "uncertainty from log L(0)", "tuned static", "1 / target variance"
+NEEDED = STUDIES
+STATIC, VARIANCE = "tuned static", "1 / target variance"
 SHOWN = (INITIAL, "CoV", "PCGrad", PLAIN, STARTED, GRADNORM, CLOSED, STATIC)
 ALPHAS = (GRADNORM, *(f"GradNorm, alpha {alpha}" for alpha in ("0", "0.12", "0.5", "3")))
 
@@ -44,15 +43,15 @@ def page() -> Page:
         "every method has its own learning rate and runs come to rest?",
         line=tally(initial, GRADNORM),
         answer=[
-            *([gaps.told_of_lengths()] if is_there("toy_full_long") else []),
-            *([gaps.told_of_causes()] if is_there("toy_causes") else []),
+            gaps.told_of_lengths(),
+            gaps.told_of_causes(),
             *(said(each) for each in initial if each.method in (GRADNORM, CLOSED)),
             *(tally(equal, method) for method in (INITIAL, GRADNORM, CLOSED, STATIC, PLAIN, STARTED)),
             *(standing(problem, comparison) for problem, comparison in found.items()),
             "By the sum of the losses as they are, the paper's other reading: "
             + " ".join(tally(sums, method) for method in (INITIAL, GRADNORM)),
             _shared_rate(results("toy_two")[0]),
-            *_at_rest(found),
+            _at_rest(found),
         ],
         predictions=[
             _first(
@@ -91,7 +90,7 @@ def page() -> Page:
             _first(
                 "toy_sgd",
                 "1 / L(0) and 1 / target variance have the smallest task-normalised loss",
-                found.get(sgd),
+                found[sgd],
                 (INITIAL, VARIANCE),
             ),
             not_apart(
@@ -120,7 +119,7 @@ def page() -> Page:
             _first(
                 "toy_full",
                 "1 / L(0) and uncertainty weighting from log L(0) have the smallest task-normalised loss",
-                found.get(full),
+                found[full],
                 (INITIAL, STARTED),
             ),
             expected(
@@ -132,20 +131,20 @@ def page() -> Page:
             _last(
                 "toy_full_ten",
                 "uncertainty weighting from 0 has the largest task-normalised loss",
-                found.get(full_ten),
+                found[full_ten],
                 PLAIN,
             ),
             _first(
                 "toy_full_ten",
                 "1 / L(0) and uncertainty weighting from log L(0) the smallest",
-                found.get(full_ten),
+                found[full_ten],
                 (INITIAL, STARTED),
             ),
             not_apart(
                 "toy_full_ten", "GradNorm is not told apart from equal weights.", chosen(equal, full_ten, GRADNORM)
             ),
-            *(gaps.of_lengths_expected() if is_there("toy_full_long") else []),
-            *(gaps.of_causes_expected() if is_there("toy_causes") else []),
+            *gaps.of_lengths_expected(),
+            *gaps.of_causes_expected(),
         ],
         picture=forest([each for each in equal if each.method in SHOWN], "Methods against equal weights on the toy"),
         alt="Difference of the task-normalised test loss of eight methods from equal weights, on two and ten tasks, with "
@@ -160,10 +159,7 @@ def page() -> Page:
         "change the order was tried with two tasks alone, for some of the methods. Runs are compared where each is best on "
         "validation.",
         studies=STUDIES,
-        more={
-            **({"Ever longer runs": gaps.of_lengths()} if is_there("toy_full_long") else {}),
-            **({"The causes, by intervention": gaps.of_causes()} if is_there("toy_causes") else {}),
-        },
+        more={"Ever longer runs": gaps.of_lengths(), "The causes, by intervention": gaps.of_causes()},
     )
 
 
@@ -182,13 +178,10 @@ def _shared_rate(result: Result) -> str:
     )
 
 
-def _at_rest(found: Mapping[str, Comparison]) -> list[str]:
+def _at_rest(found: Mapping[str, Comparison]) -> str:
     """How many of the final runs have come to rest."""
-    words = []
-    for problem, comparison in found.items():
-        runs = [record for record in comparison.records if converged(record) is not None]
-        words.append(f"{sum(converged(record) is True for record in runs)} of {len(runs)} on {problem}")
-    return [f"Runs whose validation loss fell by less than 1 % over the last fifth of the steps: {', '.join(words)}."]
+    words = [f"{gaps.at_rest(comparison)} on {problem}" for problem, comparison in found.items()]
+    return f"Runs whose validation loss fell by less than 1 % over the last fifth of the steps: {', '.join(words)}."
 
 
 def _means(comparison: Comparison) -> dict[str, float]:
@@ -198,20 +191,16 @@ def _means(comparison: Comparison) -> dict[str, float]:
     return dict(sorted(means.items(), key=lambda item: item[1]))
 
 
-def _first(study: str, words: str, comparison: Comparison | None, methods: Sequence[str]) -> Prediction | None:
+def _first(study: str, words: str, comparison: Comparison, methods: Sequence[str]) -> Prediction:
     """Some methods were expected to have the smallest means."""
-    if comparison is None:
-        return None
     means = _means(comparison)
     shown = ", ".join(f"{quoted(label)} {value:.3f}" for label, value in list(means.items())[: len(methods) + 3])
     agrees = set(list(means)[: len(methods)]) == set(methods)
     return Prediction(study, words, agrees, f"Smallest means: {shown}.")
 
 
-def _last(study: str, words: str, comparison: Comparison | None, method: str) -> Prediction | None:
+def _last(study: str, words: str, comparison: Comparison, method: str) -> Prediction:
     """A method was expected to be worse than every other."""
-    if comparison is None:
-        return None
     others = [label for label in comparison.runs if label != method and not comparison.diverged[label]]
     found = block(contrast(comparison, "it", method, other) for other in others)
     worse = [each for each in found if each.outcome == "worse"]
