@@ -162,7 +162,7 @@ def test_its_leaves_weights_and_log():
             eq.Equal(("root", "b")),
             {"root": eq.Equal(("x",))},
             ValueError,
-            "give this group another|is what the log calls",
+            "give this group another|is the name of the balancer above",
         ),
         (eq.Equal(("a", "b")), {"a": eq.Equal(("x", "b"))}, ValueError, "found 'b' more than once"),
         (eq.Equal(("a", "b")), {"a": eq.Equal(("a", "x"))}, ValueError, "found 'a' more than once"),

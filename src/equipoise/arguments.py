@@ -1,4 +1,4 @@
-"""Arguments checked before anything is changed: an error names the argument, what was wanted and what was found."""
+"""Arguments checked before anything is changed: an error names the argument, the value wanted and the value found."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def number(name: str, value: Any, interval: str) -> float:
     """``value`` as a float of an interval.
 
     Args:
-        name: What the message calls it.
-        value: What was handed in.
+        name: Its name in the message.
+        value: The argument.
         interval: ``"(0, inf)"``, ``"[0, 1)"``, ...: the bounds, a bracket for one that is included.
 
     Raises:
@@ -94,7 +94,7 @@ def numbers_by_task(name: str, values: Any, tasks: Sequence[str], interval: str 
 
 
 def observed_by_task(name: str, values: Any, tasks: Sequence[str], interval: str) -> list[float | None]:
-    """What was measured of every task, given by name, in task order: numbers, scalar tensors, or None for no value now.
+    """A measurement of every task, given by name, in task order: numbers, scalar tensors, or None for no value now.
 
     A value too small for float32, as exp(-loss) of a large loss, is 0.
 
@@ -114,7 +114,7 @@ def observed_by_task(name: str, values: Any, tasks: Sequence[str], interval: str
 
 
 def known_tasks(name: str, values: Any, tasks: Sequence[str]) -> None:
-    """Refuse what is not given by name, or names an unknown task.
+    """Refuse values that are not given by name, or name an unknown task.
 
     Raises:
         TypeError: ``values`` is no mapping.

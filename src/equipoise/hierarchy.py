@@ -23,7 +23,7 @@ class Hierarchy(nn.Module):
 
     The loss of a group, as the balancer above it sees it, is the total of the group's own balancer. Every balancer measures
     at its own fork: that of the root where the network splits into groups, that of a group where the group's branch splits
-    into its tasks. What the branches have between the two is theirs. A task that is in no group stands beside the groups.
+    into its tasks. The layers between the two belong to the group. A task that is in no group stands beside the groups.
 
     Args:
         root: The balancer whose tasks are the groups, and the tasks that are in none.
@@ -42,7 +42,7 @@ class Hierarchy(nn.Module):
 
     Log:
         ``losses`` and ``weights`` of the leaves, the weights those that the losses had in the total: products along the path.
-        Then the log of every balancer under its path: ``"root/gradient_norms"``, ``"stress/weights"``. What a balancer logs
+        Then the log of every balancer under its path: ``"root/gradient_norms"``, ``"stress/weights"``. The log of a balancer
         under its path is seen from its own fork: the weights of a group's tasks within the group.
 
     Differs from the paper:
@@ -74,7 +74,7 @@ class Hierarchy(nn.Module):
                 raise TypeError(f"groups: {name!r} must be a balancer or a Hierarchy; found {described(group)}")
             if name == "root":
                 raise ValueError(
-                    "groups: 'root' is what the log calls the balancer above the groups; found a group of this name"
+                    "groups: 'root' is the name of the balancer above the groups in the log; found a group of this name"
                 )
         self.root = root
         self._names = tuple(task for task in root.tasks if task in groups)
@@ -161,7 +161,7 @@ class Hierarchy(nn.Module):
         return sum(idle, self.root(below, None if label_fractions is None else fractions))
 
     def step(self, *, skip: bool = False) -> None:
-        """Step every balancer of the tree, each from what it has measured; all processes must, as all do in one order.
+        """Step every balancer of the tree, each from its own measurement; all processes must, as all do in one order.
 
         A loss or norm that is not finite leaves those balancers where they are that see it: its own, and those above.
 
@@ -200,7 +200,7 @@ class Hierarchy(nn.Module):
         return {leaf: mean * w for task, mean in means for leaf, w in below.get(task, {task: 1.0}).items()}
 
     def log(self) -> dict[str, Tensor]:
-        """What the last step saw and did, as tensors that are not synchronised until they are read; see the class."""
+        """The record of the last step, as tensors that are not synchronised until they are read; see the class."""
         root, groups = self.root.log(), {name: group.log() for name, group in self.groups.items()}
         found = {"weights": self._products(root["weights"], {name: log["weights"] for name, log in groups.items()})}
         if "losses" in root:

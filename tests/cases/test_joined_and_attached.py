@@ -170,7 +170,7 @@ def test_attaching_again_takes_the_place_of_the_first_time():
     for _ in range(2):
         step_exactly(last, net.losses(batch()), net.layer.weight)
     first(net.losses(batch())).backward()
-    with pytest.raises(RuntimeError, match="task 'a': .* attached anew: make the balancer from what attach gave last"):
+    with pytest.raises(RuntimeError, match="task 'a': .* attached anew: make the balancer from that attach"):
         first.step()
 
 

@@ -122,7 +122,7 @@ def test_a_layer_that_does_not_compute_what_its_class_says():
     balancer = eq.GradNorm(source)
     message = refusal(balancer, run(network, balancer))
     assert message.startswith("task 'a'")
-    assert "the layer does not compute what its class says" in message
+    assert "the layer does not compute as its class does" in message
     assert "parameters=('weight',)" in message
 
     network.fork = eq.Fork(network.fork.shared_layer, TASKS, parameters=("weight",))

@@ -240,7 +240,7 @@ def test_per_loss_does_not_go_into_a_compiled_function():
     network, source = build("PerLoss")
     balancer = eq.GradNorm(source).double()
     compiled = torch.compile(lambda x, y: balancer(losses_of(network, x, y)), backend="aot_eager", fullgraph=True)
-    quoted = "call the balancer outside of what is compiled" if torch.__version__ >= "2.7" else "Observed exception"
+    quoted = "call the balancer outside of compiled code" if torch.__version__ >= "2.7" else "Observed exception"
     with pytest.raises(torch._dynamo.exc.Unsupported, match=quoted):
         compiled(*next(data(1)))
 

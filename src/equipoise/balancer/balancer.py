@@ -29,20 +29,20 @@ class Balancer(Controls, ABC):
     updates no state. All state is in ``state_dict``, as tensors of at least single precision. The weights are buffers: no
     optimiser ever holds them.
 
-    In a task's first measured step what the source measures is compared with one ``autograd.grad`` of the task's loss, and
+    In a task's first measured step the source's measurement is compared with one ``autograd.grad`` of the task's loss, and
     refused by name where the two differ; ``log()["audit"]`` has the largest deviation. Now and then, and in the step after one
-    whose graph was another, it is audited again by what its loss reads: a term that is no task may begin at any time.
+    whose graph was another, it is audited again by the features that its loss reads: a term that is no task may begin later.
 
     Where ``torch.distributed`` is initialised, every process (of `process_group`) must take part in every step: losses and
     gradients are averaged over the processes, by one collective in `step`, so that all hold identical weights. A process
     without labels hands in ``None`` for its tasks and steps all the same.
 
-    A method overrides at most three of its own: `init_state`, `update` and `weigh`; all are pure functions of what they are
-    given. Its class attributes say what it needs. The last line of its ``__init__`` is ``self.reset_parameters()``.
+    A method overrides at most three of its own: `init_state`, `update` and `weigh`; all are pure functions of their
+    arguments. Its class attributes declare its needs. The last line of its ``__init__`` is ``self.reset_parameters()``.
 
     Args:
-        tasks: The fork (or what `attach` or `PerLoss` give) whose tasks are balanced, or their names for a method that needs
-            no gradients.
+        tasks: The fork (or the result of `attach` or `PerLoss`) whose tasks are balanced, or their names for a method that
+            needs no gradients.
         every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs more than names. A method that
             moves its weights at those steps only is a weighted sum and no more in between, once every task has its ``L_i(0)``.
         start: The number of steps before the method begins to move the weights. ``L_i(0)`` is recorded from the first step on.
@@ -73,7 +73,7 @@ class Balancer(Controls, ABC):
         source = tasks if isinstance(tasks, GradientSource) else None
         if self.needs_norms and source is None:
             raise TypeError(
-                f"{type(self).__name__} needs a Fork, or what attach or PerLoss give; found {described(tasks)}"
+                f"{type(self).__name__} needs a Fork, or the result of attach or PerLoss; found {described(tasks)}"
             )
         self.tasks: tuple[str, ...] = source.tasks if source is not None else task_names(tasks)
         if self.needs_norms and every is None:
@@ -156,15 +156,15 @@ class Balancer(Controls, ABC):
         return noted_total(values, weights, fractions, self._ones, self._probe.leaf)
 
     def step(self, *, skip: bool = False) -> None:
-        """Move the weights, from what the backward passes since the last step have left.
+        """Move the weights, from the measurement of the backward passes since the last step.
 
         A step in which a loss or a norm is not finite, or would make the state so, changes nothing and is counted in
         ``skipped_steps``. One without any loss, on whatever process, changes nothing either.
 
         Args:
             skip: Have this step change nothing and counted as well. For a loss scaler that has found an overflow where no
-                balancer looks, in a head: ``balancer.step(skip=scaler.get_scale() < scale)``, with ``scale`` what
-                ``get_scale()`` gave before ``scaler.update()``.
+                balancer looks, in a head: ``balancer.step(skip=scaler.get_scale() < scale)``, with ``scale`` the
+                value of ``get_scale()`` before ``scaler.update()``.
 
         Raises:
             RuntimeError: No backward pass has gone through the total loss since the last step; or no gradient of a task has

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 class Driver(Inspection):
     """Opens a step before its backward pass, reads it afterwards, and plans the next.
 
-    The class attributes say what a method needs.
+    The class attributes declare the needs of a method.
     """
 
     needs_norms: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class Driver(Inspection):
         return self  # type: ignore[return-value]
 
     def _open(self, given: Losses) -> None:
-        """Before a backward pass: whose is the fork, what lies there from before the step, and which tasks are new."""
+        """Before a backward pass: check the owner of the fork, clear it at the first, and look at new tasks."""
         now, source = self._now, self._source if self._plan.measure else None
         if source is not None:
             check_source(self._method, source)
@@ -128,7 +128,7 @@ class Driver(Inspection):
         return self._masks[present]
 
     def _plan_next_step(self) -> None:
-        """Decide what the next step does."""
+        """Decide whether the next step notes, measures and moves."""
         steps, source = self._now.steps, self._source
         looks = steps & (steps - 1) == 0  # a look, which waits for the device, is rare
         if looks and not self._settled and not self.initial_seen.is_meta:

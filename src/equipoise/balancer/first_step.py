@@ -1,7 +1,7 @@
 """A task's first step: its first loss is looked at, its gradient audited, and weights may be balanced from it.
 
-Later measured steps are audited again by what a loss reads: at number 1, 2, 4, 8, ..., and after a step whose graph had another
-number of nodes than those before, as when a term is added to the total loss.
+Later measured steps are audited again by the features that a loss reads: at number 1, 2, 4, 8, ..., and after a step whose
+graph had another number of nodes than those before, as when a term is added to the total loss.
 """
 
 from __future__ import annotations
@@ -115,11 +115,11 @@ class FirstStep:
             self._balance(balancer, self._expected)
 
     def finish(self, note: Tensor | None, source: GradientSource, tasks: Sequence[str]) -> None:
-        """After the first backward pass: compare what was measured with the references.
+        """After the first backward pass: compare the measurement with the references.
 
         Args:
-            note: What the total loss has left; see `Note`.
-            source: What measured.
+            note: The note of the total loss; see `Note`.
+            source: The source that measured.
             tasks: The names of the tasks.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a balancer shows: its log, its last steps, numbers for a logger, averaged weights, and its repr."""
+"""A balancer to look at: its log, its last steps, numbers for a logger, averaged weights, and its repr."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Inspection(SavedState):
         return dict(zip(self.tasks, weights.tolist(), strict=True))
 
     def log(self) -> dict[str, Tensor]:
-        """What the last step saw and did, as tensors on the device of the weights, not synchronised until they are read.
+        """The record of the last step, as tensors on the device of the weights, not synchronised until they are read.
 
         Returns:
             ``losses``, ``weights`` (those the losses were weighted with), ``training_rates``, ``gradient_norms`` (of the
-            weighted losses) where they were measured, and what else the method reports, each ``(T,)`` in task order; NaN for a
+            weighted losses) where they were measured, and the quantities of the method, each ``(T,)`` in task order; NaN for a
             task that was absent. Scalars: ``skipped_steps``; ``audit``, the largest deviation found in the tasks' first
-            measured steps, NaN where the graph could not be differentiated twice (the repr of the balancer says why). What
-            the last step did not note or measure is that of the last step that did.
+            measured steps, NaN where the graph could not be differentiated twice (the repr of the balancer says why). A
+            quantity that the last step did not note or measure is that of the last step that did.
         """
         audit = {} if self._first.deviation is None else {"audit": self._first.deviation}
         return {"weights": self.weights.clone(), **self._logged(), **audit, "skipped_steps": self.skipped_steps.clone()}
@@ -72,7 +72,7 @@ class Inspection(SavedState):
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """What ``scalars()`` gave after each of the last steps, oldest first; empty without `keep_history`.
+        """The result of ``scalars()`` after each of the last steps, oldest first; empty without `keep_history`.
 
         ``equipoise.plot`` draws it. Reading it synchronises.
         """

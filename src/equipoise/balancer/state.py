@@ -1,4 +1,4 @@
-"""What a balancer keeps between two steps, and how it is saved, restored, moved and initialised."""
+"""The state of a balancer between two steps: saved, restored, moved and initialised."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class SavedState(nn.Module):
             self.register_buffer(name, value.clone())
 
     def _place(self) -> None:
-        """Have what is no state where the weights are: constants, and the probe of the total loss."""
+        """Make the constants and the probe of the total loss where the weights are; they are no state."""
         self._ones = torch.ones_like(self.weights)
         self._uniform = self._ones / len(self.tasks)
         everyone = torch.ones_like(self.weights, dtype=torch.bool)
@@ -142,7 +142,7 @@ class SavedState(nn.Module):
         self._plan_next_step()
 
     def _logged(self) -> dict[str, Tensor]:
-        """What steps have left for the log: NaN for a task that was absent, but for its weight."""
+        """The log that the last steps have left: NaN for a task that was absent, but for its weight."""
         found = {}
         for name, (value, present) in self._log.items():
             tensor = value() if callable(value) else value.clone()  # a buffer, perhaps
@@ -177,7 +177,7 @@ class SavedState(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The log and what a backward pass has left belong to the step at hand, and do not travel."""
+        """The log and the note of a backward pass belong to the step at hand, and do not travel."""
         log = {name: (value, None) for name, value in self._logged().items()}
         return {**self.__dict__, "_probe": None, "_log": log, "_hooked": OrderedDict()}
 

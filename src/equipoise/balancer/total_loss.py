@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Note(NamedTuple):
-    """What the total losses of one step were made of, each ``(T,)``, summed over its backward passes.
+    """The parts of the total losses of one step, each ``(T,)``, summed over its backward passes.
 
     With c the factor by which the total loss of a pass was multiplied, f the label fraction and w the weights:
 

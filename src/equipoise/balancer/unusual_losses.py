@@ -30,7 +30,7 @@ def usable(task: str, loss: Any, losses: Mapping[str, Any], device: torch.device
 
 
 def check_vector(losses: Tensor, tasks: Sequence[str], device: torch.device) -> None:
-    """Refuse what is no vector of losses."""
+    """Refuse any tensor but a vector of losses."""
     if losses.shape != (len(tasks),):
         raise ValueError(
             f"losses must be a dict by task name, or a tensor of shape ({len(tasks)},) in task order; found {described(losses)}"

@@ -116,7 +116,7 @@ def _source(model: nn.Module | GradientSource, balancer: Balancer) -> GradientSo
     if len(forks) != 1:
         raise ValueError(
             f"check needs one place to measure at: the balancer was made from names only, and {type(model).__name__} has "
-            f"{len(forks)} forks. Hand in the fork itself, or what attach or PerLoss give"
+            f"{len(forks)} forks. Hand in the fork itself, or the result of attach or PerLoss"
         )
     if forks[0].tasks != balancer.tasks:
         raise ValueError(f"the balancer has the tasks {balancer.tasks}; the fork has {forks[0].tasks}")

@@ -23,7 +23,7 @@ def attach(
     *,
     parameters: Sequence[str] | None = None,
 ) -> Attached:
-    """Measure a model from outside: what a `Fork` does, by hooks on the modules that are there.
+    """Measure a model from outside: a `Fork` by hooks on its modules.
 
     Every head's input is given an alias of its own when the head is called. The gradient that arrives there is carried on to
     the last shared layer along the original graph, whatever lies between, inside the one backward pass. While it is measured, a
@@ -39,7 +39,7 @@ def attach(
             all that are trained.
 
     Returns:
-        What a balancer takes in the place of a fork.
+        The source that a balancer takes in the place of a fork.
 
     Raises:
         TypeError: ``model`` is not a module, a path is not a string, or ``parameters`` is no sequence of names.
@@ -64,7 +64,7 @@ def attach(
 
 
 class Attached(GradientSource):
-    """The hooks of `attach`, and what they measure.
+    """The hooks of `attach`, and their measurement.
 
     ``copy.deepcopy`` and ``pickle`` of the model take it along; copy both in one go, ``copy.deepcopy((model, attached))``,
     to have the copy's as well.
@@ -111,9 +111,7 @@ class Attached(GradientSource):
     def why_not(self, task: str) -> str:
         """Why no gradient of a task may have arrived: a head that was replaced, hooks that were removed, or the usual."""
         if not self._handles:
-            return (
-                "its hooks were removed, or the model was attached anew: make the balancer from what attach gave last"
-            )
+            return "its hooks were removed, or the model was attached anew: make the balancer from that attach"
         _ = self.shared_parameters  # refuses those that were frozen meanwhile
         hooks = self._model.get_submodule(self._heads[task])._forward_pre_hooks.values()
         if not any(isinstance(hook, _HeadHook) and hook.attached is self for hook in hooks):
@@ -138,7 +136,7 @@ class Attached(GradientSource):
         return [1] * len(self.tasks)
 
     def _replace_earlier(self, heads: Sequence[nn.Module]) -> None:
-        """Take the place of what attached the same heads before.
+        """Take the place of an earlier `attach` of the same heads.
 
         Raises:
             ValueError: One of the heads is attached together with others.
@@ -153,7 +151,7 @@ class Attached(GradientSource):
             if other._heads != self._heads:
                 raise ValueError(
                     f"heads: a head is attached already, for the tasks {', '.join(map(repr, other.tasks))}: call "
-                    "remove() on what attach gave then"
+                    "remove() on the result of that attach"
                 )
             other.remove()
 

@@ -1,11 +1,11 @@
-"""The audit of a task's first step: what the source measures against one ``autograd.grad`` of the task's loss, by value.
+"""The audit of a task's first step: the source's measurement against one ``autograd.grad`` of the task's loss, by value.
 
 The reference is taken before the backward pass, from the loss alone. Afterwards the two are compared. So whatever makes them
 differ is found by one comparison, and refused with its likely cause: a loss that reads another task's features, or W past the
-fork; a term of the total loss that is no task; a layer that does not compute what its rule says.
+fork; a term of the total loss that is no task; a layer that does not compute as its rule says.
 
-Later steps are audited now and then, by what each loss reads: a term that is no task, or a way past the fork, may begin at any
-time.
+Later steps are audited now and then, by the features that each loss reads: a term that is no task, or a way past the fork,
+may begin at any time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def references(source: GradientSource, losses: Mapping[str, Tensor], *, past: bo
     """The gradients of the unweighted losses, by task name.
 
     Args:
-        source: What measures; its aliases are those of the forward pass that the losses come from.
+        source: The measuring source; its aliases are those of the forward pass that the losses come from.
         losses: The losses.
         past: Whether ways past the fork are looked for, by a second differentiation.
 
@@ -101,7 +101,7 @@ def look(
 def _through(
     source: GradientSource, own: Sequence[tuple[Tensor, Tensor | None]], targets: Sequence[Tensor]
 ) -> list[Tensor]:
-    """What the gradients at some aliases send on to each of the targets, flat."""
+    """The part of the gradient at each target that passes these aliases, flat."""
     aliases, gradients = [alias for alias, g in own if g is not None], [g for _, g in own if g is not None]
     half = any(alias.dtype == torch.float16 for alias in aliases)  # in which a gradient may vanish
     unit = _norm(gradients, targets[0]).nan_to_num(1.0).clamp(min=SMALLEST) if half else 1.0
@@ -167,10 +167,10 @@ def cause(source: GradientSource, looks: Sequence[Look], seen: Look, arrived: Te
     """Why the measurement of a task is not its gradient, for a message.
 
     Args:
-        source: What measured.
+        source: The source that measured.
         looks: The references of all tasks.
         seen: That of the task.
-        arrived: The norm of what arrived at the task's alias, of the unweighted loss; NaN where it is not known.
+        arrived: The norm that arrived at the task's alias, of the unweighted loss; NaN where it is not known.
         limit: The tolerance.
     """
     own = source.reads.format(source.tasks[seen.task])
@@ -192,7 +192,7 @@ def cause(source: GradientSource, looks: Sequence[Look], seen: Look, arrived: Te
         )
     return far or (
         f"its loss must reach the last shared layer through {own} alone; found that it also reaches it past the fork, or that "
-        "the layer's weight is used a second time, or that the layer does not compute what its class says. PerLoss measures "
+        "the layer's weight is used a second time, or that the layer does not compute as its class does. PerLoss measures "
         "such a loss; for a layer, name the parameters, parameters=('weight',), so that they are measured from the graph"
     )
 

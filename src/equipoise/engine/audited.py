@@ -86,7 +86,7 @@ class Audited:
         )
 
     def forget_aliases(self) -> None:
-        """Let go of what was kept for an audit."""
+        """Let go of the forward passes kept for an audit."""
         self._audited.clear()
 
     @property

@@ -26,7 +26,7 @@ class AutogradRule(LayerRule):
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "the last shared layer is measured from the original graph here, which a compiled region does not have: "
-                "compile what is below it and what is above it instead, or measure with a Fork behind a Linear or Conv layer"
+                "compile the modules below it and above it instead, or measure with a Fork behind a Linear or Conv layer"
             )
         return self, features
 
@@ -96,4 +96,4 @@ _REMEDIES = {
     "False before anything is compiled, or measure with a Fork behind a layer that has a rule of its own",
     "use_reentrant": "a reentrant checkpoint on the way does not have: checkpoint with use_reentrant=False",
 }
-"""What PyTorch says where a part of the graph cannot be used a second time -> what to do about it."""
+"""PyTorch's words where a part of the graph cannot be used a second time -> the remedy."""

@@ -26,7 +26,7 @@ class Fork(nn.Module, GradientSource):
 
     W is the parameter named ``weight``, where the layer has one of its own that is trained, else all its trained parameters.
     For a plain Linear, Conv, ConvTranspose, Embedding or LayerNorm the gradient at the weight is computed from the layer's
-    inputs. In all other cases (a block, a frozen weight, an adapter, a hook that changes what the layer gives, parameters that
+    inputs. In all other cases (a block, a frozen weight, an adapter, a hook that changes the layer's output, parameters that
     are named) it comes from the original graph, which is not run again. This is decided anew in every forward pass.
 
     All heads read the same memory, so none may begin with an operation in place, as ``nn.ReLU(inplace=True)`` or ``x += 1``.
@@ -46,8 +46,8 @@ class Fork(nn.Module, GradientSource):
         ValueError: There is no task, or a name is used twice; a parameter is unknown, or frozen when it is measured.
 
     Shape:
-        T tasks. ``forward`` takes what the layer takes, and returns a dict of T features (and those of ``others``), each what
-        the layer returns: a tensor, or a tuple, list, dict or dataclass of tensors.
+        T tasks. ``forward`` takes the layer's arguments, and returns a dict of T features (and those of ``others``), each of
+        the form of the layer's output: a tensor, or a tuple, list, dict or dataclass of tensors.
 
     Differs from the paper:
         W is the weight tensor of the layer without its bias; the paper says "weights". With ``shared_layer=None`` the
@@ -104,8 +104,8 @@ class Fork(nn.Module, GradientSource):
         """Apply the last shared layer and fan its output out to the tasks.
 
         Args:
-            inputs: What the last shared layer takes.
-            keywords: What it takes by name.
+            inputs: The arguments of the last shared layer.
+            keywords: Its keyword arguments.
 
         Returns:
             The features, once per task, by name. Every head must read its own.
@@ -141,7 +141,7 @@ class Fork(nn.Module, GradientSource):
         return combination is not None and combination.owner is self.owner and not self.measuring and self._trains()
 
     def rule_for(self, given: Any, features: list[Tensor]) -> LayerRule:
-        """How the gradient at W follows from that at ``features``, in this forward pass on what was ``given``."""
+        """How the gradient at W follows from that at ``features``, in this forward pass on the input ``given``."""
         if self.shared_layer is None:
             if not torch.compiler.is_compiling():
                 self._place(features[0].device)
@@ -161,5 +161,5 @@ class Fork(nn.Module, GradientSource):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is measured belongs to the step at hand, and does not travel."""
+        """The measurement belongs to the step at hand, and does not travel."""
         return {**GradientSource.__getstate__(self), "_combination": None}

@@ -24,8 +24,8 @@ def rule_of(
         layer: The last shared layer.
         parameters: W, by name.
         named: Whether the caller has named W: it is measured from the graph.
-        inputs: What the layer was given.
-        features: What it gave.
+        inputs: The layer's input.
+        features: Its outputs.
     """
     if not named and list(parameters) == ["weight"] and len(features) == 1 and _is_plain(layer, inputs, features[0]):
         for kind, rule in _RULES.items():

@@ -13,7 +13,7 @@ def in_transform() -> bool:
 
 
 def exporting() -> bool:
-    """Whether the model is being exported, when nothing of us must be left in its graph.
+    """Whether the model is being exported, whose graph must hold no fork.
 
     The flag is read directly: `torch.compiler.is_exporting` came with PyTorch 2.7, and at first was true in whatever
     `torch.compile` traced. A strict export in training mode is known by the flag only, from 2.10 on.

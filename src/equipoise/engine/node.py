@@ -103,7 +103,7 @@ def reaches_the_probe(ctx: Any) -> bool:
 
 
 def rows_of(found: dict[int, Tensor], gradients: bool, tasks: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """The gradient of the probe from what was found, by task: gradients ``(T, P)``, or squared norms and counts ``(2, T)``."""
+    """The gradient of the probe from each task's measurement: gradients ``(T, P)``, or squared norms and counts ``(2, T)``."""
     if gradients:
         rows = next(iter(found.values())).new_zeros(tasks, columns, dtype=dtype)
         for place, gradient in found.items():

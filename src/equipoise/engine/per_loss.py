@@ -106,7 +106,7 @@ class PerLoss(GradientSource):
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "PerLoss measures from the original graph, which a compiled function does not have: compile the model, and "
-                "call the balancer outside of what is compiled"
+                "call the balancer outside of compiled code"
             )
         self._place()
         here = [i for i, task in enumerate(self.tasks) if not losses or (task in losses and losses[task].requires_grad)]
@@ -128,7 +128,7 @@ class LossCall(NamedTuple):
     """One measurement at the losses.
 
     Attributes:
-        source: Who is told which tasks' losses depend on W.
+        source: It counts the tasks whose losses depend on W.
         parameters: W.
         here: The numbers of the tasks that have a loss.
         gradients: Whether the probe gets the gradients at W, and not their squared norms.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Probe:
-    """A leaf of zeros, no parameter, for what a node of the graph has to say to the next step.
+    """A leaf of zeros, no parameter, by which a node of the graph hands numbers to the next step.
 
     A node that takes ``leaf`` as an input hands out numbers as its gradient. So they add up over backward passes, are
     multiplied with whatever multiplies the total loss, and can be compiled, all as for the gradient of any leaf. The zeros are

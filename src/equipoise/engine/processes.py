@@ -30,7 +30,7 @@ class Processes:
         return distributed.get_world_size(self.group) if _AVAILABLE and distributed.is_initialized() else 1
 
     def mean(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The means of what each of them holds, by one collective; ``values`` stay as they are. Each of them must call it."""
+        """The means of the values of all of them, by one collective; ``values`` stay as they are. Each of them must call it."""
         number = self.number
         if number == 1:
             return values
@@ -78,7 +78,7 @@ def ddp_joins() -> bool:
 
 
 class BackwardCollective:
-    """What several processes combine in the middle of their backward passes.
+    """Sums and concatenations over several processes in the middle of their backward passes.
 
     Every one of them must come to every exchange, in the same order. The process group is its own, so that the wrappers' sends,
     which are under way at that time, cannot get between. It is made by `open`, before the backward pass, as the processes must
@@ -98,7 +98,7 @@ class BackwardCollective:
             self._group = _own_group(processes.group)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of what each of several processes holds."""
+        """The sum of the values of all processes."""
         total = values.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total, group=self._group)
         return total

@@ -26,8 +26,8 @@ class LayerRule:
         """The rule for this forward pass, and the tensors that have to be kept for it.
 
         Args:
-            inputs: What the layer was given.
-            features: What it gave.
+            inputs: The layer's input.
+            features: Its outputs.
             tasks: How many tasks are measured.
             norms: Whether norms are enough, and no gradients wanted.
         """

@@ -91,7 +91,7 @@ class GradientSource(Audited, ABC):
         self.measuring, self.keep_gradients, self._processes = measure, keep, processes
 
     def clear(self) -> None:
-        """Drop what lies here, for a step begins."""
+        """Forget the last step's measurement, for a step begins."""
         for probe in self._probes:
             probe.clear()
         self._nodes[:] = [0] * len(self._probes)
@@ -110,7 +110,7 @@ class GradientSource(Audited, ABC):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 0 if self.has_gradients else 1)
 
     def norms(self, measured: Tensor, world: int = 1) -> Tensor:
-        """The norms ``(T,)`` of what `measured` gave, averaged over ``world`` processes; NaN where they cannot be had."""
+        """The norms ``(T,)`` of the result of `measured`, averaged over ``world`` processes; NaN where they cannot be had."""
         if self.has_gradients:
             rows: Tensor = torch.linalg.vector_norm(measured, dim=1)
             return rows

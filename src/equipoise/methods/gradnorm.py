@@ -87,7 +87,7 @@ class GradNorm(GradNormFamily):
         `GradNormLogSpace` or `GradNormClosedForm`.
 
     Args:
-        fork: Where the network splits into tasks: a `Fork`, or what `attach` or `PerLoss` give.
+        fork: Where the network splits into tasks: a `Fork`, or the result of `attach` or `PerLoss`.
         alpha: How strongly slow tasks are favoured: 0 makes the norms equal, larger values pull harder. At least 0.
         lr: Adam's learning rate for w: about the largest change of a weight in one step.
         betas: Adam's decay rates.

@@ -27,7 +27,7 @@ class InverseGradientNorm(Balancer):
         count alike. For weights that follow within tens of steps take `GradNormClosedForm` with ``alpha=0``.
 
     Args:
-        fork: A `Fork`, or what `attach` or `PerLoss` give. The paper's W is all of the network:
+        fork: A `Fork`, or the result of `attach` or `PerLoss`. The paper's W is all of the network:
             ``PerLoss(network, tasks)``.
         momentum: How much of the weights remains at each update, a, in [0, 1).
         initial_weights: See `Balancer`; ``"balanced"``: where the method is at rest but for a common factor.
