@@ -102,8 +102,8 @@ def page() -> Page:
         table=table(against(found, "equal"), found) + "\n\n" + table(solution, {"pinn": pinn}),
         for_user=_advice(passes),
         limits="One order of trials, drawn evenly over the space; the curve is the expectation over all orders. "
-        "Weights of the physics-informed network have seven trials, as every method there. Runs on the toy have 3000 steps: "
-        "with two tasks the differences shrink in longer ones, see [the toy](toy.md).",
+        "Weights of the physics-informed network have seven trials, as every method there. Random static weights on the "
+        "toy have 3000 steps: with two tasks the differences shrink in longer runs, see [the toy](toy.md).",
         studies=STUDIES,
     )
 
