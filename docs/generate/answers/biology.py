@@ -67,9 +67,9 @@ def page() -> Page:
             *(
                 no_better(name, words, chosen(loss, name, "tuned static"))
                 for name, words in (
-                    ("yeast", "static weights from eight trials are no better than equal ones"),
-                    ("tox21", "Static weights from six trials are no better than equal ones."),
-                    ("molecules", "static weights from four trials are no better than equal ones"),
+                    ("yeast", "static weights from seven trials are no better than equal ones"),
+                    ("tox21", "Static weights from seven trials are no better than equal ones."),
+                    ("molecules", "static weights from seven trials are no better than equal ones"),
                 )
             ),
         ],
@@ -82,8 +82,8 @@ def page() -> Page:
         for_user=_advice(metrics),
         limits="Networks on fingerprints and on measured features, some hundreds of steps, five seeds, one split of "
         "each data set: molecules are split at random, which is easier than by scaffold. Nine labels in ten of "
-        "molecules, most of toxcast and a part of tox21 are missing. A larger machine would add all platforms and "
-        "proteins, splits by scaffold, and 8 trials for every static weight.",
+        "molecules, most of toxcast and a part of tox21 are missing. A larger machine would add all platforms, "
+        "splits by scaffold, and 8 trials for every static weight.",
         studies=STUDIES,
     )
 

@@ -11,7 +11,8 @@ ONE_LINERS = ("1 / L(0)", "1 / loss variance", "CoV", "DWA", "FAMO", "uncertaint
 OTHERS = ("GradNorm", "closed form, balanced", "tuned static")
 REAL = ("yeast", "tox21", "toxcast", "molecules", "pinn", "rooms")
 """Studies of problems on data, and of the physics-informed network."""
-GENERATED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_ten", "groups", "hierarchy")
+GENERATED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_sgd", "toy_full_ten")
+GENERATED += ("groups", "hierarchy")
 """Studies of generated problems."""
 NAMES = {
     "toy_two": "toy (2 tasks)",
@@ -19,6 +20,7 @@ NAMES = {
     "toy_sgd": "toy (2 tasks, SGD)",
     "toy_sgd_ten": "toy (10 tasks, SGD)",
     "toy_full": "toy (2 tasks, full size)",
+    "toy_full_sgd": "toy (2 tasks, full size, SGD)",
     "toy_full_ten": "toy (10 tasks, full size)",
 }
 NETWORKS = {"segnet": "SegNet", "resnet_fcn": "ResNet FCN", "segformer": "SegFormer"}

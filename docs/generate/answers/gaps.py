@@ -14,13 +14,15 @@ from .contrasts import Contrast, against, block, contrast, interval, listed, sai
 from .measures import losses
 from .page import Prediction, table
 from .pictures import SIGNS
+from .predictions import expected, within
 from .records import results
 
 Pair = tuple[str, str]
 """A method and the one that it is compared with."""
 INITIAL, GRADNORM, CLOSED = "1 / L(0)", "GradNorm", "closed form, balanced"
 PLAIN, STARTED = "uncertainty", "uncertainty from log L(0)"
-METHODS = (INITIAL, PLAIN, STARTED, GRADNORM, CLOSED)
+PCGRAD = "PCGrad"
+METHODS = (INITIAL, PLAIN, STARTED, GRADNORM, CLOSED, PCGRAD)
 
 
 def of_lengths() -> str:
@@ -28,6 +30,7 @@ def of_lengths() -> str:
     found = {f"{steps:,} steps": comparison for steps, comparison in _lengths().items()}
     found |= {f"full size, {steps:,} steps": comparison for steps, comparison in _full_lengths().items()}
     pairs = [(GRADNORM, INITIAL), (GRADNORM, "equal"), (CLOSED, INITIAL), (PLAIN, INITIAL), (STARTED, INITIAL)]
+    pairs.append((PCGRAD, INITIAL))
     return _written(pairs, found, [["runs at rest", *map(at_rest, found.values())]])
 
 
@@ -68,7 +71,7 @@ def at_rest(comparison: Comparison) -> str:
     return f"{sum(states)} of {len(states)}"
 
 
-def of_lengths_expected() -> list[Prediction]:
+def of_lengths_expected() -> list[Prediction | None]:
     """The expectations of the study of lengths, held against its figures."""
     found, full = _lengths(), _full_lengths()
     shortest, longest = found[min(found)], found[max(found)]
@@ -103,6 +106,25 @@ def of_lengths_expected() -> list[Prediction]:
             "the gap of GradNorm to 1 / L(0) is half of what it is with 2000 steps or less.",
             *_closed((GRADNORM, INITIAL), full[min(full)], full[max(full)], 1 / 2),
         ),
+        *_of_added(full[max(full)]),
+    ]
+
+
+def _of_added(comparison: Comparison) -> list[Prediction | None]:
+    """The expectations of the methods that were added to the longest runs at the full size."""
+    name = f"runs of {comparison.spec.steps:,} steps at the full size"
+    pairs = [(STARTED, INITIAL), (CLOSED, INITIAL), (GRADNORM, CLOSED), (PLAIN, INITIAL), (PCGRAD, INITIAL)]
+    started, closed, gradnorm, plain, pcgrad = block(contrast(comparison, name, *pair) for pair in pairs)
+    study = "toy_full_long"
+    return [
+        within(study, "uncertainty weighting from log L(0) is within 0.05 of 1 / L(0)", [started], 0.05),
+        expected(
+            study,
+            "the closed form balanced from the first batch lies between 1 / L(0) and GradNorm",
+            [closed, gradnorm],
+            "worse",
+        ),
+        expected(study, "uncertainty weighting from 0 and PCGrad are behind 1 / L(0).", [plain, pcgrad], "worse"),
     ]
 
 

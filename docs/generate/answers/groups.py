@@ -95,8 +95,8 @@ def page() -> Page:
         table=table(equal, found),
         for_user=f"{advice} Nest where a group should count as one task however many members it has: then the number "
         "of its members no longer decides its weight. That is a choice about the objective, and no table can make it.",
-        limits="Two generated problems and two on data (twelve proteins, twenty-one assays of three platforms), with "
+        limits="Two generated problems and two on data (thirty proteins, twenty-one assays of three platforms), with "
         "some hundreds of steps and five seeds; one network each. Runs end before they converge. A larger machine "
-        "would add all thirty proteins and all twelve platforms, longer runs, more trials, and groups of very unequal size.",
+        "would add all twelve platforms, longer runs, more trials, and groups of very unequal size.",
         studies=STUDIES,
     )

@@ -17,7 +17,7 @@ from .pictures import forest
 from .predictions import chosen, expected, not_apart, within
 from .records import results
 
-COMPARED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_ten")
+COMPARED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_sgd", "toy_full_ten")
 STUDIES = (*COMPARED, "toy_long", "toy_full_long", "toy_causes")
 NEEDED = STUDIES
 STATIC, VARIANCE = "tuned static", "1 / target variance"
@@ -28,13 +28,14 @@ ALPHAS = (GRADNORM, *(f"GradNorm, alpha {alpha}" for alpha in ("0", "0.12", "0.5
 def page() -> Page:
     """The page."""
     found = everything.of(*COMPARED)
-    two, ten, sgd, sgd_ten, full, full_ten = (everything.NAMES[study] for study in COMPARED)
+    two, ten, sgd, sgd_ten, full, full_sgd, full_ten = (everything.NAMES[study] for study in COMPARED)
     equal = against(found, "equal")
     sums = against(found, "equal", SUM_CHANGE)
     initial = block(
         contrast(comparison, problem, method, INITIAL)
-        for method in (GRADNORM, CLOSED, STARTED, STATIC)
+        for method in (GRADNORM, CLOSED, STARTED, STATIC, VARIANCE)
         for problem, comparison in found.items()
+        if method in comparison.runs
     )
     return Page(
         title="Is the toy fair?",
@@ -127,6 +128,23 @@ def page() -> Page:
                 "GradNorm as published and uncertainty weighting from 0 are behind equal weights.",
                 chosen(equal, full, GRADNORM, PLAIN),
                 "worse",
+            ),
+            expected(
+                "toy_full_sgd",
+                "1 / target variance and uncertainty weighting from log L(0) have smaller task-normalised losses than 1 / L(0)",
+                chosen(initial, full_sgd, VARIANCE, STARTED),
+                "better",
+            ),
+            expected(
+                "toy_full_sgd",
+                "1 / target variance is ahead of equal weights",
+                chosen(equal, full_sgd, VARIANCE),
+                "better",
+            ),
+            not_apart(
+                "toy_full_sgd",
+                "GradNorm, its closed form and PCGrad are not told apart from equal weights.",
+                chosen(equal, full_sgd, GRADNORM, CLOSED, "PCGrad"),
             ),
             _last(
                 "toy_full_ten",
