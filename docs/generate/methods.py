@@ -62,7 +62,7 @@ def state(cls: type[eq.Balancer]) -> tuple[str, ...]:
 
 def page() -> str:
     """The page, from the code as it is."""
-    when = ["| class | what it is | when to use it |", "|:--|:--|:--|"]
+    when = ["| class | description | when to use it |", "|:--|:--|:--|"]
     costs = ["| class | needs | cost of a measured step | keeps | reference |", "|:--|:--|:--|:--|:--|"]
     for name, cls in methods().items():
         needed = needs(cls)

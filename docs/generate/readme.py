@@ -33,7 +33,7 @@ def methods() -> str:
     """Every public balancer, with the first sentence of its docstring and its name on the command line."""
     commands = {getattr(factory, "__name__", ""): name for name, (factory, _) in METHODS.items()}
     commands["Static"] = commands.pop("static")
-    lines = ["| class | what it is | on the command line |", "|:--|:--|:--|"]
+    lines = ["| class | description | on the command line |", "|:--|:--|:--|"]
     for name, cls in all_methods().items():
         command = f"`{commands[name]}`" if name in commands else ""
         lines.append(f"| `eq.{name}` | {summary(inspect.getdoc(cls))} | {command} |")

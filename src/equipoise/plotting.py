@@ -33,7 +33,7 @@ def plot(history: Sequence[Mapping[str, float]], steps: Sequence[float] | None =
     and the mouse tells their names. In a notebook the figure shows itself; ``figure.write_html("weights.html")`` saves it.
 
     Args:
-        history: What ``balancer.scalars()`` gave after each step, oldest first, such as ``balancer.history``. Entries
+        history: The results of ``balancer.scalars()`` after each step, oldest first, such as ``balancer.history``. Entries
             that are no ``weight/...``, ``gradient_norm/...`` or ``loss/...`` are not drawn.
         steps: The number of each of these steps; None: 1, 2, 3, ..., counted from the first in ``history``.
 

@@ -70,8 +70,8 @@ def test_it_says_what_is_not_installed(invoke, monkeypatch):
     found = invoke("--workloads", "mlp_3")
     assert found.exit_code == 0
     assert found.stderr.splitlines() == [
-        'equipoise: gradnorm_pytorch is not installed: pip install "equipoise[lab,bench]"; what needs it is left out',
-        'equipoise: torchjd is not installed: pip install "equipoise[lab,bench]"; what needs it is left out',
+        'equipoise: gradnorm_pytorch is not installed: pip install "equipoise[lab,bench]"; methods that need it are left out',
+        'equipoise: torchjd is not installed: pip install "equipoise[lab,bench]"; methods that need it are left out',
         "mlp_3: busy",
     ]
 

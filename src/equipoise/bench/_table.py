@@ -39,9 +39,9 @@ def to_markdown(records: Sequence[Record]) -> str:
         rows = [["workload", "T", *columns], [":--", "--:", *["--:"] * len(columns)], *_rows(records, columns, cell)]
         lines += [title, "", *(f"| {' | '.join(row)} |" for row in rows), ""] if columns[1:] else []
     lines += [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)] + [""] * bool(reasons)
-    lines += ["| workload | what it is | W |", "|:--|:--|:--|"]
+    lines += ["| workload | description | W |", "|:--|:--|:--|"]
     lines += [f"| {_label(record)} | {record.line} | {record.last_shared} |" for record in records]
-    lines += ["", "| method | what it is |", "|:--|:--|"]
+    lines += ["", "| method | description |", "|:--|:--|"]
     lines += [f"| {method} | {METHODS[method].line} |" for method in methods]
     lines += [
         "",

@@ -39,10 +39,10 @@ def check(
     it was written. Of several processes each sees its own part of the batch, alone.
 
     Args:
-        model: The model, a fork in it, or what `attach` or `PerLoss` give.
+        model: The model, a fork in it, or the result of `attach` or `PerLoss`.
         balancer: The balancer. One that was made from names only is checked at the one fork of the model.
         losses_fn: The losses by task name, from a batch, as the training loop computes them before they go to the balancer.
-        batch: What ``losses_fn`` takes.
+        batch: The argument of ``losses_fn``.
 
     Returns:
         The report, to be printed or looked at. Where a graph cannot be differentiated ahead of the backward pass

@@ -51,8 +51,8 @@ class CheckReport:
         left_out: Why there are no gradients, where a wrapper or a part of the graph does not allow them; empty otherwise.
         precisions: Of W, the features and autocast, as far as there are any: ``{"W": (torch.float32,), ...}``.
         findings: Everything that is wrong, or that may be; errors first.
-        rules_of_thumb: What a study of generated problems says about such numbers, in sentences with the rate of hits: whether
-            GradNorm was ahead of other weights there, or that no rule held up. Empty where there are no two gradients.
+        rules_of_thumb: The findings of a study of generated problems for such numbers, in sentences with the rate of hits:
+            whether GradNorm was ahead of other weights there, or that no rule held up. Empty without two gradients.
     """
 
     tasks: tuple[str, ...]

@@ -32,7 +32,7 @@ class Rule:
     """One answer where a measured number reaches a threshold, another one elsewhere.
 
     Attributes:
-        measured: The number: a key of what `measured` gives.
+        measured: The number: a key of the result of `measured`.
         threshold: The threshold.
         optimizer: The only optimiser with which the first answer holds; empty: with any.
         there: The answer where the number reaches the threshold.
@@ -46,7 +46,7 @@ class Rule:
     elsewhere: Outcome
 
     def answer(self, values: Mapping[str, float], optimizer: str) -> Outcome:
-        """What the rule foretells for a first batch and an optimiser."""
+        """The forecast of the rule for a first batch and an optimiser."""
         applies = self.optimizer in ("", optimizer) and values[self.measured] >= self.threshold
         return self.there if applies else self.elsewhere
 
@@ -89,7 +89,7 @@ class RuleOfThumb:
 
 
 def measured(report: CheckReport) -> dict[str, float]:
-    """What rules look at: ratios of the largest to the smallest, and the smallest cosine. NaN where it cannot be had."""
+    """The numbers that rules look at: ratios of the largest to the smallest, and the smallest cosine; NaN where unknown."""
     known = report.cosines[~report.cosines.isnan()]
     return {
         "norm_ratio": apart(report.gradient_norms / report.weights)[0],
@@ -99,7 +99,7 @@ def measured(report: CheckReport) -> dict[str, float]:
 
 
 def quoted(report: CheckReport) -> list[str]:
-    """What the rules say about a report, and where none held up; nothing where there are no two gradients."""
+    """The forecasts of the rules for a report, and where none held up; nothing where there are no two gradients."""
     if (report.gradient_norms > 0).sum() < 2:
         return []
     values = measured(report)

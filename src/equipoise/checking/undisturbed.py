@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 @contextmanager
 def undisturbed(model: object, device: torch.device) -> Iterator[list[torch.dtype]]:
-    """Run within what a training step runs; afterwards buffers and random numbers are as they were.
+    """Run the code of a training step within; afterwards buffers and random numbers are as they were.
 
     The buffers are those of ``model`` and of every module called within by this thread. Compiled models run as written.
 

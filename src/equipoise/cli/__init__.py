@@ -1,6 +1,6 @@
 """The command line: ``equipoise compare``, ``study``, ``report``, ``list`` and ``bench``.
 
-A command imports what it needs when it runs, so that ``--help`` waits for nothing.
+A command imports its requirements when it runs, so that ``--help`` waits for nothing.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def bench(
         known = workloads_of(device)
         names, wanted = chosen("workload", workloads, known), chosen("method", methods, _methods.METHODS)
         for missing in dict.fromkeys(filter(None, (_methods.METHODS[method].missing for method in wanted))):
-            typer.echo(f"equipoise: {missing}; what needs it is left out", err=True)
+            typer.echo(f"equipoise: {missing}; methods that need it are left out", err=True)
         for name in names:
             try:
                 record = _run.measure(

@@ -21,7 +21,7 @@ def plain_errors(
 
     Args:
         runs: Folder of the records.
-        again: What can be done after an interrupt.
+        again: The remedy after an interrupt.
         trace: Whether to show the traceback before the line.
     """
     try:
@@ -41,7 +41,7 @@ def plain_errors(
             _say(f"equipoise: {error}{user_line(error)}")
             raise typer.Exit(2) from None
         _say(f"equipoise: {error}")
-        typer.echo(f"Finished runs are kept in {runs}; the same command runs only what is missing.", err=True)
+        typer.echo(f"Finished runs are kept in {runs}; the same command runs only those that are missing.", err=True)
         raise typer.Exit(1) from None
 
 

@@ -81,7 +81,7 @@ class Progress:
 
     def _end(self, run: str, event: Event) -> None:
         self._ended += 1
-        # Steps that nobody does, of a run that was there or that failed, are no part of what is left.
+        # Steps that are never done, of a run that was there or that failed, are no part of what is left.
         self._left -= event.spec.steps - self._steps.pop(run, 0)
         if run in self._running:
             self._bars.remove_task(self._running.pop(run))

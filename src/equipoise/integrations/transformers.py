@@ -124,5 +124,5 @@ class BalancedTrainerMixin(Trainer):
         return (total, outputs) if return_outputs else total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log what the balancer did in the last step, with the losses of the training."""
+        """Log the balancer's last step, with the losses of the training."""
         super().log(logs | self.balancer.scalars() if "loss" in logs else logs, *args, **kwargs)

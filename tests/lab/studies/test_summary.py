@@ -42,9 +42,9 @@ def test_one_is_ahead_of_all(said):
     assert "third by 0.5 [" in text
 
 
-def test_nobody_is_ahead(said):
+def test_no_method_is_ahead(said):
     text = said(equal=[0.5, 0.6, 0.55, 0.52, 0.58], other=[0.6, 0.5, 0.52, 0.57, 0.55], last=[0.9 + x for x in NOISE])
-    assert "nobody is ahead; other, equal are not told apart" in text
+    assert "no method is ahead; other, equal are not told apart" in text
     assert "Not told apart from other: equal by 0.002 [-" in text
     assert "Behind other: last by 0.3" in text
 
@@ -68,12 +68,12 @@ def test_a_small_lead_of_many_is_no_lead(said):
     lead = {"equal": [0.5, 0.51, 0.5, 0.51, 0.5], "first": [0.49, 0.5, 0.495, 0.49, 0.495]}
     assert "first (0.494) is ahead" in said(**lead)
     others = {f"m{i}": [0.5 + 0.05 * ((seed * (i + 1)) % 3) for seed in range(5)] for i in range(4)}
-    assert "nobody is ahead" in said(**lead, **others)
+    assert "no method is ahead" in said(**lead, **others)
 
 
 def test_one_seed_has_no_interval(said):
     text = said(equal=[0.5], other=[0.4])
-    assert "mean of 1 paired seed: nobody is ahead" in text
+    assert "mean of 1 paired seed: no method is ahead" in text
     assert "equal by 0.1 (one seed, no interval)" in text
 
 

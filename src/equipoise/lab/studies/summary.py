@@ -82,7 +82,7 @@ def summary(result: Result) -> str:
         lead = f"{best} ({means[best]:.3f}) is ahead of all other methods."
     else:
         names = ", ".join([best, *(pair.worse for pair in level)])
-        lead = f"nobody is ahead; {names} are not told apart ({best} has the smallest mean, {means[best]:.3f})."
+        lead = f"no method is ahead; {names} are not told apart ({best} has the smallest mean, {means[best]:.3f})."
     text = [f"{of_seeds}: {lead}"]
     if level:
         text.append(f"Not told apart from {best}: {_listed(level)}.")
