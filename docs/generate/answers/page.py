@@ -82,7 +82,7 @@ def written(name: str, page: Page) -> str:
         f"# {page.title}",
         f"**Question** ({page.asked_by}). {page.question}",
         f"**Answer.** {escape(page.line)}",
-        "\n".join(f"- {escape(each)}" for each in page.answer),
+        bullets(page.answer),
         "## Expected beforehand",
         *([_prediction(each) for each in page.predictions if each] or [_ELSEWHERE]),
         "## The picture",
@@ -100,6 +100,11 @@ def written(name: str, page: Page) -> str:
         _commands([name for name in page.studies if has_figures(name)]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """Sentences as a list."""
+    return "\n".join(f"- {escape(each)}" for each in sentences)
 
 
 def _waiting(studies: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from equipoise.lab.results.statistics import Estimate, estimate
 from .condensed import Cell, table
 from .contrasts import listed
 from .heat import Square, heat_map
-from .page import Page, Prediction
+from .page import Page, Prediction, bullets
 from .records import study
 from .thumb import MARGIN, Judged, judge, log_change, outcome, wilson
 
@@ -65,12 +65,12 @@ def page() -> Page:
             "searched: what is ahead of these may owe it to the coarseness of the search.",
             f"{len(rules)} rules of thumb were fitted on one half of the problems and judged on the other, each at 95 %: "
             "one that holds up by chance is to be reckoned with.",
-            *(_rule(*pair, rules[pair]) for pair in PAIRS),
         ],
         predictions=_predictions(cells, rules),
         picture=_picture(cells),
         alt="Every problem as a square, for both forms of GradNorm against three opponents",
         table=_table(cells, [*PAIRS, ("1 / L(0)", "equal")]),
+        more={"The rules of thumb": bullets(_rule(*pair, rules[pair]) for pair in PAIRS)},
         for_user=_for_user(cells, rules),
         limits=f"Two regressions with squared errors, networks of {_levels(cells, 'width')} neurons a layer, {declared.steps} "
         f"steps, n = {len(declared.seeds)} seeds a problem; every problem is one draw of its functions. Each method has "
