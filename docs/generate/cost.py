@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import equipoise as eq
-from equipoise.bench._figure import to_svg
-from equipoise.bench._methods import FLOOR
+from equipoise.bench._methods import FLOOR, METHODS
 from equipoise.bench._model import fitted
 from equipoise.bench._phases import PHASES, Phases, load, phases, save
 from equipoise.bench._ratio import paired_ratio
@@ -27,6 +26,7 @@ from equipoise.bench._table import to_markdown
 from equipoise.bench.workloads import workloads
 
 from .pages import ROOT, write
+from .pictures import Axis, Panel, Series, plot
 
 PAGE, FIGURE, RECORDS = ROOT / "docs" / "cost.md", ROOT / "docs" / "cost.svg", ROOT / "results" / "cost"
 MEASURED, TURNS = ROOT / "results" / "cost_phases.json", ROOT / "results" / "cost_turns.json"
@@ -112,8 +112,23 @@ def on_gpu() -> str:
 
 
 def figure() -> str:
-    """The cost against the number of tasks."""
-    return to_svg([record for record in records() if record.device == "cpu"])
+    """The cost against the number of tasks, with the intervals."""
+    found = [each for each in records() if each.device == "cpu" and each.workload.removeprefix("mlp_").isdigit()]
+    series = []
+    for method in METHODS:
+        ours = [each for each in found if method in each.costs and method != FLOOR]
+        ratios = [paired_ratio(each.costs[method].seconds, each.costs[FLOOR].seconds) for each in ours]
+        numbers, ends = [each.num_tasks for each in ours], [(ratio.low, ratio.high) for ratio in ratios]
+        if ours:
+            series.append(Series(method, numbers, [ratio.median for ratio in ratios], ends=ends))
+    panel = Panel(
+        "Six linear layers and T heads on a CPU",
+        series,
+        Axis("number of tasks T", log=True),
+        Axis("time per step over that of the plain step", log=True),
+        tall=300,
+    )
+    return plot([panel], "Time per step over that of the plain step, against the number of tasks")
 
 
 def aims() -> str:

@@ -1,13 +1,5 @@
-import math
-import re
-from itertools import pairwise
-from xml.etree import ElementTree
-
-import pytest
 from rich.console import Console
 
-from equipoise.bench._figure import to_svg
-from equipoise.bench._methods import METHODS
 from equipoise.bench._table import to_markdown, to_rich
 
 
@@ -46,36 +38,3 @@ def test_the_terminal_shows_every_method(make_record):
     shown = capture.get()
     for words in ("A network.", "plain", "200 ms", "3.40 (2.60 to 4.20)", "1.25", "no [torchvision]"):
         assert words in shown
-
-
-def points(svg, color):
-    circles = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}circle")
-    return [(float(c.get("cx")), float(c.get("cy"))) for c in circles if c.get("fill") == color]
-
-
-def test_the_figure_has_logarithmic_axes(make_record):
-    records = [make_record(f"mlp_{T}", T, {"gradnorm": 1.0, "paper": ratio}) for T, ratio in ((4, 2), (16, 4), (64, 8))]
-    svg = to_svg([*records, make_record("segnet"), make_record("mlp_3_ddp_2")])
-    colors = re.findall(r'<circle [^>]*fill="(#\w+)"', svg)
-    ours, paper = (points(svg, color) for color in dict.fromkeys(colors))
-    assert len(ours) == len(paper) == 3
-    xs, ys = zip(*paper, strict=True)
-    assert math.isclose(xs[1] - xs[0], xs[2] - xs[1], abs_tol=0.2)
-    assert math.isclose(ys[1] - ys[0], ys[2] - ys[1], abs_tol=0.2)
-    assert xs[1] > xs[0]
-    assert ys[1] < ys[0]
-    assert len({y for _, y in ours}) == 1
-
-
-def test_the_figures_labels_do_not_cover_each_other(make_record):
-    records = [make_record(f"mlp_{T}", T, dict.fromkeys(list(METHODS)[1:], 1.0)) for T in (2, 3)]
-    labels = [e for e in ElementTree.fromstring(to_svg(records)).iter() if e.text in METHODS]
-    heights = sorted(float(label.get("y")) for label in labels)
-    assert len(heights) == len(METHODS) - 1
-    assert min(b - a for a, b in pairwise(heights)) >= 14
-    assert heights[-1] < 430
-
-
-def test_the_figure_needs_two_points(make_record):
-    with pytest.raises(ValueError, match="at least two workloads called mlp_ and a number; found 1"):
-        to_svg([make_record()])

@@ -26,9 +26,7 @@ pytestmark = [
 FROM_THE_GRAPH = ("Fork, a block", "attach")
 """The entry points that need the original graph between W and the heads."""
 
-REFUSAL = (
-    "compile the modules below it and above it instead" if torch.__version__ >= "2.7" else "Observed exception"
-)
+REFUSAL = "compile the modules below it and above it instead" if torch.__version__ >= "2.7" else "Observed exception"
 """Before PyTorch 2.7 Dynamo does not quote the errors of the code that it compiles, only where they are."""
 
 

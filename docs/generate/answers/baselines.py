@@ -9,9 +9,9 @@ from equipoise.lab.results.markdown import escape
 from . import everything
 from .contrasts import Contrast, against, counted, interval, listed, mean_change, quoted, tally
 from .everything import EQUAL, ONE_LINERS, OTHERS
+from .forests import strip
 from .measures import LOSS_CHANGE
 from .page import Page, table
-from .pictures import strip
 
 STUDIES = (*everything.GENERATED, *everything.REAL)
 NEEDED = ("toy_two", "toy_ten", "groups", "yeast")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from . import everything
 from .contrasts import Contrast, against, block, contrast, listed, tally
+from .forests import forest
 from .measures import LOSS_CHANGE, Measure, mean_metric
 from .page import Page, table
-from .pictures import forest
 from .predictions import chosen, no_better, not_ahead
 
 STUDIES = ("yeast", "tox21", "toxcast", "molecules")

@@ -23,6 +23,13 @@ FEWEST = 3
 """Over fewer problems than these no mean is told, as its interval would say nothing."""
 Outcome = Literal["better", "worse", "level", "not told apart", "diverged"]
 OUTCOMES: tuple[Outcome, ...] = ("better", "worse", "level", "not told apart", "diverged")
+SIGNS: dict[Outcome, tuple[str, str]] = {
+    "better": ("✓", "#2e9a55"),
+    "worse": ("✗", "#d1602a"),
+    "level": ("=", "#2f7fc1"),
+    "not told apart": ("", "#7c8794"),
+}
+"""The mark and the colour of an outcome."""
 
 
 @dataclass(frozen=True)

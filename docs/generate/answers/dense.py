@@ -10,9 +10,9 @@ from . import everything
 from .baselines import counts
 from .contrasts import Contrast, against, block, contrast, counted, quoted, tally
 from .everything import EQUAL
+from .forests import forest
 from .measures import LOSS_CHANGE, METRICS_CHANGE
 from .page import Page, Prediction, table
-from .pictures import forest
 from .predictions import expected
 
 STUDIES = everything.REAL

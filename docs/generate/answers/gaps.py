@@ -10,10 +10,9 @@ from equipoise.lab.results.markdown import escape
 from equipoise.lab.results.selection import converged
 from equipoise.lab.results.statistics import Estimate, estimate
 
-from .contrasts import Contrast, against, block, contrast, interval, listed, said
+from .contrasts import SIGNS, Contrast, against, block, contrast, interval, listed, said
 from .measures import losses
 from .page import Prediction, table
-from .pictures import SIGNS
 from .predictions import expected, within
 from .records import results
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from . import everything
 from .contrasts import against, listed, tally
+from .forests import forest
 from .measures import LOSS_CHANGE
 from .page import Page, table
-from .pictures import forest
 from .predictions import chosen, expected, no_better, not_ahead
 
 STUDIES = ("groups", "hierarchy", "molecules", "toxcast")

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .pictures import SIGNS, WIDTH, _f, _svg, _text
+from ..pictures import WIDTH, digits, svg, text_at
+from .contrasts import SIGNS
 
 _SIDE = 9.0
 _LEFT, _GAP = 74.0, 14.0
@@ -46,24 +47,24 @@ def heat_map(
     parts: list[str] = []
     top = 4.0
     for line, some in panels.items():
-        parts.append(_text(6, top + 13, line, "head"))
+        parts.append(text_at(6, top + 13, line, "head"))
         top += 34
         for place, (heading, squares) in enumerate(some.items()):
             wide, tall = _SIDE * len(squares[0]), _SIDE * len(squares)
             left = _LEFT + place * (wide + _GAP)
-            parts.append(_text(left + wide / 2, top - 4, heading, "quiet", "middle"))
+            parts.append(text_at(left + wide / 2, top - 4, heading, "quiet", "middle"))
             parts += _squares(squares, left, top)
             parts += _column_names(columns, left, top + tall, wide)
             if not place:
                 step = tall / len(rows)
                 parts += [
-                    _text(_LEFT - 5, top + (n + 0.5) * step + 4, name, "quiet", "end") for n, name in enumerate(rows)
+                    text_at(_LEFT - 5, top + (n + 0.5) * step + 4, name, "quiet", "end") for n, name in enumerate(rows)
                 ]
         top += tall + 32
     for note in notes:
-        parts.append(_text(WIDTH / 2, top + 10, note, "quiet", "middle"))
+        parts.append(text_at(WIDTH / 2, top + 10, note, "quiet", "middle"))
         top += 16
-    return _svg(parts, top + 6, title)
+    return svg(parts, top + 6, title)
 
 
 def _squares(squares: Sequence[Sequence[Square]], left: float, top: float) -> list[str]:
@@ -76,7 +77,7 @@ def _squares(squares: Sequence[Sequence[Square]], left: float, top: float) -> li
             _, color = SIGNS["not told apart" if lost else "better" if each.change < 0 else "worse"]
             strength = 1.0 if lost else 0.25 + 0.75 * min(1.0, abs(each.change) / _STRONG)
             found.append(
-                f'<rect x="{_f(x)}" y="{_f(y)}" width="{_f(side)}" height="{_f(side)}" fill="{color}" '
+                f'<rect x="{digits(x)}" y="{digits(y)}" width="{digits(side)}" height="{digits(side)}" fill="{color}" '
                 f'fill-opacity="{strength:.2f}"/>'
             )
     return found
@@ -87,10 +88,10 @@ def _column_names(columns: Mapping[str, Sequence[str]], left: float, top: float,
     groups = [(large, name) for large, names in columns.items() for name in names]
     step = wide / len(groups)
     for number, (_, name) in enumerate(groups):
-        parts.append(_text(left + (number + 0.5) * step, top + 12, name, "quiet", "middle"))
+        parts.append(text_at(left + (number + 0.5) * step, top + 12, name, "quiet", "middle"))
     for number, large in enumerate(columns):
         each = wide / len(columns)
-        parts.append(_text(left + (number + 0.5) * each, top + 25, large, "quiet", "middle"))
+        parts.append(text_at(left + (number + 0.5) * each, top + 25, large, "quiet", "middle"))
         if number:
-            parts.append(f'<path class="axis" d="M{_f(left + number * each - 0.5)} {_f(top - 108)}v112"/>')
+            parts.append(f'<path class="axis" d="M{digits(left + number * each - 0.5)} {digits(top - 108)}v112"/>')
     return parts

@@ -9,10 +9,10 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.markdown import escape
 from equipoise.lab.results.selection import selected
 
+from ..pictures import Axis, Panel, Series, plot
 from .contrasts import Contrast, against, block, contrast, said
 from .measures import GAP, LOSS, TRAINING, Measure
 from .page import Page, Prediction, table
-from .pictures import Axis, Panel, Series, plot
 from .predictions import expected
 from .records import results
 

@@ -9,8 +9,7 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.format import format_estimate
 from equipoise.lab.results.markdown import escape
 
-from .contrasts import Contrast, interval, listed
-from .pictures import SIGNS
+from .contrasts import SIGNS, Contrast, interval, listed
 from .records import budget, has_figures, study
 
 _ELSEWHERE = (

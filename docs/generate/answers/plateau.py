@@ -13,10 +13,10 @@ from equipoise.lab.results.markdown import escape
 from equipoise.lab.results.selection import normalised_loss
 from equipoise.lab.results.statistics import Estimate, estimate
 
+from ..pictures import Axis, Panel, plot
 from .contrasts import Contrast, against, interval, quoted, said
 from .measures import losses
 from .page import Page, Prediction, table
-from .pictures import Axis, Panel, plot
 from .predictions import no_better
 from .records import results
 from .series import curve

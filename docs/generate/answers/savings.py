@@ -12,10 +12,10 @@ from scipy import stats
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.studies.run import Result
 
+from ..pictures import Axis, Panel, Series, plot
 from .contrasts import Contrast, against, block, contrast, quoted, said
 from .measures import LOSS, LOSS_CHANGE
 from .page import Page, Prediction, table
-from .pictures import Axis, Panel, Series, plot
 from .predictions import expected
 from .records import is_there, results
 

@@ -7,7 +7,7 @@ import statistics
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.selection import normalised_loss
 
-from .pictures import Series
+from ..pictures import Series
 
 POINTS = 40
 

@@ -10,10 +10,10 @@ from equipoise.lab.studies.run import Result
 
 from . import everything, gaps
 from .contrasts import Contrast, against, block, contrast, quoted, said, standing, tally
+from .forests import forest
 from .gaps import CLOSED, GRADNORM, INITIAL, PLAIN, STARTED
 from .measures import LOSS, SUM_CHANGE
 from .page import Page, Prediction, bullets, table
-from .pictures import forest
 from .predictions import chosen, expected, not_apart, within
 from .records import results
 

@@ -41,7 +41,7 @@ def report(
         comparisons = group(records, reference)
         write_csv(comparisons, csv)
         if figure:
-            _write(output, to_svg(_only(comparisons)), figure)
+            _write(output, to_svg(_only(comparisons), alone=True), figure)
         elif not markdown:
             path = output or runs[0] / "report.html"
             write_report(records, path, reference)

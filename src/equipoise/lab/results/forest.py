@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import fmean
@@ -17,33 +17,43 @@ from equipoise.lab.results.palette import method_colors
 from equipoise.lab.results.rows import summarise
 from equipoise.lab.results.statistics import Estimate, estimate
 
-_WIDTH, _LEFT, _RIGHT, _LINE, _TOP = 470, 165, 345, 17, 30
+_WIDTH, _LEFT, _RIGHT, _LINE, _TOP = 470, 172, 345, 17, 30
 _TASKS_AT_MOST = 20
 """With more tasks than this, the figure has the summary and the groups alone."""
 _STYLE = (
     ".forest text{fill:#1f2328;font:12px system-ui,sans-serif}.forest .quiet{fill:#59616b}.forest .head{font-weight:600}"
-    ".forest .axis{stroke:#8a9099}.forest .grid{stroke:#8a909940}"
-    "@media(prefers-color-scheme:dark){.forest text{fill:#e6e8eb}.forest .quiet{fill:#a3abb5}}"
+    ".forest .axis{stroke:#8a9099}.forest .grid{stroke:#8a909940}.forest .paper{fill:#fff}"
+    "@media(prefers-color-scheme:dark){.forest text{fill:#e6e8eb}.forest .quiet{fill:#a3abb5}.forest .paper{fill:#131416}}"
 )
 
 
 @dataclass(frozen=True)
-class _Line:
-    """One method's change of one quantity."""
+class Line:
+    """One change with its interval, as a line of the figure.
 
-    method: str
+    Attributes:
+        name: On the left.
+        color: Of the dot and the interval.
+        low, mean, high: The mean and the ends of its interval; not finite where there is none.
+        text: On the right.
+    """
+
+    name: str
     color: str
-    change: Estimate
-    sign: str
+    low: float
+    mean: float
+    high: float
+    text: str
 
 
-def to_svg(comparison: Comparison) -> str:
+def to_svg(comparison: Comparison, *, alone: bool = False) -> str:
     """The relative change of all tasks together, of each group, and of each metric, against the reference.
 
     A line for every method, with the 95 % interval of the paired changes and the mark of the table.
 
     Args:
         comparison: The runs.
+        alone: Whether it is a picture of its own, as for `draw`.
 
     Raises:
         ValueError: There is no method beside the reference.
@@ -52,8 +62,28 @@ def to_svg(comparison: Comparison) -> str:
     if not others:
         raise ValueError(f"figure: wanted a method beside {comparison.reference}, found none")
     blocks = _blocks(comparison, others)
-    limit = _limit([line.change for lines in blocks.values() for line in lines])
-    parts, height = _head(comparison), _TOP + 10
+    return draw(
+        blocks,
+        limit=_limit([line for lines in blocks.values() for line in lines]),
+        title=f"Change against {inert(comparison.reference)} with 95 % intervals",
+        legend=[f"change against {_short(comparison.reference, 30)} in %, 95 % intervals"],
+        alone=alone,
+    )
+
+
+def draw(
+    blocks: Mapping[str, Sequence[Line]], *, limit: float, title: str, legend: Sequence[str], alone: bool = False
+) -> str:
+    """Changes with their intervals, block by block.
+
+    Args:
+        blocks: The lines of each block by its heading.
+        limit: Both ends of the axis; an interval that goes on beyond them ends in an arrow.
+        title: The figure in words.
+        legend: Lines below the axis.
+        alone: Whether it is a picture of its own: with a size, and with paper that is dark where the reader's system is dark.
+    """
+    parts, height = _head(), _TOP + 10
     for label, lines in blocks.items():
         parts.append(f'<text class="head" x="4" y="{height + 12}">{escape(_short(label, 60))}</text>')
         height += _LINE + 1
@@ -61,13 +91,15 @@ def to_svg(comparison: Comparison) -> str:
             parts += _drawn(line, height, limit)
             height += _LINE
         height += 5
-    frame = _frame(limit, height, comparison.reference)
+    bottom = height + 26 + 18 * len(legend)
+    size = f'width="{1.4 * _WIDTH:g}" ' if alone else ""
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="forest" viewBox="0 0 {_WIDTH} {height + 44}" role="img">',
-            f"<title>Change against {escape(inert(comparison.reference))} with 95 % intervals</title>",
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="forest" {size}viewBox="0 0 {_WIDTH} {bottom}" role="img">',
+            f"<title>{escape(title)}</title>",
             f"<style>{_STYLE}</style>",
-            *frame,
+            *([f'<rect class="paper" width="{_WIDTH}" height="{bottom}"/>'] if alone else []),
+            *_frame(limit, height, legend),
             *parts,
             "</svg>",
             "",
@@ -75,7 +107,7 @@ def to_svg(comparison: Comparison) -> str:
     )
 
 
-def _blocks(comparison: Comparison, others: Sequence[str]) -> dict[str, list[_Line]]:
+def _blocks(comparison: Comparison, others: Sequence[str]) -> dict[str, list[Line]]:
     """The lines of every quantity by its label: first all tasks together, then the groups, then each metric."""
     reference = comparison.runs[comparison.reference]
     changes = Changes(comparison, lambda task: reference, relative=True)
@@ -84,7 +116,7 @@ def _blocks(comparison: Comparison, others: Sequence[str]) -> dict[str, list[_Li
     cells = {row.label: dict(zip(comparison.runs, row.cells, strict=True)) for row in rows if row.relative}
     task_cells = [dict(zip(comparison.runs, row.cells, strict=True)) for row in rows if row.is_task]
     colors = method_colors(comparison)
-    blocks: dict[str, list[_Line]] = {}
+    blocks: dict[str, list[Line]] = {}
     summary = f"change against {comparison.reference}"
     parts = {summary: [task.name for task in comparison.tasks]}
     parts |= {f"{summary}, group {path}": list(tasks) for path, tasks in comparison.groups.items()}
@@ -92,13 +124,12 @@ def _blocks(comparison: Comparison, others: Sequence[str]) -> dict[str, list[_Li
         metrics = [metric for metric in changes.metrics if metric[0] in tasks]
         title = label.removeprefix(f"{summary}, ") if label != summary else "all tasks"
         blocks[title] = [
-            _Line(method, colors[method], _mean(found[method], metrics), _sign(cells[label][method]))
-            for method in others
+            _line(method, colors[method], _mean(found[method], metrics), cells[label][method]) for method in others
         ]
     if len(comparison.tasks) <= _TASKS_AT_MOST:
         for metric, of_method in zip(changes.metrics, task_cells, strict=True):
             blocks[named(metric)] = [
-                _Line(method, colors[method], estimate([*found[method][metric].values()]), _sign(of_method[method]))
+                _line(method, colors[method], estimate([*found[method][metric].values()]), of_method[method])
                 for method in others
             ]
     return blocks
@@ -109,15 +140,22 @@ def _mean(changes: dict[tuple[str, str], dict[int, float]], metrics: Sequence[tu
     return estimate([fmean(changes[metric][seed] for metric in metrics) for seed in seeds])
 
 
-def _sign(cell: Cell) -> str:
-    return "" if cell.diverged or cell.text else format_sign(cell)
+def _line(method: str, color: str, change: Estimate, cell: Cell) -> Line:
+    low, high = change.mean - change.half_width, change.mean + change.half_width
+    text = "not defined"
+    if math.isfinite(change.mean):
+        sign = "" if cell.diverged or cell.text else format_sign(cell)
+        text = f"{format_estimate(change, compact=True, signed=True)} % {sign}".rstrip()
+    return Line(method, color, low, change.mean, high, text)
 
 
-def _limit(changes: Sequence[Estimate]) -> float:
+def _limit(lines: Sequence[Line]) -> float:
     """The end of the axis: all means, and intervals as far as they do not dwarf them."""
-    sound = [change for change in changes if math.isfinite(change.mean)]
-    means = max((abs(change.mean) for change in sound), default=0.0)
-    ends = max((abs(c.mean) + (c.half_width if math.isfinite(c.half_width) else 0) for c in sound), default=0.0)
+    sound = [line for line in lines if math.isfinite(line.mean)]
+    means = max((abs(line.mean) for line in sound), default=0.0)
+    ends = max(
+        (abs(end) for line in sound for end in (line.low, line.mean, line.high) if math.isfinite(end)), default=0.0
+    )
     return 1.05 * min(ends, 3 * means) or 1.0
 
 
@@ -126,34 +164,32 @@ def _place(value: float, limit: float) -> float:
     return round(middle + max(-1.0, min(1.0, value / limit)) * (_RIGHT - _LEFT) / 2, 1)
 
 
-def _drawn(line: _Line, top: float, limit: float) -> list[str]:
+def _drawn(line: Line, top: float, limit: float) -> list[str]:
     y = top + 8
-    parts = [f'<text x="16" y="{y + 4}">{escape(_short(line.method, 22))}</text>']
-    if not math.isfinite(line.change.mean):
-        return [*parts, f'<text class="quiet" x="{_RIGHT + 12}" y="{y + 4}">not defined</text>']
-    x = _place(line.change.mean, limit)
-    if math.isfinite(line.change.half_width):
-        low, high = line.change.mean - line.change.half_width, line.change.mean + line.change.half_width
-        parts.append(
-            f'<path d="M{_place(low, limit)} {y}H{_place(high, limit)}" stroke="{line.color}" stroke-width="2"/>'
-        )
-        for end in (low, high):
+    parts = [f'<text x="16" y="{y + 4}">{escape(_short(line.name, 25))}</text>']
+    kind = "" if math.isfinite(line.mean) else ' class="quiet"'
+    parts.append(f'<text{kind} x="{_RIGHT + 12}" y="{y + 4}">{escape(line.text)}</text>')
+    if math.isfinite(line.low + line.high):
+        if line.low < limit and line.high > -limit:
+            path = f"M{_place(line.low, limit)} {y}H{_place(line.high, limit)}"
+            parts.append(f'<path d="{path}" stroke="{line.color}" stroke-width="2"/>')
+        for end in (line.low, line.high):
             if abs(end) > limit:  # it goes on beyond the axis
                 tip, back = _place(end, limit), math.copysign(6, -end)
-                parts.append(f'<path d="M{tip} {y}l{back} -4v8z" fill="{line.color}"/>')
-    parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{line.color}"/>')
-    text = f"{format_estimate(line.change, compact=True, signed=True)} % {line.sign}".rstrip()
-    return [*parts, f'<text x="{_RIGHT + 12}" y="{y + 4}">{escape(text)}</text>']
+                parts.append(f'<path d="M{tip} {y}l{back:g} -4v8z" fill="{line.color}"/>')
+    if abs(line.mean) <= limit:
+        parts.append(f'<circle cx="{_place(line.mean, limit)}" cy="{y}" r="4" fill="{line.color}"/>')
+    return parts
 
 
-def _head(comparison: Comparison) -> list[str]:
+def _head() -> list[str]:
     return [
         f'<text class="quiet" x="{(_LEFT + _RIGHT) / 2 - 8}" y="{_TOP - 10}" text-anchor="end">← better</text>',
         f'<text class="quiet" x="{(_LEFT + _RIGHT) / 2 + 8}" y="{_TOP - 10}">worse →</text>',
     ]
 
 
-def _frame(limit: float, bottom: float, reference: str) -> list[str]:
+def _frame(limit: float, bottom: float, legend: Sequence[str]) -> list[str]:
     middle = (_LEFT + _RIGHT) / 2
     step = 10 ** math.floor(math.log10(limit))
     step = next(size * step for size in (0.2, 0.5, 1, 2, 5) if limit / (size * step) < 4)
@@ -163,8 +199,9 @@ def _frame(limit: float, bottom: float, reference: str) -> list[str]:
         parts.append(f'<path class="{kind}" d="M{x} {_TOP}V{bottom}"/>')
         label = f'<text class="quiet" x="{x}" y="{bottom + 16}" text-anchor="middle">{number * step:g}</text>'
         parts.append(label)
-    title = f"change against {_short(reference, 30)} in %, 95 % intervals"
-    parts.append(f'<text class="quiet" x="{middle}" y="{bottom + 34}" text-anchor="middle">{escape(title)}</text>')
+    for row, text in enumerate(legend):
+        y = bottom + 34 + 18 * row
+        parts.append(f'<text class="quiet" x="{middle}" y="{y}" text-anchor="middle">{escape(text)}</text>')
     return parts
 
 
