@@ -21,6 +21,15 @@ Pair = tuple[str, str]
 INITIAL, GRADNORM, CLOSED = "1 / L(0)", "GradNorm", "closed form, balanced"
 PLAIN, STARTED = "uncertainty", "uncertainty from log L(0)"
 PCGRAD = "PCGrad"
+LOW_FLOOR, LOG_SPACE, NO_PULL = "GradNorm, floor 1e-5", "log space", "closed form, alpha 0, balanced"
+VARIANTS = {
+    GRADNORM: "for GradNorm",
+    LOW_FLOOR: "with its floor at 1e-5",
+    LOG_SPACE: "in log space",
+    f"{LOG_SPACE}, balanced": "there from balanced weights",
+    CLOSED: "for the closed form",
+    NO_PULL: "for that with alpha 0",
+}
 METHODS = (INITIAL, PLAIN, STARTED, GRADNORM, CLOSED, PCGRAD)
 
 
@@ -155,6 +164,45 @@ def of_causes_expected() -> list[Prediction]:
     ]
 
 
+def of_full_causes() -> str:
+    """Every variant of GradNorm at the full size against 1 / L(0), as a table."""
+    found = {"full size": _full_causes()}
+    return table(against(found, INITIAL), found)
+
+
+def of_full_causes_expected() -> list[Prediction | None]:
+    """The expectations of the study of causes at the full size, held against its figures."""
+    study, found = "toy_full_causes", _full_causes()
+
+    def halved(label: str) -> tuple[bool | None, str]:
+        return _closed((GRADNORM, INITIAL), found, found, 1 / 2, (label, INITIAL))
+
+    pairs = [(f"{LOG_SPACE}, balanced", LOG_SPACE), (NO_PULL, CLOSED)]
+    started, unpulled = block(contrast(found, "the full size", *pair) for pair in pairs)
+    return [
+        Prediction(
+            study,
+            "with a floor of 1e-5 the gap of GradNorm to 1 / L(0) is half of what it is or less",
+            *halved(LOW_FLOOR),
+        ),
+        Prediction(study, "so it is in log space, which has no floor.", *halved(LOG_SPACE)),
+        expected(
+            study,
+            "in log space, GradNorm balanced from the first batch is ahead of GradNorm from equal weights.",
+            [started],
+            "better",
+        ),
+        expected(study, "the closed form with alpha 0 is ahead of that with alpha 1.5.", [unpulled], "better"),
+    ]
+
+
+def told_of_full_causes() -> str:
+    """The gaps of GradNorm's variants to 1 / L(0) at the full size, in a sentence."""
+    found = _full_causes()
+    parts = [f"{interval(contrast(found, '', label, INITIAL).difference)} {words}" for label, words in VARIANTS.items()]
+    return f"At the full size, with {found.spec.steps:,} steps, the gap to 1 / L(0) is {listed(parts)}."
+
+
 def told_of_lengths() -> str:
     """The gap of GradNorm to 1 / L(0) at each length, in a sentence."""
 
@@ -201,15 +249,22 @@ def _causes() -> dict[tuple[bool, float], Comparison]:
     return found
 
 
+def _full_causes() -> Comparison:
+    """The variants of GradNorm at the full size."""
+    return results("toy_full_causes")[0].comparison
+
+
 def _named(scaled: bool, beta2: float) -> str:
     return f"{'scaled heads' if scaled else 'plain heads'}, beta2 {beta2:g}"
 
 
-def _closed(pair: Pair, before: Comparison, after: Comparison, left: float) -> tuple[bool | None, str]:
-    """Whether a gap shrinks to a part of it or less, and by more than noise."""
+def _closed(
+    pair: Pair, before: Comparison, after: Comparison, left: float, other: Pair | None = None
+) -> tuple[bool | None, str]:
+    """Whether a gap shrinks to a part of it or less, and by more than noise; afterwards it may be that of another pair."""
     gaps = []
-    for comparison in (before, after):
-        ours, theirs = (losses(comparison, label) for label in pair)
+    for comparison, labels in ((before, pair), (after, other or pair)):
+        ours, theirs = (losses(comparison, label) for label in labels)
         gaps.append([ours[seed] - theirs[seed] for seed in sorted(ours)])
     shrunk = estimate([one - other for one, other in zip(*gaps, strict=True)])
     first, second = (estimate(gap) for gap in gaps)

@@ -18,7 +18,7 @@ from .predictions import chosen, expected, not_apart, within
 from .records import results
 
 COMPARED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_sgd", "toy_full_ten")
-STUDIES = (*COMPARED, "toy_long", "toy_full_long", "toy_causes")
+STUDIES = (*COMPARED, "toy_long", "toy_full_long", "toy_causes", "toy_full_causes")
 NEEDED = STUDIES
 STATIC, VARIANCE = "tuned static", "1 / target variance"
 SHOWN = (INITIAL, "CoV", "PCGrad", PLAIN, STARTED, GRADNORM, CLOSED, STATIC)
@@ -46,6 +46,7 @@ def page() -> Page:
         answer=[
             gaps.told_of_lengths(),
             gaps.told_of_causes(),
+            gaps.told_of_full_causes(),
             *(tally(equal, method) for method in (INITIAL, GRADNORM, CLOSED, STATIC, PLAIN, STARTED)),
             "By the sum of the losses as they are, the paper's other reading: "
             + " ".join(tally(sums, method) for method in (INITIAL, GRADNORM)),
@@ -161,6 +162,7 @@ def page() -> Page:
             ),
             *gaps.of_lengths_expected(),
             *gaps.of_causes_expected(),
+            *gaps.of_full_causes_expected(),
         ],
         picture=forest([each for each in equal if each.method in SHOWN], "Methods against equal weights on the toy"),
         alt="Difference of the task-normalised test loss of eight methods from equal weights, on two and ten tasks, with "
@@ -180,6 +182,7 @@ def page() -> Page:
             "The smallest means": bullets(standing(*each) for each in found.items()),
             "Ever longer runs": gaps.of_lengths(),
             "The causes, by intervention": gaps.of_causes(),
+            "The causes at the full size": gaps.of_full_causes(),
         },
     )
 
