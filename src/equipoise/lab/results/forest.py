@@ -17,7 +17,7 @@ from equipoise.lab.results.palette import method_colors
 from equipoise.lab.results.rows import summarise
 from equipoise.lab.results.statistics import Estimate, estimate
 
-_WIDTH, _LEFT, _RIGHT, _LINE, _TOP = 470, 172, 345, 17, 30
+_WIDTH, _LEFT, _RIGHT, _LINE, _TOP = 480, 186, 352, 17, 30
 _TASKS_AT_MOST = 20
 """With more tasks than this, the figure has the summary and the groups alone."""
 _STYLE = (
