@@ -12,7 +12,8 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.format import format_estimate
 from equipoise.lab.runs.methods import METHODS
 
-from .answers.contrasts import Contrast, block, contrast, said, standing
+from .answers import everything
+from .answers.contrasts import Contrast, against, block, contrast, counted, listed, quoted, said, standing
 from .answers.measures import LOSS, Measure, mean_metric
 from .answers.page import cell
 from .answers.records import results
@@ -38,6 +39,17 @@ def methods() -> str:
         command = f"`{commands[name]}`" if name in commands else ""
         lines.append(f"| `eq.{name}` | {summary(inspect.getdoc(cls))} | {command} |")
     return "\n".join(lines) + "\n"
+
+
+def headline() -> str:
+    """On how many problems of all studies some methods are better than equal weights, and on how many worse."""
+    found = everything.of(*everything.GENERATED, *everything.REAL)
+    words = []
+    for method in ("GradNorm", "closed form, balanced", "1 / L(0)"):
+        ours = counted(against(found, "equal", methods=(method,)))
+        told = f"{ours['better']} and {ours['worse']}" + (f" ({ours['diverged']} diverged)" if ours["diverged"] else "")
+        words.append(f"{quoted(method)} on {told}")
+    return f"Better and worse than equal weights, on {len(found)} problems, were {listed(words)}.\n"
 
 
 def first_table() -> str:
@@ -79,7 +91,7 @@ def _against_static(name: str, comparison: Comparison, measure: Measure) -> Cont
     return block([contrast(comparison, f"`{name}`", _CLOSED[name], "tuned static", measure)])[0]
 
 
-TABLES = {"two problems": first_table, "methods": methods}
+TABLES = {"headline": headline, "two problems": first_table, "methods": methods}
 
 
 def main() -> None:

@@ -101,7 +101,8 @@ def keep(name: str, folder: Path) -> None:
     declared = study(name)
     found = Store(folder).load_all()
     followed = {each.averaged_from for each in declared.methods}
-    whole = {run_key(run.spec) for run in _finals(replay_study(declared, found), followed)}
+    with _tasks_of(found, declared):
+        whole = {run_key(run.spec) for run in _finals(replay_study(declared, found), followed)}
     FOLDER.mkdir(parents=True, exist_ok=True)
     with path_of(name).open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
         for record in found:
