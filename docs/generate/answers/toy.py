@@ -28,7 +28,6 @@ ALPHAS = (GRADNORM, *(f"GradNorm, alpha {alpha}" for alpha in ("0", "0.12", "0.5
 def page() -> Page:
     """The page."""
     found = everything.of(*COMPARED)
-    two, ten, sgd, sgd_ten, full, full_sgd, full_ten = (everything.NAMES[study] for study in COMPARED)
     equal = against(found, "equal")
     sums = against(found, "equal", SUM_CHANGE)
     initial = block(
@@ -53,117 +52,7 @@ def page() -> Page:
             _shared_rate(results("toy_two")[0]),
             _at_rest(found),
         ],
-        predictions=[
-            _first(
-                "toy_two",
-                "1 / L(0), which is trained on the metric that is evaluated, and uncertainty weighting from log L(0) "
-                "have the smallest task-normalised loss",
-                found[two],
-                (INITIAL, STARTED),
-            ),
-            not_apart(
-                "toy_two",
-                "tuned static weights and the closed form balanced from the first batch are not told apart from "
-                "equal weights",
-                chosen(equal, two, STATIC, CLOSED),
-            ),
-            expected(
-                "toy_two", "uncertainty weighting from 0 is behind equal weights", chosen(equal, two, PLAIN), "worse"
-            ),
-            within(
-                "toy_two",
-                "with 12,000 steps GradNorm is within 0.05 of equal weights at every alpha.",
-                chosen(equal, two, *ALPHAS),
-                0.05,
-            ),
-            not_apart(
-                "toy_ten",
-                "1 / L(0), uncertainty weighting from log L(0) and GradNorm are not told apart",
-                chosen(initial, ten, STARTED, GRADNORM),
-            ),
-            _last("toy_ten", "uncertainty weighting from 0 is far behind all others", found[ten], PLAIN),
-            _no_better(
-                "toy_ten",
-                "tuned static weights are no better than equal ones, as seven trials find nothing in ten dimensions.",
-                *chosen(equal, ten, STATIC),
-            ),
-            _first(
-                "toy_sgd",
-                "1 / L(0) and 1 / target variance have the smallest task-normalised loss",
-                found[sgd],
-                (INITIAL, VARIANCE),
-            ),
-            not_apart(
-                "toy_sgd",
-                "tuned static weights are level with them",
-                chosen(initial, sgd, STATIC),
-            ),
-            expected("toy_sgd", "equal weights are far behind", chosen(equal, sgd, INITIAL, VARIANCE), "better"),
-            expected(
-                "toy_sgd",
-                "GradNorm is between the two",
-                [*chosen(equal, sgd, GRADNORM), *_turned(chosen(initial, sgd, GRADNORM))],
-                "better",
-            ),
-            expected(
-                "toy_sgd_ten",
-                "1 / L(0), 1 / target variance and uncertainty weighting from log L(0) are ahead of equal weights",
-                chosen(equal, sgd_ten, INITIAL, VARIANCE, STARTED),
-                "better",
-            ),
-            not_apart(
-                "toy_sgd_ten",
-                "GradNorm and PCGrad are not told apart from them",
-                chosen(equal, sgd_ten, GRADNORM, "PCGrad"),
-            ),
-            _first(
-                "toy_full",
-                "1 / L(0) and uncertainty weighting from log L(0) have the smallest task-normalised loss",
-                found[full],
-                (INITIAL, STARTED),
-            ),
-            expected(
-                "toy_full",
-                "GradNorm as published and uncertainty weighting from 0 are behind equal weights.",
-                chosen(equal, full, GRADNORM, PLAIN),
-                "worse",
-            ),
-            expected(
-                "toy_full_sgd",
-                "1 / target variance and uncertainty weighting from log L(0) have smaller task-normalised losses than 1 / L(0)",
-                chosen(initial, full_sgd, VARIANCE, STARTED),
-                "better",
-            ),
-            expected(
-                "toy_full_sgd",
-                "1 / target variance is ahead of equal weights",
-                chosen(equal, full_sgd, VARIANCE),
-                "better",
-            ),
-            not_apart(
-                "toy_full_sgd",
-                "GradNorm, its closed form and PCGrad are not told apart from equal weights.",
-                chosen(equal, full_sgd, GRADNORM, CLOSED, "PCGrad"),
-            ),
-            _last(
-                "toy_full_ten",
-                "uncertainty weighting from 0 has the largest task-normalised loss",
-                found[full_ten],
-                PLAIN,
-            ),
-            _first(
-                "toy_full_ten",
-                "1 / L(0) and uncertainty weighting from log L(0) the smallest",
-                found[full_ten],
-                (INITIAL, STARTED),
-            ),
-            not_apart(
-                "toy_full_ten", "GradNorm is not told apart from equal weights.", chosen(equal, full_ten, GRADNORM)
-            ),
-            *gaps.of_lengths_expected(),
-            *gaps.of_causes_expected(),
-            *gaps.of_full_causes_expected(),
-        ],
+        predictions=_predictions(found, equal, initial),
         picture=forest([each for each in equal if each.method in SHOWN], "Methods against equal weights on the toy"),
         alt="Difference of the task-normalised test loss of eight methods from equal weights, on two and ten tasks, with "
         "Adam and SGD, at a fifth and at the full size, with 95 % intervals",
@@ -185,6 +74,120 @@ def page() -> Page:
             "The causes at the full size": gaps.of_full_causes(),
         },
     )
+
+
+def _predictions(
+    found: Mapping[str, Comparison], equal: Sequence[Contrast], initial: Sequence[Contrast]
+) -> list[Prediction | None]:
+    """The expectations of the studies, held against the contrasts with equal weights and with 1 / L(0)."""
+    two, ten, sgd, sgd_ten, full, full_sgd, full_ten = (everything.NAMES[study] for study in COMPARED)
+    return [
+        _first(
+            "toy_two",
+            "1 / L(0), which is trained on the metric that is evaluated, and uncertainty weighting from log L(0) "
+            "have the smallest task-normalised loss",
+            found[two],
+            (INITIAL, STARTED),
+        ),
+        not_apart(
+            "toy_two",
+            "tuned static weights and the closed form balanced from the first batch are not told apart from "
+            "equal weights",
+            chosen(equal, two, STATIC, CLOSED),
+        ),
+        expected("toy_two", "uncertainty weighting from 0 is behind equal weights", chosen(equal, two, PLAIN), "worse"),
+        within(
+            "toy_two",
+            "with 12,000 steps GradNorm is within 0.05 of equal weights at every alpha.",
+            chosen(equal, two, *ALPHAS),
+            0.05,
+        ),
+        not_apart(
+            "toy_ten",
+            "1 / L(0), uncertainty weighting from log L(0) and GradNorm are not told apart",
+            chosen(initial, ten, STARTED, GRADNORM),
+        ),
+        _last("toy_ten", "uncertainty weighting from 0 is far behind all others", found[ten], PLAIN),
+        _no_better(
+            "toy_ten",
+            "tuned static weights are no better than equal ones, as seven trials find nothing in ten dimensions.",
+            *chosen(equal, ten, STATIC),
+        ),
+        _first(
+            "toy_sgd",
+            "1 / L(0) and 1 / target variance have the smallest task-normalised loss",
+            found[sgd],
+            (INITIAL, VARIANCE),
+        ),
+        not_apart(
+            "toy_sgd",
+            "tuned static weights are level with them",
+            chosen(initial, sgd, STATIC),
+        ),
+        expected("toy_sgd", "equal weights are far behind", chosen(equal, sgd, INITIAL, VARIANCE), "better"),
+        expected(
+            "toy_sgd",
+            "GradNorm is between the two",
+            [*chosen(equal, sgd, GRADNORM), *_turned(chosen(initial, sgd, GRADNORM))],
+            "better",
+        ),
+        expected(
+            "toy_sgd_ten",
+            "1 / L(0), 1 / target variance and uncertainty weighting from log L(0) are ahead of equal weights",
+            chosen(equal, sgd_ten, INITIAL, VARIANCE, STARTED),
+            "better",
+        ),
+        not_apart(
+            "toy_sgd_ten",
+            "GradNorm and PCGrad are not told apart from them",
+            chosen(equal, sgd_ten, GRADNORM, "PCGrad"),
+        ),
+        _first(
+            "toy_full",
+            "1 / L(0) and uncertainty weighting from log L(0) have the smallest task-normalised loss",
+            found[full],
+            (INITIAL, STARTED),
+        ),
+        expected(
+            "toy_full",
+            "GradNorm as published and uncertainty weighting from 0 are behind equal weights.",
+            chosen(equal, full, GRADNORM, PLAIN),
+            "worse",
+        ),
+        expected(
+            "toy_full_sgd",
+            "1 / target variance and uncertainty weighting from log L(0) have smaller task-normalised losses than 1 / L(0)",
+            chosen(initial, full_sgd, VARIANCE, STARTED),
+            "better",
+        ),
+        expected(
+            "toy_full_sgd",
+            "1 / target variance is ahead of equal weights",
+            chosen(equal, full_sgd, VARIANCE),
+            "better",
+        ),
+        not_apart(
+            "toy_full_sgd",
+            "GradNorm, its closed form and PCGrad are not told apart from equal weights.",
+            chosen(equal, full_sgd, GRADNORM, CLOSED, "PCGrad"),
+        ),
+        _last(
+            "toy_full_ten",
+            "uncertainty weighting from 0 has the largest task-normalised loss",
+            found[full_ten],
+            PLAIN,
+        ),
+        _first(
+            "toy_full_ten",
+            "1 / L(0) and uncertainty weighting from log L(0) the smallest",
+            found[full_ten],
+            (INITIAL, STARTED),
+        ),
+        not_apart("toy_full_ten", "GradNorm is not told apart from equal weights.", chosen(equal, full_ten, GRADNORM)),
+        *gaps.of_lengths_expected(),
+        *gaps.of_causes_expected(),
+        *gaps.of_full_causes_expected(),
+    ]
 
 
 def _shared_rate(result: Result) -> str:
