@@ -13,7 +13,7 @@ from equipoise.lab.results.format import format_estimate
 from equipoise.lab.runs.methods import METHODS
 
 from .answers import everything
-from .answers.contrasts import Contrast, against, block, contrast, counted, listed, quoted, said, standing
+from .answers.contrasts import Contrast, against, block, contrast, counted, listed, said, standing
 from .answers.measures import LOSS, Measure, mean_metric
 from .answers.page import cell
 from .answers.records import results
@@ -26,6 +26,12 @@ _MEASURES = {
     "yeast": mean_metric("", "mean AUROC", 0.01, higher_is_better=True),
 }
 """What the front page shows of each of its studies."""
+_HEADLINE = {
+    "GradNorm": "GradNorm",
+    "closed form, balanced": "its closed form with a balanced start",
+    "1 / L(0)": "the constant weights 1 / L(0)",
+}
+"""The methods of the headline, in words."""
 _SAME = ("1 / L(0)", "uncertainty", "GradNorm", "tuned static")
 _CLOSED = {"pinn": "closed form, alpha 0, balanced", "yeast": "closed form, balanced"}
 
@@ -42,14 +48,16 @@ def methods() -> str:
 
 
 def headline() -> str:
-    """On how many problems of all studies some methods are better than equal weights, and on how many worse."""
+    """On how many problems of all studies some methods are better than equal weights, and on how many worse or diverged."""
     found = everything.of(*everything.GENERATED, *everything.REAL)
     words = []
-    for method in ("GradNorm", "closed form, balanced", "1 / L(0)"):
+    for method, name in _HEADLINE.items():
         ours = counted(against(found, "equal", methods=(method,)))
-        told = f"{ours['better']} and {ours['worse']}" + (f" ({ours['diverged']} diverged)" if ours["diverged"] else "")
-        words.append(f"{quoted(method)} on {told}")
-    return f"Better and worse than equal weights, on {len(found)} problems, were {listed(words)}.\n"
+        verb = "" if words else " was better than equal weights"
+        words.append(
+            f"{name}{verb} on {ours['better']} and{'' if words else ' worse'} on {ours['worse'] + ours['diverged']}"
+        )
+    return f"On the {len(found)} problems of the studies {listed(words)}; elsewhere no difference is significant.\n"
 
 
 def first_table() -> str:
