@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.studies.run import Result
 
-from . import everything, gaps
+from . import causes, everything, gaps, lengths
 from .contrasts import Contrast, against, block, contrast, quoted, said, standing, tally
 from .forests import forest
 from .gaps import CLOSED, GRADNORM, INITIAL, PLAIN, STARTED
@@ -18,7 +18,7 @@ from .predictions import chosen, expected, not_apart, within
 from .records import results
 
 COMPARED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_sgd", "toy_full_ten")
-STUDIES = (*COMPARED, "toy_long", "toy_full_long", "toy_causes", "toy_full_causes")
+STUDIES = (*COMPARED, "toy_long", "toy_full_long", "toy_causes", "toy_full_causes", "toy_full_heads")
 NEEDED = STUDIES
 STATIC, VARIANCE = "tuned static", "1 / target variance"
 SHOWN = (INITIAL, "CoV", "PCGrad", PLAIN, STARTED, GRADNORM, CLOSED, STATIC)
@@ -43,9 +43,9 @@ def page() -> Page:
         "every method has its own learning rate and runs come to rest?",
         line=tally(initial, GRADNORM),
         answer=[
-            gaps.told_of_lengths(),
-            gaps.told_of_causes(),
-            gaps.told_of_full_causes(),
+            lengths.told_of_lengths(),
+            causes.told_of_causes(),
+            causes.told_of_full_causes(),
             *(tally(equal, method) for method in (INITIAL, GRADNORM, CLOSED, STATIC, PLAIN, STARTED)),
             "By the sum of the losses as they are, the paper's other reading: "
             + " ".join(tally(sums, method) for method in (INITIAL, GRADNORM)),
@@ -69,9 +69,9 @@ def page() -> Page:
         more={
             "Against 1 / L(0)": table(initial, found),
             "The smallest means": bullets(standing(*each) for each in found.items()),
-            "Ever longer runs": gaps.of_lengths(),
-            "The causes, by intervention": gaps.of_causes(),
-            "The causes at the full size": gaps.of_full_causes(),
+            "Ever longer runs": lengths.of_lengths(),
+            "The causes, by intervention": causes.of_causes(),
+            "The causes at the full size": causes.of_full_causes(),
         },
     )
 
@@ -184,9 +184,9 @@ def _predictions(
             (INITIAL, STARTED),
         ),
         not_apart("toy_full_ten", "GradNorm is not told apart from equal weights.", chosen(equal, full_ten, GRADNORM)),
-        *gaps.of_lengths_expected(),
-        *gaps.of_causes_expected(),
-        *gaps.of_full_causes_expected(),
+        *lengths.of_lengths_expected(),
+        *causes.of_causes_expected(),
+        *causes.of_full_causes_expected(),
     ]
 
 

@@ -1,0 +1,103 @@
+"""The toy's gaps in ever longer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from equipoise.lab.results.comparison import Comparison
+
+from .contrasts import against, block, contrast, interval, listed, said
+from .gaps import CLOSED, GRADNORM, INITIAL, METHODS, PCGRAD, PLAIN, STARTED, at_rest, closed, gap_table, of_gradnorm
+from .page import Prediction, table
+from .predictions import expected, within
+from .records import results
+
+
+def of_lengths() -> str:
+    """The gaps at each length of the runs, as a table, and every method against equal weights."""
+    found = {f"{steps:,} steps": comparison for steps, comparison in _lengths().items()}
+    found |= {f"full size, {steps:,} steps": comparison for steps, comparison in _full_lengths().items()}
+    pairs = [(GRADNORM, INITIAL), (GRADNORM, "equal"), (CLOSED, INITIAL), (PLAIN, INITIAL), (STARTED, INITIAL)]
+    pairs.append((PCGRAD, INITIAL))
+    gaps = gap_table(pairs, found, [["runs at rest", *map(at_rest, found.values())]])
+    return f"{gaps}\n\n{table(against(found, 'equal', methods=METHODS), found)}"
+
+
+def of_lengths_expected() -> list[Prediction | None]:
+    """The expectations of the study of lengths, held against its figures."""
+    found, full = _lengths(), _full_lengths()
+    shortest, longest = found[min(found)], found[max(found)]
+    *early, late = block(
+        [
+            *(contrast(shortest, f"runs of {min(found):,} steps", method, INITIAL) for method in (GRADNORM, PLAIN)),
+            contrast(longest, f"runs of {max(found):,} steps", GRADNORM, INITIAL),
+        ]
+    )
+    larger = [each.outcome == "worse" and each.ends.low > 0.1 for each in early]
+    smaller = [each.ends.high < 0.1 for each in early]
+    return [
+        Prediction(
+            "toy_long",
+            "With 2000 steps GradNorm and uncertainty weighting from 0 are behind 1 / L(0) by more than 0.1.",
+            False if any(smaller) else (True if all(larger) else None),
+            " ".join(map(said, early)),
+        ),
+        Prediction(
+            "toy_long",
+            "with 32,000 steps that of GradNorm is a third of what it is with 2000 or less",
+            *closed((GRADNORM, INITIAL), shortest, longest, 1 / 3),
+        ),
+        Prediction(
+            "toy_long",
+            "1 / L(0) is still ahead of it.",
+            {"worse": True, "level": False, "better": False}.get(late.outcome),
+            said(late),
+        ),
+        Prediction(
+            "toy_full_long",
+            "the gap of GradNorm to 1 / L(0) is half of what it is with 2000 steps or less.",
+            *closed((GRADNORM, INITIAL), full[min(full)], full[max(full)], 1 / 2),
+        ),
+        *_of_added(full[max(full)]),
+    ]
+
+
+def _of_added(comparison: Comparison) -> list[Prediction | None]:
+    """The expectations of the methods that were added to the longest runs at the full size."""
+    name = f"runs of {comparison.spec.steps:,} steps at the full size"
+    pairs = [(STARTED, INITIAL), (CLOSED, INITIAL), (GRADNORM, CLOSED), (PLAIN, INITIAL), (PCGRAD, INITIAL)]
+    started, closed, gradnorm, plain, pcgrad = block(contrast(comparison, name, *pair) for pair in pairs)
+    study = "toy_full_long"
+    return [
+        within(study, "uncertainty weighting from log L(0) is within 0.05 of 1 / L(0)", [started], 0.05),
+        expected(
+            study,
+            "the closed form balanced from the first batch lies between 1 / L(0) and GradNorm",
+            [closed, gradnorm],
+            "worse",
+        ),
+        expected(study, "uncertainty weighting from 0 and PCGrad are behind 1 / L(0).", [plain, pcgrad], "worse"),
+    ]
+
+
+def told_of_lengths() -> str:
+    """The gap of GradNorm to 1 / L(0) at each length, in a sentence."""
+
+    def parts(found: Mapping[int, Comparison]) -> str:
+        return listed([f"{interval(of_gradnorm(each))} with {steps:,} steps" for steps, each in found.items()])
+
+    return (
+        f"With two tasks the gap of GradNorm to 1 / L(0) is {parts(_lengths())}; at the full size it is "
+        f"{parts(_full_lengths())}."
+    )
+
+
+def _lengths() -> dict[int, Comparison]:
+    """The runs of each length, by steps."""
+    return {result.comparison.spec.steps: result.comparison for result in results("toy_long")}
+
+
+def _full_lengths() -> dict[int, Comparison]:
+    """The runs at the full size, by steps."""
+    both = (*results("toy_full"), *results("toy_full_long"))
+    return {result.comparison.spec.steps: result.comparison for result in both}
