@@ -59,8 +59,8 @@ def page() -> Page:
         table=table(equal, found),
         for_user="Give every method its own learning rate, and as many steps as you will train with, before you compare: in "
         "short runs methods differ by how soon their weights are right. Weights that are right from the first step on (1 / "
-        'L(0), `initial="losses"`, `initial_weights="balanced"`) spare Adam a wrong start. Or standardise the targets, '
-        "which takes the scales away altogether.",
+        'L(0), `initial="losses"`, `initial_weights="balanced"`) spare Adam a wrong start, and an Adam that forgets sooner '
+        "(`betas=(0.9, 0.99)`) forgives one. Or standardise the targets, which takes the scales away from losses and heads.",
         limits="One draw of the toy's matrices for each number of tasks. At a fifth of the size 50 inputs, 20 neurons "
         "in a layer and 20 outputs. The rate falls to 0 along a cosine, which brings any run to rest: whether more steps would "
         "change the order was tried with two tasks alone, for some of the methods. Runs are compared where each is best on "
