@@ -13,7 +13,7 @@ from equipoise.lab.results.format import format_estimate
 from equipoise.lab.runs.methods import METHODS
 
 from .answers import everything
-from .answers.contrasts import Contrast, against, block, contrast, counted, listed, said, standing
+from .answers.contrasts import Contrast, against, block, contrast, counted, said, standing
 from .answers.measures import LOSS, Measure, mean_metric
 from .answers.page import cell
 from .answers.records import results
@@ -27,11 +27,11 @@ _MEASURES = {
 }
 """What the front page shows of each of its studies."""
 _HEADLINE = {
-    "GradNorm": "GradNorm",
-    "closed form, balanced": "its closed form with a balanced start",
-    "1 / L(0)": "the constant weights 1 / L(0)",
+    "GradNorm": "GradNorm was better than equal weights",
+    "closed form, balanced": "its closed form with a balanced start was better",
+    "1 / L(0)": "the constant weights 1 / L(0) were better",
 }
-"""The methods of the headline, in words."""
+"""How the headline speaks of some methods."""
 _SAME = ("1 / L(0)", "uncertainty", "GradNorm", "tuned static")
 _CLOSED = {"pinn": "closed form, alpha 0, balanced", "yeast": "closed form, balanced"}
 
@@ -51,13 +51,12 @@ def headline() -> str:
     """On how many problems of all studies some methods are better than equal weights, and on how many worse or diverged."""
     found = everything.of(*everything.GENERATED, *everything.REAL)
     words = []
-    for method, name in _HEADLINE.items():
+    for method, begins in _HEADLINE.items():
         ours = counted(against(found, "equal", methods=(method,)))
-        verb = "" if words else " was better than equal weights"
-        words.append(
-            f"{name}{verb} on {ours['better']} and{'' if words else ' worse'} on {ours['worse'] + ours['diverged']}"
-        )
-    return f"On the {len(found)} problems of the studies {listed(words)}; elsewhere no difference is significant.\n"
+        number = sum(ours.values())
+        few = f", of {number}" if number < len(found) else ""
+        words.append(f"{begins} on {ours['better']} and worse on {ours['worse'] + ours['diverged']}{few}")
+    return f"On the {len(found)} problems of the studies, {'; '.join(words)}. Elsewhere no difference is significant.\n"
 
 
 def first_table() -> str:
