@@ -83,8 +83,8 @@ def _advice(contrasts: Sequence[Contrast]) -> str:
             "Standardise the targets, start with equal weights, and take a line of the table for a reason that holds "
             "for your losses."
         )
+    verbs = "costs one line and was" if len(simple) == 1 else "cost one line and were"
     return (
-        f"Standardise the targets and start with equal weights. If losses still differ in size, "
-        f"{listed([*map(quoted, simple)])} "
-        "cost one line and were worse than equal weights on no problem here."
+        "Standardise the targets and start with equal weights. If losses still differ in size, "
+        f"{listed([*map(quoted, simple)])} {verbs} worse than equal weights on no problem here."
     )
