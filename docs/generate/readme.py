@@ -12,8 +12,8 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.format import format_estimate
 from equipoise.lab.runs.methods import METHODS
 
-from .answers import everything
-from .answers.contrasts import Contrast, against, block, contrast, counted, said, standing
+from .answers import baselines, everything
+from .answers.contrasts import Contrast, block, contrast, counted, said, standing
 from .answers.measures import LOSS, Measure, mean_metric
 from .answers.page import cell
 from .answers.records import results
@@ -49,14 +49,16 @@ def methods() -> str:
 
 def headline() -> str:
     """On how many problems of all studies some methods are better than equal weights, and on how many worse or diverged."""
-    found = everything.of(*everything.GENERATED, *everything.REAL)
+    found = everything.of(*baselines.STUDIES)
+    contrasts = baselines.changes(found)
     words = []
     for method, begins in _HEADLINE.items():
-        ours = counted(against(found, "equal", methods=(method,)))
+        ours = counted([each for each in contrasts if each.method == method])
         number = sum(ours.values())
         few = f", of {number}" if number < len(found) else ""
         words.append(f"{begins} on {ours['better']} and worse on {ours['worse'] + ours['diverged']}{few}")
-    return f"On the {len(found)} problems of the studies, {'; '.join(words)}. Elsewhere no difference is significant.\n"
+    told = "; ".join(words)
+    return f"On the {len(found)} problems of the studies, {told}. Elsewhere no difference is significant after correction.\n"
 
 
 def first_table() -> str:

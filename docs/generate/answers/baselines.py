@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.markdown import escape
 
 from . import everything
@@ -22,7 +23,7 @@ VARIANCE = "1 / loss variance"
 def page() -> Page:
     """The page."""
     found = everything.of(*STUDIES)
-    contrasts = against(found, EQUAL, LOSS_CHANGE, METHODS)
+    contrasts = changes(found)
     means = {method: mean_change(_of(contrasts, method)) for method in METHODS}
     return Page(
         title="Simple and intuitive baselines",
@@ -41,6 +42,11 @@ def page() -> Page:
         "place of the loss.",
         studies=STUDIES,
     )
+
+
+def changes(found: Mapping[str, Comparison]) -> list[Contrast]:
+    """The change that every method brings against equal weights on each problem: one block."""
+    return against(found, EQUAL, LOSS_CHANGE, METHODS)
 
 
 def _of(contrasts: Sequence[Contrast], method: str) -> list[Contrast]:
@@ -70,18 +76,24 @@ def _verdict(contrasts: Sequence[Contrast]) -> str:
         if found[method]["better"] and not found[method]["worse"] + found[method]["diverged"]
     ]
     risky = [method for method in METHODS if found[method]["worse"] > found[method]["better"]]
-    first = f"Better than equal weights somewhere and worse nowhere: {listed([*map(quoted, safe)]) or 'no method'}."
-    return f"{first} Worse more often than better: {listed([*map(quoted, risky)]) or 'no method'}."
+    words = [listed([*map(quoted, some)]) or "none" for some in (safe, risky)]
+    first = f"Better than equal weights somewhere and worse nowhere, after the correction: {words[0]}."
+    return f"{first} Worse more often than better: {words[1]}."
 
 
 def _advice(contrasts: Sequence[Contrast]) -> str:
     found = {method: counted(_of(contrasts, method)) for method in METHODS}
-    simple = [method for method in ONE_LINERS if found[method]["better"] and not found[method]["worse"]]
+    behind = {each.method for each in contrasts if each.outcome == "diverged" or each.ends.low > 0}  # uncorrected
+    simple = [method for method in ONE_LINERS if found[method]["better"] and method not in behind]
     if not simple:
+        nearest = max(ONE_LINERS, key=lambda method: (-found[method]["worse"], found[method]["better"]))
+        ours = _of(contrasts, nearest)
+        most = max(each.ends.mean for each in ours if each.outcome != "better")
         return (
-            "No one-liner is a safe default: each is worse than equal weights on some problem or better on none. "
-            "Standardise the targets, start with equal weights, and take a line of the table for a reason that holds "
-            "for your losses."
+            "No one-liner is a safe default: each is behind equal weights on some problem, by its own interval, or better on "
+            f"none. {quoted(nearest)} comes nearest, better on {found[nearest]['better']} of {len(ours)} problems and behind "
+            f"by {most:.1f} % at most. Standardise the targets, start with equal weights, and take a line of the table for a "
+            "reason that holds for your losses."
         )
     verbs = "costs one line and was" if len(simple) == 1 else "cost one line and were"
     return (
