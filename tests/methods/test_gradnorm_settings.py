@@ -297,3 +297,18 @@ def test_a_setting_out_of_range_is_refused(fork, settings, error, message):
 def test_gradnorm_needs_a_fork():
     with pytest.raises(TypeError, match="needs a Fork.*found tuple"):
         eq.GradNorm(AB)
+
+
+def test_the_loss_of_the_weights_is_summed_over_the_tasks_present():
+    torch.manual_seed(0)
+    fork = eq.Fork(nn.Linear(3, 2), ("a", "b", "c"))
+    balancer = eq.GradNorm(fork)
+    for absent in ((), ("b",)):
+        features = fork(torch.ones(4, 3))
+        losses = {t: (i + 1) * features[t].square().sum() for i, t in enumerate(fork.tasks)}
+        balancer({t: None if t in absent else loss for t, loss in losses.items()}).backward()
+        balancer.step()
+    log = balancer.log()
+    assert log["gradient_norms"].isnan().tolist() == [False, True, False]
+    distances = (log["gradient_norms"] - log["targets"]).abs()
+    torch.testing.assert_close(log["gradnorm_loss"], distances[[0, 2]].sum())
