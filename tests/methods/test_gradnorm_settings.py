@@ -312,3 +312,15 @@ def test_the_loss_of_the_weights_is_summed_over_the_tasks_present():
     assert log["gradient_norms"].isnan().tolist() == [False, True, False]
     distances = (log["gradient_norms"] - log["targets"]).abs()
     torch.testing.assert_close(log["gradnorm_loss"], distances[[0, 2]].sum())
+
+
+def test_the_unit_of_adams_epsilon_is_that_of_the_first_step(fork):
+    balancer, units = eq.GradNorm(fork), []
+    for scale in (1e-3, 2e-3):
+        features = fork(X)
+        log = do_step(balancer, {t: scale * features[t].square().sum() for t in AB})
+        units.append(balancer.unit.clone())
+        if scale == 1e-3:
+            close(balancer.unit, (log["gradient_norms"] / log["weights"]).mean())
+    assert 0 < units[0] < 1
+    assert units[0] == units[1]
