@@ -324,3 +324,19 @@ def test_the_unit_of_adams_epsilon_is_that_of_the_first_step(fork):
             close(balancer.unit, (log["gradient_norms"] / log["weights"]).mean())
     assert 0 < units[0] < 1
     assert units[0] == units[1]
+
+
+def test_a_weight_that_the_renormalisation_brings_below_the_floor_stops_there():
+    fork = eq.Fork(nn.Linear(3, 2), ("a", "b", "c"))
+    start = {"a": 0.1505, "b": 1.4247, "c": 1.4248}  # a falls to 0.1005 and the others rise, so that the sum is 3.05
+    balancer = eq.GradNorm(fork, alpha=0.0, lr=0.05, floor=0.1, initial_weights=start)
+    features = fork(X)
+    log = do_step(balancer, {t: (1000 if t == "a" else 1) * features[t].square().sum() for t in fork.tasks})
+    close(balancer.weights[0], torch.tensor(0.1))
+    close(balancer.weights.sum(), torch.tensor(3.0))
+    assert log["floor_hits"].tolist() == [1, 0, 0]
+
+
+def test_a_rule_on_norms_must_measure_them_now_and_then(fork):
+    with pytest.raises(ValueError, match="every must be a positive integer for GradNorm; found None"):
+        eq.GradNorm(fork, every=None)
