@@ -44,7 +44,11 @@ def places(tree):
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef):
             continue
-        for node in [each for statement in function.body for each in ast.walk(statement)]:
+        inside = [each for statement in function.body for each in ast.walk(statement)]
+        types = [each for node in inside if isinstance(node, ast.AnnAssign) for each in ast.walk(node.annotation)]
+        for node in inside:
+            if node in types:
+                continue
             if isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in SWAPS:
                 yield node.lineno, *_swapped(node, "op", SWAPS[type(node.op)]())
             elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
