@@ -5,7 +5,7 @@ from __future__ import annotations
 from equipoise.lab.results.comparison import Comparison
 
 from .contrasts import against, block, contrast, interval, listed, said
-from .gaps import CLOSED, GRADNORM, INITIAL, METHODS, PLAIN, STARTED, closed, gap_table, of_gradnorm
+from .gaps import CLOSED, GRADNORM, INITIAL, PLAIN, STARTED, closed, gap_table, gaps_and_methods, of_gradnorm
 from .page import Prediction, table
 from .predictions import expected
 from .records import results
@@ -25,8 +25,7 @@ VARIANTS = {
 def of_causes() -> str:
     """The gaps under each intervention, as a table, and every method against equal weights."""
     found = {_named(*key): comparison for key, comparison in _causes().items()}
-    gaps = gap_table([(GRADNORM, INITIAL), (CLOSED, INITIAL), (PLAIN, STARTED)], found)
-    return f"{gaps}\n\n{table(against(found, 'equal', methods=METHODS), found)}"
+    return gaps_and_methods([(GRADNORM, INITIAL), (CLOSED, INITIAL), (PLAIN, STARTED)], found)
 
 
 def of_causes_expected() -> list[Prediction]:

@@ -10,8 +10,9 @@ from equipoise.lab.results.markdown import escape
 from equipoise.lab.results.selection import converged
 from equipoise.lab.results.statistics import Estimate, estimate
 
-from .contrasts import SIGNS, Contrast, block, contrast, interval
+from .contrasts import SIGNS, Contrast, against, block, contrast, interval
 from .measures import losses
+from .page import table
 
 Pair = tuple[str, str]
 """A method and the one that it is compared with."""
@@ -39,6 +40,11 @@ def gap_table(pairs: Sequence[Pair], found: Mapping[str, Comparison], more: Sequ
         f"{text}\n\nPaired differences of the task-normalised test loss with 95 % intervals; above 0 the first method is "
         f"worse. ✗ worse and ✓ better: p < 0.05 after Holm's correction for these {len(gaps)}."
     )
+
+
+def gaps_and_methods(pairs: Sequence[Pair], found: Mapping[str, Comparison], more: Sequence[Sequence[str]] = ()) -> str:
+    """The table of gaps, and every method against equal weights."""
+    return f"{gap_table(pairs, found, more)}\n\n{table(against(found, 'equal', methods=METHODS), found)}"
 
 
 def _marked(gap: Contrast) -> str:
