@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-clients quick coverage check docs answers bench dist clean
+.PHONY: demo test test-clients test-oldest quick coverage check docs answers bench dist clean
 
 # yeast lies inside a package that needs Python 3.11; without it, two overlaid digits take its place
 demo: $(VENV)/installed
@@ -24,6 +24,11 @@ test-clients: $(VENV)/installed
 # the tests that need no other process, no compiler and no trainer; of those with several parameters, each value once
 quick: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 -m "not slow and not thorough"
+
+# the core with the oldest PyTorch that it works with, in an environment of its own: 6 GB on Linux, as its wheel brings CUDA
+test-oldest: $(VENV)-oldest/installed
+	$(VENV)-oldest/bin/python -m pytest -n 2 \
+		$(addprefix tests/,engine balancer methods combine cases check setups) tests/test_hierarchy.py tests/test_hierarchy_setups.py
 
 # the quick tests with all combinations, and which lines and branches of the core they reach
 coverage: $(VENV)/installed
@@ -61,5 +66,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps MoleculeACE==3.0.0  # its files alone
 	@touch $@
 
+$(VENV)-oldest/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed"; exit 1; }
+	$(PYTHON) -m venv $(VENV)-oldest
+	grep -vE '^(torch|sympy|triton|nvidia-.*)==' constraints.txt > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-oldest/constraints.txt \
+		"torch==2.6.0" -e ".[lab,data,dev]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs dist build
+	rm -rf $(VENV) $(VENV)-oldest runs dist build

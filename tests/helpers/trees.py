@@ -33,7 +33,7 @@ class Tree(nn.Module):
         fuel = self.fuel(root["fuel"].tanh())
         stress = self.stress(root["stress"].tanh())
         hoop = self.hoop(stress["hoop"].tanh())
-        features = root | fuel | stress | hoop
+        features = {**root, **fuel, **stress, **hoop}  # PyTorch 2.6 does not compile | of two dicts
         return {task: self.heads[task](features[task]) for task in LEAVES}
 
 

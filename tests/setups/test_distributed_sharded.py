@@ -142,6 +142,12 @@ def worker(rank, world):
     return found, remedy
 
 
+NEEDS_GPU = torch.__version__ < "2.7" and torch.version.cuda is not None and not torch.cuda.is_available()
+
+
+@pytest.mark.skipif(
+    NEEDS_GPU, reason="fully_shard of a PyTorch 2.6 that is built for CUDA asks the GPU for its streams"
+)
 def test_equal_to_one_process():
     ranks = processes.run(worker, 2)
     for (name, entry_point), runs in processes.by_cell([found for found, _ in ranks]):

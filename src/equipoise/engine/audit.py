@@ -24,7 +24,10 @@ from equipoise.engine.rules import Gradients
 from equipoise.engine.source import GradientSource
 
 _SCALES = (2.0**16, 1.0)
-"""A loss is multiplied with this, so that no gradient vanishes in float16; with the second if the first overflows."""
+"""A loss is multiplied with this, so that no gradient vanishes in float16; with the second if the first overflows.
+
+PyTorch 2.6 does not fill a tensor with a number that overflows in it: ones are multiplied.
+"""
 
 NOISE = 1e-3
 """A part of the gradient at W that is smaller than this, relative to the whole, may be zero but for rounding."""
@@ -78,7 +81,9 @@ def look(
     places = [(i, alias) for i, aliases in source.aliases.items() for alias in aliases]
     found: list[Tensor | None] = []
     for scale in _SCALES:
-        raw = differentiate(source, [loss], [*tensors, *(alias for _, alias in places)], [torch.full_like(loss, scale)])
+        raw = differentiate(
+            source, [loss], [*tensors, *(alias for _, alias in places)], [torch.ones_like(loss) * scale]
+        )
         found = [None if g is None else g.float() / scale if g.dtype == torch.float16 else g / scale for g in raw]
         if all(g is None or bool(g.isfinite().all()) for g in found):
             break
@@ -136,7 +141,7 @@ def measure(source: GradientSource, total: Tensor) -> Tensor:
     for scale in _SCALES:
         source.clear()
         if total.requires_grad:
-            total.backward(torch.full_like(total, scale), inputs=[p.leaf for p in source._probes], retain_graph=True)
+            total.backward(torch.ones_like(total) * scale, inputs=[p.leaf for p in source._probes], retain_graph=True)
         norms = source.norms(source.measured()).double() / scale
         if norms.isfinite().all():
             break
