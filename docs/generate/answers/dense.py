@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from equipoise.lab.results.comparison import Comparison
 
-from . import everything
+from . import digits, everything
 from .baselines import counts
 from .contrasts import Contrast, against, block, contrast, counted, quoted, tally
 from .everything import EQUAL
@@ -14,6 +14,7 @@ from .forests import forest
 from .measures import LOSS_CHANGE, METRICS_CHANGE
 from .page import Page, Prediction, table
 from .predictions import expected
+from .records import is_there
 
 STUDIES = everything.REAL
 NEEDED = ("yeast", "tox21", "molecules", "pinn")
@@ -48,7 +49,7 @@ def page() -> Page:
             ),
             *([f"By the metrics of rooms: {tally(dense, GRADNORM)}"] if rooms else []),
         ],
-        predictions=_predictions(rooms) if rooms else [],
+        predictions=[*(_predictions(rooms) if rooms else ()), *digits.predictions()],
         picture=forest(first + _against(planned, CLOSED, EQUAL), "GradNorm and its closed form on all real problems"),
         alt="Change of the task-normalised test loss by GradNorm and its closed form against equal weights on every "
         "real problem, with 95 % intervals",
@@ -56,7 +57,10 @@ def page() -> Page:
             f"Against {reference}:\n\n{counts([each for each in planned if each.reference == reference])}"
             for reference in dict.fromkeys(each.reference for each in planned)
         ),
-        more={"Rooms, by their metrics": table(dense, rooms)} if rooms else {},
+        more={
+            **({"Rooms, by their metrics": table(dense, rooms)} if rooms else {}),
+            **({"Two overlaid digits, by accuracy": digits.table_by_accuracy()} if is_there(digits.STUDY) else {}),
+        },
         for_user=_advice(first),
         limits="Rooms are rendered, with small images, short runs and three learning rates for each method: small enough "
         "for two cores, and too small to say what happens on NYUv2. No figure is claimed for NYUv2, whose licence does not "

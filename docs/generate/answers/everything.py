@@ -9,7 +9,7 @@ from .records import is_there, results
 EQUAL = "equal"
 ONE_LINERS = ("1 / L(0)", "1 / loss variance", "CoV", "DWA", "FAMO", "uncertainty", "uncertainty from log L(0)")
 OTHERS = ("GradNorm", "closed form, balanced", "tuned static")
-REAL = ("yeast", "tox21", "toxcast", "molecules", "pinn", "rooms")
+REAL = ("yeast", "tox21", "toxcast", "molecules", "multimnist", "pinn", "rooms")
 """Studies of problems on data, and of the physics-informed network."""
 GENERATED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_sgd", "toy_full_ten")
 GENERATED += ("groups", "hierarchy")
