@@ -11,10 +11,10 @@ from equipoise.balancer.losses import Losses
 from equipoise.engine import GradientSource
 
 if TYPE_CHECKING:
-    from equipoise.balancer.balancer import Balancer
+    from equipoise.balancer.driver import Driver
 
 
-def check_source(balancer: Balancer, source: GradientSource) -> None:
+def check_source(balancer: Driver, source: GradientSource) -> None:
     """Refuse a fork that this balancer must not measure at."""
     if source.owner is not balancer._token:
         raise RuntimeError(
@@ -28,7 +28,7 @@ def check_source(balancer: Balancer, source: GradientSource) -> None:
         )
 
 
-def check_passes(balancer: Balancer) -> None:
+def check_passes(balancer: Driver) -> None:
     """Refuse a second backward pass in a step for which norms alone are kept."""
     if balancer._now.passes > 1 and balancer._plan.measure and not balancer._accumulate:
         name = type(balancer).__name__
@@ -39,7 +39,7 @@ def check_passes(balancer: Balancer) -> None:
         )
 
 
-def keep_gradients(balancer: Balancer, source: GradientSource) -> None:
+def keep_gradients(balancer: Driver, source: GradientSource) -> None:
     """Have gradients kept from now on, for the processes have met since the last step."""
     if source.passes:
         raise RuntimeError(
@@ -49,7 +49,7 @@ def keep_gradients(balancer: Balancer, source: GradientSource) -> None:
     source.plan(True, gradients=False, processes=balancer._processes)
 
 
-def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
+def check_arrivals(balancer: Driver, source: GradientSource) -> None:
     """Refuse a step whose measurement is not of the total loss alone, or not of all its tasks."""
     passes, present = balancer._now.passes, balancer._now.present
     if present is None and source.passes == passes and source.each_arrived_once():
@@ -74,7 +74,7 @@ def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
         )
 
 
-def check_values(balancer: Balancer, given: Losses) -> None:
+def check_values(balancer: Driver, given: Losses) -> None:
     """Refuse losses that have no meaning for the method; on an accelerator that would wait for the device."""
     if not (balancer.positive_losses or balancer.compares_losses) or not reads_without_sync(given.values):
         return
@@ -92,7 +92,7 @@ def check_values(balancer: Balancer, given: Losses) -> None:
         )
 
 
-def outside_domain(balancer: Balancer, loss: Any) -> Any:
+def outside_domain(balancer: Driver, loss: Any) -> Any:
     """Whether the method, which has a domain, has no meaning for a loss: a number, or each of some in a tensor."""
     return loss <= 0 if balancer.positive_losses else loss < 0
 
