@@ -19,9 +19,8 @@ from equipoise.balancer.checks import (
     outside_domain,
     reads_without_sync,
 )
-from equipoise.balancer.inspection import Inspection
 from equipoise.balancer.losses import Losses
-from equipoise.balancer.state import initial_losses_after
+from equipoise.balancer.state import SavedState, initial_losses_after
 from equipoise.balancer.step import Log, Step
 from equipoise.balancer.total_loss import Note
 from equipoise.engine import GradientSource
@@ -37,7 +36,7 @@ class Plan(NamedTuple):
     move: bool
 
 
-class Driver(Inspection, ABC):
+class Driver(SavedState, ABC):
     """Opens a step before its backward pass, reads it afterwards, and plans the next.
 
     The class attributes declare the needs of a method.
