@@ -63,7 +63,8 @@ class Combination:
     """
 
     def __init__(self, fork: Fork, owner: object, combine: Combine, probe: Probe, *, at_layer: bool) -> None:
-        self.fork, self.owner, self.probe, self.collective = fork, owner, probe, BackwardCollective()
+        self.fork, self.owner, self.probe = fork, owner, probe
+        self.collective = BackwardCollective(probe.leaf.dtype)
         self._combine, self._at_layer = combine, at_layer
         self._scale: Tensor | None = None
         self._present: Sequence[bool] = ()
@@ -120,12 +121,6 @@ class Combination:
             sent.append((result * scale.to(result)).to(feature.dtype).reshape(feature.shape) if some else None)
         return record * self._scale, sent
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over the processes, the same on each of them; sent in the precision of the weights, which all have."""
-        if self.collective.number == 1:
-            return values
-        return self.collective.sum(values.to(self.probe.leaf.dtype)).to(values.dtype)
-
     def audit(self, first: FirstStep, losses: Mapping[str, Tensor]) -> None:
         """Compare the gradients of new tasks at features and last shared layer with those that pass the task's alias.
 
@@ -169,7 +164,7 @@ class Combination:
         """The method, for the tasks present on any process, and the record of all tasks."""
         leaf = self.probe.leaf
         if self.collective.number > 1:
-            present = [count > 0 for count in self.sum(leaf.new_tensor(present)).tolist()]
+            present = [count > 0 for count in self.collective.sum(leaf.new_tensor(present)).tolist()]
         rows = [i for i, here in enumerate(present) if here]
         record = leaf.new_zeros(leaf.shape)
         if not rows:
