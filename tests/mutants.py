@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = ["methods/gradnorm.py", "engine/rules.py", "engine/probe.py", "balancer/balancer.py", "balancer/advance.py"]
+FILES = ["methods/gradnorm.py", "engine/rules.py", "engine/probe.py", "balancer/balancer.py", "balancer/driver.py"]
 FIRST = [
     "methods/test_gradnorm_reference.py",
     "methods/test_gradnorm_settings.py",

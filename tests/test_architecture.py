@@ -93,7 +93,6 @@ SITTING = [
     "balancer/driver.py",
     "balancer/losses.py",
     "balancer/total_loss.py",
-    "balancer/advance.py",
     "balancer/step.py",
     "engine/source.py",
     "engine/fork.py",
@@ -106,7 +105,7 @@ SITTING = [
 
 
 def test_one_gradnorm_step_is_read_in_one_sitting():
-    assert len(SITTING) <= 12
+    assert len(SITTING) <= 11
     assert sum(lines(PACKAGE / name) for name in SITTING) <= 1500
 
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from equipoise.arguments import described, known_tasks, task_names
 from equipoise.balancer import Balancer
-from equipoise.balancer.controls import Handle
-from equipoise.balancer.inspection import numbers
+from equipoise.balancer.controls import Handle, numbers
 
 
 @final

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +12,13 @@ from equipoise.balancer.checks import check_values
 from equipoise.balancer.controls import Controls
 from equipoise.balancer.labels import fractions_of
 from equipoise.balancer.losses import parse
-from equipoise.balancer.step import Log, Step
 from equipoise.balancer.total_loss import noted_total
 from equipoise.engine import GradientSource
 from equipoise.engine.modes import in_transform
 from equipoise.engine.processes import Processes
 
 
-class Balancer(Controls, ABC):
+class Balancer(Controls):
     """Weights for T losses, and the rule that moves them.
 
     ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then
@@ -184,28 +181,3 @@ class Balancer(Controls, ABC):
         self._plan_next_step()
         if self._kept is not None:
             self._kept.append(self.log())
-
-    def init_state(self, weights: Tensor) -> tuple[Tensor, Any]:
-        """The weights of the first step and the state before it: if not overridden, ``weights``, and zeros ``(T,)``.
-
-        Args:
-            weights: The weights to start from ``(T,)``: 1, or those that the caller has given.
-
-        Returns:
-            The weights, and the state: a ``NamedTuple`` of tensors, which become buffers of these names. An absent task keeps
-            its entry in those of shape ``(T,)``.
-        """
-        return weights, self.state_type(*[torch.zeros_like(weights)] * len(self.state_type._fields))
-
-    @abstractmethod
-    def update(self, step: Step, state: Any) -> tuple[Tensor, Any, Log]:
-        """The method: the weights after ``step``, the state, and quantities for the log. Writes to no buffer."""
-
-    def weigh(self, step: Step, state: Any) -> Tensor:
-        """The weights for the losses at hand ``(T,)``, for a method whose weights depend on them. Writes to no buffer."""
-        return step.weights
-
-    @property
-    def priors(self) -> Tensor | float:
-        """How important each task is ``(T,)``; 1 for a method that does not ask."""
-        return 1.0

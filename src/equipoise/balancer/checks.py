@@ -1,20 +1,26 @@
-"""Refusals, before anything is changed: losses without a meaning for the method, gradients that are not of the step."""
+"""Refusals, before anything is changed: of losses without a meaning, and of gradients that are not of the step."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from equipoise.balancer.losses import Losses
+from equipoise.arguments import described
 from equipoise.engine import GradientSource
 
 if TYPE_CHECKING:
-    from equipoise.balancer.balancer import Balancer
+    from equipoise.balancer.driver import Driver
+    from equipoise.balancer.losses import Losses
+
+_REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""The dtypes that losses are summed in."""
 
 
-def check_source(balancer: Balancer, source: GradientSource) -> None:
+def check_source(balancer: Driver, source: GradientSource) -> None:
     """Refuse a fork that this balancer must not measure at."""
     if source.owner is not balancer._token:
         raise RuntimeError(
@@ -28,7 +34,7 @@ def check_source(balancer: Balancer, source: GradientSource) -> None:
         )
 
 
-def check_passes(balancer: Balancer) -> None:
+def check_passes(balancer: Driver) -> None:
     """Refuse a second backward pass in a step for which norms alone are kept."""
     if balancer._now.passes > 1 and balancer._plan.measure and not balancer._accumulate:
         name = type(balancer).__name__
@@ -39,7 +45,7 @@ def check_passes(balancer: Balancer) -> None:
         )
 
 
-def keep_gradients(balancer: Balancer, source: GradientSource) -> None:
+def keep_gradients(balancer: Driver, source: GradientSource) -> None:
     """Have gradients kept from now on, for the processes have met since the last step."""
     if source.passes:
         raise RuntimeError(
@@ -49,7 +55,7 @@ def keep_gradients(balancer: Balancer, source: GradientSource) -> None:
     source.plan(True, gradients=False, processes=balancer._processes)
 
 
-def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
+def check_arrivals(balancer: Driver, source: GradientSource) -> None:
     """Refuse a step whose measurement is not of the total loss alone, or not of all its tasks."""
     passes, present = balancer._now.passes, balancer._now.present
     if present is None and source.passes == passes and source.each_arrived_once():
@@ -74,7 +80,7 @@ def check_arrivals(balancer: Balancer, source: GradientSource) -> None:
         )
 
 
-def check_values(balancer: Balancer, given: Losses) -> None:
+def check_values(balancer: Driver, given: Losses) -> None:
     """Refuse losses that have no meaning for the method; on an accelerator that would wait for the device."""
     if not (balancer.positive_losses or balancer.compares_losses) or not reads_without_sync(given.values):
         return
@@ -92,7 +98,7 @@ def check_values(balancer: Balancer, given: Losses) -> None:
         )
 
 
-def outside_domain(balancer: Balancer, loss: Any) -> Any:
+def outside_domain(balancer: Driver, loss: Any) -> Any:
     """Whether the method, which has a domain, has no meaning for a loss: a number, or each of some in a tensor."""
     return loss <= 0 if balancer.positive_losses else loss < 0
 
@@ -100,3 +106,40 @@ def outside_domain(balancer: Balancer, loss: Any) -> Any:
 def reads_without_sync(tensor: Tensor) -> bool:
     """Whether the host reads a value of ``tensor`` without waiting for a device."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def usable(task: str, loss: Any, losses: Mapping[str, Any], device: torch.device) -> Tensor:
+    """A loss that is not plainly right: one that can be used all the same, or an error."""
+    if loss is losses:
+        raise ValueError(f"task {task!r}: its loss is missing; hand in None if this batch has no labels for it")
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"task {task!r}: a loss must be a tensor or None; found {type(loss).__name__}")
+    if is_traceable_wrapper_subclass(loss):  # type: ignore[unreachable]
+        raise TypeError(
+            f"task {task!r}: a loss must be a plain tensor; found a {type(loss).__name__}. A DTensor gives one by full_tensor()"
+        )
+    if loss.is_nested or loss.dim() != 0:
+        shape = "a nested tensor" if loss.is_nested else tuple(loss.shape)
+        raise ValueError(f"task {task!r}: a loss must be a scalar, of shape (); found {shape}")
+    _check_kind(f"task {task!r}: a loss", f"task {task!r}: its loss is", loss, device)
+    return loss.as_subclass(Tensor)
+
+
+def check_vector(losses: Tensor, tasks: Sequence[str], device: torch.device) -> None:
+    """Refuse any tensor but a vector of losses."""
+    if losses.shape != (len(tasks),):
+        raise ValueError(
+            f"losses must be a dict by task name, or a tensor of shape ({len(tasks)},) in task order; found {described(losses)}"
+        )
+    _check_kind("losses", "the losses are", losses, device)
+
+
+def _check_kind(name: str, subject: str, loss: Tensor, device: torch.device) -> None:
+    """Refuse a dtype or layout that losses are not summed in, and another device; messages begin with these words."""
+    if loss.dtype not in _REAL or loss.layout != torch.strided:
+        found = f"{loss.dtype}, of less than 16 bits" if loss.is_floating_point() else f"{loss.dtype}"
+        found = found if loss.layout == torch.strided else f"one of layout {loss.layout}: take loss.to_dense()"
+        raise TypeError(f"{name} must be a real floating-point tensor; found {found}")
+    if loss.device != device:
+        remedy = "a meta tensor has no value" if loss.is_meta else f"call balancer.to({str(loss.device)!r})"
+        raise ValueError(f"{subject} on {loss.device}, the weights are on {device}; {remedy}")

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from math import isfinite
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from equipoise.balancer.advance import advance, step_of
-from equipoise.balancer.checks import check_arrivals, check_passes, check_source, keep_gradients
-from equipoise.balancer.inspection import Inspection
+from equipoise.balancer.checks import (
+    check_arrivals,
+    check_passes,
+    check_source,
+    keep_gradients,
+    outside_domain,
+    reads_without_sync,
+)
 from equipoise.balancer.losses import Losses
+from equipoise.balancer.state import SavedState, initial_losses_after
+from equipoise.balancer.step import Log, Step
 from equipoise.balancer.total_loss import Note
 from equipoise.engine import GradientSource
 from equipoise.engine.modes import capturing
 from equipoise.engine.processes import Processes
-
-if TYPE_CHECKING:
-    from equipoise.balancer.balancer import Balancer
 
 
 class Plan(NamedTuple):
@@ -28,7 +36,7 @@ class Plan(NamedTuple):
     move: bool
 
 
-class Driver(Inspection):
+class Driver(SavedState, ABC):
     """Opens a step before its backward pass, reads it afterwards, and plans the next.
 
     The class attributes declare the needs of a method.
@@ -54,15 +62,24 @@ class Driver(Inspection):
     _start: int
     _accumulate: bool
 
+    @abstractmethod
+    def update(self, step: Step, state: Any) -> tuple[Tensor, Any, Log]:
+        """The method: the weights after ``step``, the state, and quantities for the log. Writes to no buffer."""
+
+    def weigh(self, step: Step, state: Any) -> Tensor:
+        """The weights for the losses at hand ``(T,)``, for a method whose weights depend on them. Writes to no buffer."""
+        return step.weights
+
     @property
-    def _method(self) -> Balancer:
-        return self  # type: ignore[return-value]
+    def priors(self) -> Tensor | float:
+        """How important each task is ``(T,)``; 1 for a method that does not ask."""
+        return 1.0
 
     def _open(self, given: Losses) -> None:
         """Before a backward pass: check the owner of the fork, clear it at the first, and look at new tasks."""
         now, source = self._now, self._source if self._plan.measure else None
         if source is not None:
-            check_source(self._method, source)
+            check_source(self, source)
             if self._in_closure and not (self._accumulate and source.has_gradient()):
                 self.zero_grad()
             if now.passes == 0:
@@ -71,14 +88,14 @@ class Driver(Inspection):
                 self._first.finish(self._probe.numbers, source, self.tasks)
         first = self._first.new(self.tasks, source is not None) or (source and source.auditing)
         if first and now.passes == 0 and not capturing(self.weights.device):
-            self._first.begin(self._method, given, source)
+            self._first.begin(self, given, source)
         now.present = given.present
         now.everyone = now.everyone is not False and given.present is None
 
     def _passed(self) -> None:
         """A backward pass has gone through the total loss."""
         self._now.passes += 1
-        check_passes(self._method)
+        check_passes(self)
 
     def _noted_step(self, skip: bool, number: int) -> None:
         """Read the backward passes of this step, on ``number`` processes, and have the method move."""
@@ -91,11 +108,11 @@ class Driver(Inspection):
             )
         if source is not None:
             if note is not None and not skip:
-                check_arrivals(self._method, source)
+                check_arrivals(self, source)
                 if now.passes == 1:
                     self._first.finish(note, source, self.tasks)
             if number > 1 and not (source.keep_gradients or source.at_features):
-                keep_gradients(self._method, source)
+                keep_gradients(self, source)
         note = torch.zeros_like(self._probe.leaf) if note is None else note.detach()
         measured = None if source is None else source.measured()
         if number > 1:
@@ -103,20 +120,99 @@ class Driver(Inspection):
             note, *rest = self._processes.mean(note, *([] if measured is None else [measured]))
             measured = next(iter(rest), None)
         norms = None if source is None or measured is None else source.norms(measured, number)
-        advance(self._method, Note(*note.unbind()), norms, skip, number == 1 and bool(now.everyone))
+        self._advance(Note(*note.unbind()), norms, skip, number == 1 and bool(now.everyone))
+
+    def _advance(self, note: Note, norms: Tensor | None, skip: bool, everyone: bool) -> None:
+        """Have the method move, keep the outcome where all of it is finite, and log the step.
+
+        Args:
+            note: The note of the step.
+            norms: The norms of the gradients that the backward passes have sent ``(T,)``; None where they were not measured.
+            skip: Keep nothing, and count the step as skipped.
+            everyone: Whether all tasks are known to be present.
+        """
+        on_host, weights = reads_without_sync(note.present), self.weights
+        here = None if everyone else note.present != 0  # None: all tasks are present
+        if here is not None and on_host:
+            if not here.any():
+                names = ["losses", "weights", "training_rates"] + ["gradient_norms"] * (norms is not None)
+                self._log.update(dict.fromkeys(names, (weights.clone(), here)))
+                return
+            here = None if here.all() else here
+        losses = note.losses / (note.present if here is None else torch.where(here, note.present, 1.0))
+        if self.weighs:  # the weights were made in the forward pass
+            noted = note.weights / note.present
+            weights = noted if here is None else torch.where(here, noted, weights)
+        else:
+            weights = weights.clone()  # they are about to move
+        norms = None if norms is None else norms.to(losses.dtype) / (note.scale * weights)
+        step = self._step_of(losses, weights, norms, here, self._now.steps, on_host)
+        log: Log = {}
+        new: dict[str, Tensor] = {}
+        needed = [step.losses] if step.norms is None or not self.needs_norms else [step.losses, step.norms]
+        if self._plan.move:
+            old = self.state
+            moved, state, log = self.update(step, old)
+            for name, was, now in zip(old._fields, old, state, strict=True):
+                if now is not was:  # the entry of an absent task stays, in what has one for each
+                    new[name] = now if here is None or now.shape[-1:] != here.shape else torch.where(here, now, was)
+            new["weights"] = moved if here is None or self.moves_absent else torch.where(here, moved, self.weights)
+            needed += [value for value in new.values() if value.is_floating_point()]
+        if not self._settled:
+            first = self.initial_seen < self._initial_steps
+            first = first if here is None else first & here
+            new["initial_losses"] = torch.where(first, step.initial_losses, self.initial_losses)
+            new["initial_seen"] = self.initial_seen + first
+        shown: dict[str, Any] = {"losses": step.losses, "weights": weights, "training_rates": step.training_rates}
+        if step.norms is not None:
+            shown["gradient_norms"] = partial(torch.mul, weights, step.norms)
+        self._log.update({name: (value, here) for name, value in {**shown, **log}.items()})
+        buffers: list[Any] = [self._buffers[name] for name in new]
+        values, usable = [*new.values()], _all_finite(needed, on_host)
+        if isinstance(usable, Tensor):  # on a device, which nothing here waits for
+            if self.positive_losses or self.compares_losses:
+                usable = usable & ~outside_domain(self, step.losses).any()
+            some = torch.ones_like(usable) if here is None else here.any()
+            usable = usable & (not skip)
+            self.skipped_steps.add_(some & ~usable)
+            usable = usable & some
+            values = [torch.where(usable, now, was) for now, was in zip(values, buffers, strict=True)]
+            here = usable.expand(len(weights)) if here is None else usable & here
+        elif skip or not usable:
+            self.skipped_steps.add_(1)
+            return
+        if values:
+            torch._foreach_copy_(buffers, values)
+        if self._plan.move:
+            self.weight_sums.add_(weights if here is None else torch.where(here, weights, 0.0))
+            self.weight_counts.add_(1 if here is None else here)
+
+    def _step_of(
+        self, losses: Tensor, weights: Tensor, norms: Tensor | None, here: Tensor | None, number: int, on_host: bool
+    ) -> Step:
+        """A step as methods see it, from vectors ``(T,)``: harmless numbers where a task is not ``here``; None: all are."""
+        initial = self.initial_losses
+        if not self._settled:
+            initial = initial_losses_after(initial, self.initial_seen, losses, self._initial_steps)
+        step = Step(losses, weights, self._uniform, 1.0, initial, norms, number, on_host)
+        if here is None:
+            return step
+        losses, initial = torch.where(here, losses, 1.0), torch.where(here, initial, 1.0)
+        norms = None if norms is None else torch.where(here, norms, 1.0)
+        return step._replace(losses=losses, initial_losses=initial, norms=norms).as_if_present(here)
 
     def _weights_for(self, given: Losses, *, alone: bool = False) -> Tensor:
         """The weights for these losses; ``alone`` without asking the other processes."""
         if not (self.weighs and self._plan.move):
             return self.weights
-        method, weights = self._method, self.weights
+        weights = self.weights
         losses, here = given.values.detach().to(weights.dtype), self._mask(given.present)[0]
         everyone = given.present is None
         if not alone and self._processes.number > 1:
             losses, here = self._processes.mean_where(losses, here)
             everyone = False
-        step = step_of(method, losses, weights, None, None if everyone else here, 0, False)
-        found = method.weigh(step, self.state)
+        step = self._step_of(losses, weights, None, None if everyone else here, 0, False)
+        found = self.weigh(step, self.state)
         return found if everyone else torch.where(here, found, weights)
 
     def _mask(self, present: tuple[bool, ...] | None) -> tuple[Tensor, Tensor]:
@@ -145,3 +241,8 @@ class Driver(Inspection):
             if auditing != source.auditing:
                 source.auditing = auditing
             source.forget_aliases()
+
+
+def _all_finite(values: Sequence[Tensor], on_host: bool) -> Tensor | bool:
+    joined = torch.cat([value if value.dim() == 1 else value.reshape(-1) for value in values])
+    return all(map(isfinite, joined.tolist())) if on_host else torch.isfinite(joined).all()

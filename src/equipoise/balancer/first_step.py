@@ -26,7 +26,7 @@ from equipoise.engine.audit import (
 )
 
 if TYPE_CHECKING:
-    from equipoise.balancer.balancer import Balancer
+    from equipoise.balancer.driver import Driver
     from equipoise.balancer.losses import Losses
 
 
@@ -87,7 +87,7 @@ class FirstStep:
         """Whether a task is still to be met, as far as that is possible in this step."""
         return len(self.seen) < len(tasks) or (measures and len(self.audited) < len(tasks))
 
-    def begin(self, balancer: Balancer, given: Losses, source: GradientSource | None) -> None:
+    def begin(self, balancer: Driver, given: Losses, source: GradientSource | None) -> None:
         """Look at the losses of new tasks, and take the references of their gradients.
 
         Raises:
@@ -196,7 +196,7 @@ class FirstStep:
         self.audited |= set(tasks)
         self.left_out, self.deviation = why, torch.tensor(float("nan"))
 
-    def _balance(self, balancer: Balancer, expected: Sequence[Look]) -> None:
+    def _balance(self, balancer: Driver, expected: Sequence[Look]) -> None:
         """Weights in inverse proportion to the norms of the first batch."""
         (rows,) = balancer._processes.mean(torch.stack([look.row for look in expected]))
         norms = torch.linalg.vector_norm(rows, dim=1).to(balancer.weights.dtype)
@@ -214,7 +214,7 @@ class FirstStep:
         self.balances = False
 
 
-def check_first_loss(balancer: Balancer, task: str, loss: float) -> None:
+def check_first_loss(balancer: Driver, task: str, loss: float) -> None:
     """Refuse a loss that a method cannot start from.
 
     Raises:

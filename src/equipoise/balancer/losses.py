@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equipoise.arguments import known_tasks
-from equipoise.balancer.unusual_losses import check_vector, usable
+from equipoise.balancer.checks import check_vector, usable
 
 
 class Losses(NamedTuple):

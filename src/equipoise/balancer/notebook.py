@@ -8,7 +8,7 @@ from math import isfinite, isnan, nan
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from equipoise.balancer.inspection import Inspection
+    from equipoise.balancer.controls import Controls
 
 _POINTS = 60
 """The points of a curve, at most."""
@@ -18,7 +18,7 @@ _BAR, _GROUND = "#2f7fc1", "rgba(128,128,128,0.25)"
 """Colours that can be seen on white and on black."""
 
 
-def table(balancer: Inspection) -> str:
+def table(balancer: Controls) -> str:
     """The tasks in HTML that needs nothing else: a row for each, with the weight as a number and as a bar.
 
     The gradient norm and the loss of the last step are there where they are known, and the course of the weight where the

@@ -71,7 +71,6 @@ class SavedState(nn.Module):
     skipped_steps: Tensor
     weight_sums: Tensor
     weight_counts: Tensor
-    init_state: Callable[[Tensor], tuple[Tensor, Any]]
     _passed: Callable[[], None]
     _plan_next_step: Callable[[], None]
     _given_losses: list[float] | None
@@ -83,6 +82,18 @@ class SavedState(nn.Module):
     def state(self) -> Any:
         """The state of the method, a ``NamedTuple`` of its buffers."""
         return self.state_type(*[self._buffers[name] for name in self.state_type._fields])
+
+    def init_state(self, weights: Tensor) -> tuple[Tensor, Any]:
+        """The weights of the first step and the state before it: if not overridden, ``weights``, and zeros ``(T,)``.
+
+        Args:
+            weights: The weights to start from ``(T,)``: 1, or those that the caller has given.
+
+        Returns:
+            The weights, and the state: a ``NamedTuple`` of tensors, which become buffers of these names. An absent task keeps
+            its entry in those of shape ``(T,)``.
+        """
+        return weights, self.state_type(*[torch.zeros_like(weights)] * len(self.state_type._fields))
 
     def reset_parameters(self) -> None:
         """Begin anew: weights, state and counters as they were before the first step, as after meta initialisation."""

@@ -116,14 +116,14 @@ class Aggregated(CombiningBalancer):
         """The argument of the aggregator, of the whole batch; the gradient norms; and which columns are those here."""
         own, matrix = slice(None), here
         if at_layer is not None:
-            matrix = self._combination.sum(at_layer)
+            matrix = self._combination.collective.sum(at_layer)
         elif self._takes != "gramian" and self._combination.collective.number > 1:
             matrix, own = self._combination.collective.columns(here.to(self.weights.dtype))
         if self._takes != "gramian":
             return matrix, matrix.norm(dim=1), own
         gramian = matrix @ matrix.mT
         if at_layer is None:  # every sample has features of its own, so that Gramians add up
-            gramian = self._combination.sum(gramian)
+            gramian = self._combination.collective.sum(gramian)
         return gramian, gramian.diagonal().sqrt(), own
 
     def _asked(self, seen: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from equipoise.balancer.first_step import FirstStep
 from equipoise.engine import Fork
 from equipoise.engine.audit import look, tolerance, wrapper_of
-from equipoise.engine.node import ForkCall
+from equipoise.engine.node import ForkCall, ForkNode
 from equipoise.engine.probe import Probe
 from equipoise.engine.processes import BackwardCollective
 from equipoise.engine.rules import Gradients, LayerRule
@@ -63,7 +63,8 @@ class Combination:
     """
 
     def __init__(self, fork: Fork, owner: object, combine: Combine, probe: Probe, *, at_layer: bool) -> None:
-        self.fork, self.owner, self.probe, self.collective = fork, owner, probe, BackwardCollective()
+        self.fork, self.owner, self.probe = fork, owner, probe
+        self.collective = BackwardCollective(probe.leaf.dtype)
         self._combine, self._at_layer = combine, at_layer
         self._scale: Tensor | None = None
         self._present: Sequence[bool] = ()
@@ -120,12 +121,6 @@ class Combination:
             sent.append((result * scale.to(result)).to(feature.dtype).reshape(feature.shape) if some else None)
         return record * self._scale, sent
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over the processes, the same on each of them; sent in the precision of the weights, which all have."""
-        if self.collective.number == 1:
-            return values
-        return self.collective.sum(values.to(self.probe.leaf.dtype)).to(values.dtype)
-
     def audit(self, first: FirstStep, losses: Mapping[str, Tensor]) -> None:
         """Compare the gradients of new tasks at features and last shared layer with those that pass the task's alias.
 
@@ -169,7 +164,7 @@ class Combination:
         """The method, for the tasks present on any process, and the record of all tasks."""
         leaf = self.probe.leaf
         if self.collective.number > 1:
-            present = [count > 0 for count in self.sum(leaf.new_tensor(present)).tolist()]
+            present = [count > 0 for count in self.collective.sum(leaf.new_tensor(present)).tolist()]
         rows = [i for i, here in enumerate(present) if here]
         record = leaf.new_zeros(leaf.shape)
         if not rows:
@@ -200,6 +195,7 @@ class Combination:
         fork, rule, kept = self.fork, LayerRule(), list[Tensor]()
         if self._at_layer:
             rule, kept = fork.rule_for(given, features).prepare(given, features, len(fork.tasks), False)
+        kept = [*kept, *features]
         call = ForkCall(rule, True, 0, len(fork.tasks), len(fork.others), len(kept), fork)
         aliases: Sequence[Tensor] = _Node.apply(self, call, self.probe.leaf, *kept, *features)
         return fork._kept_for_audit(call, aliases, features) if self.auditing else aliases
@@ -215,26 +211,20 @@ class Combination:
         self.passes += 1
 
 
-class _Node(torch.autograd.Function):
-    """``(..., probe, *tensors for the rule, *features) -> aliases of the features``, alias after alias."""
+class _Node(ForkNode):
+    """The fork's node, where the gradients are combined and not measured; ``features`` are among the tensors kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, combination: Combination, call: ForkCall, probe: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-        ctx.combination, ctx.call = combination, call
-        aliases = call.tasks + call.others
-        views = [feature.expand(aliases, *feature.shape).unbind() for feature in tensors[call.kept :]]
-        return tuple(view for alias in zip(*views, strict=True) for view in alias)
+    def forward(ctx: Any, combination: Combination, *given: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.combination = combination
+        return ForkNode.forward(ctx, *given)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """Combine those of the tasks; those of other terms are added to the result as they are."""
-        call, tensors = ctx.call, ctx.saved_tensors  # to be read once only
-        kept, features = tensors[: call.kept], tensors[call.kept :]
-        columns = [gradients[i :: len(features)] for i in range(len(features))]
+        call, size, tensors = ctx.call, ctx.features, ctx.saved_tensors  # to be read once only
+        kept, features = tensors[:-size], tensors[-size:]
+        columns = [gradients[i::size] for i in range(size)]
         own = [column[: call.tasks] for column in columns]
         record, results = ctx.combination.arrive(call.rule, kept, features, own)
         sums = [added_up([result, *column[call.tasks :]]) for result, column in zip(results, columns, strict=True)]

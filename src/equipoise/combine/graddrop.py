@@ -87,7 +87,7 @@ class GradDrop(CombiningBalancer):
                 "features; found none here"
             )
         squares = [g.flatten(1).square().sum(1) for g in arrived.gradients]
-        norms = self._combination.sum(torch.stack(squares).sum(0)).sqrt()
+        norms = self._combination.collective.sum(torch.stack(squares).sum(0)).sqrt()
         generator = self._generator(self._seed)
         leaks = torch.tensor([0.0 if self._leaks is None else self._leaks[i] for i in rows], dtype=norms.dtype)
         leaks = leaks.to(norms.device, non_blocking=True)
@@ -95,7 +95,7 @@ class GradDrop(CombiningBalancer):
         return [self._dropped(g, feature, leaks.to(g), generator) for g, feature in pairs], norms[:, None]
 
     def _dropped(self, gradients: Tensor, feature: Tensor, leaks: Tensor, generator: torch.Generator) -> Tensor:
-        signed = self._combination.sum((gradients * feature.sign()).sum(1))
+        signed = self._combination.collective.sum((gradients * feature.sign()).sum(1))
         uniform = torch.rand(signed.shape[1:], generator=generator, dtype=torch.float64)
         uniform = uniform.to(signed.dtype).to(signed.device, non_blocking=True)
         masks = sign_masks(signed, positive_sign_purity(signed), uniform)

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from equipoise.arguments import SMALLEST
 from equipoise.engine.autograd_rule import flat, is_sharded
-from equipoise.engine.norms import squared_norm
-from equipoise.engine.rules import Gradients
+from equipoise.engine.rules import Gradients, squared_norm
 from equipoise.engine.source import GradientSource
 
 _SCALES = (2.0**16, 1.0)

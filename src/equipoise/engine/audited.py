@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from equipoise.engine.node import ForkCall
-from equipoise.engine.norms import squared_norm
+from equipoise.engine.rules import squared_norm
 
 
 @dataclass

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equipoise.engine.autograd_rule import AutogradRule
-from equipoise.engine.norms import squared_norm
 from equipoise.engine.parameters import split_layer
-from equipoise.engine.rules import Gradients, LayerRule, LinearRule
+from equipoise.engine.rules import Gradients, LayerRule, LinearRule, squared_norm
 
 
 def rule_of(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from equipoise.arguments import described, sequence_of_names
 from equipoise.engine.autograd_rule import RESHARDED, autograd, flat, is_sharded
 from equipoise.engine.node import reaches_the_probe, rows_of
-from equipoise.engine.norms import squared_norm
 from equipoise.engine.parameters import refuse_parts, shared_parameters
+from equipoise.engine.rules import squared_norm
 from equipoise.engine.source import GradientSource
 
 LEAST_BATCHED = 8

@@ -82,10 +82,11 @@ class BackwardCollective:
 
     Every one of them must come to every exchange, in the same order. The process group is its own, so that the wrappers' sends,
     which are under way at that time, cannot get between. It is made by `open`, before the backward pass, as the processes must
-    make it together.
+    make it together. Sums are sent in the precision ``dtype``, which all have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self._members: tuple[Any, Any] | None = None
         self._group: Any = None
         self.number = 1
@@ -95,13 +96,16 @@ class BackwardCollective:
         self.number = processes.number
         if self.number > 1 and self._members != (distributed.group.WORLD, processes.group):
             self._members = distributed.group.WORLD, processes.group
-            self._group = _own_group(processes.group)
+            ranks = None if processes.group is None else distributed.get_process_group_ranks(processes.group)
+            self._group = distributed.new_group(ranks, use_local_synchronization=ranks is not None)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of the values of all processes."""
-        total = values.clone(memory_format=torch.contiguous_format)
+        """The sum of the values of all processes, the same on each of them."""
+        if self.number == 1:
+            return values
+        total = values.to(self._dtype).clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total, group=self._group)
-        return total
+        return total.to(values.dtype)
 
     def columns(self, matrix: Tensor) -> tuple[Tensor, slice]:
         """The matrices of several processes side by side, and which columns are this process's own."""
@@ -117,10 +121,3 @@ class BackwardCollective:
         parts = [torch.empty_like(values) for _ in range(self.number)]
         distributed.all_gather(parts, values, group=self._group)
         return parts
-
-
-def _own_group(group: Any) -> Any:
-    """A new process group of the processes of ``group``; None: of all."""
-    if group is None:
-        return distributed.new_group()
-    return distributed.new_group(distributed.get_process_group_ranks(group), use_local_synchronization=True)

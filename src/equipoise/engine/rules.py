@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.engine.norms import squared_norm
 from equipoise.engine.parameters import split_layer
 
 Gradients = Sequence[Tensor | None]
 """The gradient at every tensor of the features; None where the loss does not depend on it."""
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class LayerRule:
@@ -88,6 +89,18 @@ class GhostNorm(LayerRule):
 
 
 GHOST_NORM = GhostNorm()
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """The squared norm, in a precision in which that of scaled half-precision gradients does not overflow."""
+    wide = None if gradient.dtype not in _HALF else torch.float32
+    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=wide)
+    return norm.to(square_dtype(gradient.device)).square()
+
+
+def square_dtype(device: torch.device) -> torch.dtype:
+    """The precision of squared norms."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def plain(inputs: Tensor) -> Tensor:

@@ -13,10 +13,9 @@ from equipoise.arguments import task_names
 from equipoise.engine.audited import Audited
 from equipoise.engine.modes import exporting, in_transform
 from equipoise.engine.node import ForkCall, ForkNode
-from equipoise.engine.norms import square_dtype
 from equipoise.engine.probe import Probe
 from equipoise.engine.processes import Processes, ddp_joins
-from equipoise.engine.rules import LayerRule
+from equipoise.engine.rules import LayerRule, square_dtype
 
 
 class GradientSource(Audited, ABC):
