@@ -182,7 +182,7 @@ def test_losses_are_refused_by_the_name_of_the_leaf():
         tree(losses | {"hoop": losses["inner"]})
     with pytest.raises(ValueError, match="task 'inner': its first loss must be finite; found nan"):
         tree(losses | {"inner": losses["inner"] * float("nan")})
-    with pytest.raises(ValueError, match=r"task 'axial': its initial loss L\(0\) must be positive"):
+    with pytest.raises(ValueError, match=r"task 'axial': a loss must not be negative with alpha > 0"):
         tree(losses | {"axial": -losses["axial"]})
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from equipoise.balancer.driver import Driver
     from equipoise.balancer.losses import Losses
 
+NEGATIVE = "a loss must not be negative with alpha > 0, since a ratio of losses then has no meaning"
 _REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """The dtypes that losses are summed in."""
 
@@ -92,10 +93,7 @@ def check_values(balancer: Driver, given: Losses) -> None:
             continue
         if balancer.positive_losses:
             raise ValueError(f"task {task!r}: {type(balancer).__name__} needs positive losses; found {value}")
-        raise ValueError(
-            f"task {task!r}: a loss must not be negative with alpha > 0, since a ratio of losses then has no meaning; "
-            f"found {value}. alpha=0 needs no ratios"
-        )
+        raise ValueError(f"task {task!r}: {NEGATIVE}; found {value}. alpha=0 needs no ratios")
 
 
 def outside_domain(balancer: Driver, loss: Any) -> Any:

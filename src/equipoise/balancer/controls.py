@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -68,7 +69,8 @@ class Controls(Driver):
 
         The optimiser's own hook calls `step`, in accumulation once for all micro-batches, with a loss scaler only where the
         optimiser has stepped, and in a closure that is evaluated several times once. A step of the optimiser without a backward
-        pass through the total loss is none.
+        pass through the total loss is none; where the model in ``eval()`` is the reason, a warning says it. An optimiser that
+        takes the place of another needs a call of its own.
 
         Args:
             optimizer: A ``torch.optim.Optimizer``, or a trainer's wrapper of one, which holds it as ``.optimizer``.
@@ -92,6 +94,12 @@ class Controls(Driver):
             self._in_closure = False
             if self._now.passes or self._now.weighed:
                 self.step()
+            elif self._now.model_in_eval:
+                warnings.warn(
+                    f"the optimiser has stepped while the model was in eval(), where {type(self).__name__} moves no weight: "
+                    "call model.train(), or train() on the fork alone",
+                    stacklevel=2,
+                )
 
         hooked = RemovableHandle(self._hooked)
         self._hooked[hooked.id] = inner

@@ -145,7 +145,7 @@ class Driver(SavedState, ABC):
             weights = noted if here is None else torch.where(here, noted, weights)
         else:
             weights = weights.clone()  # they are about to move
-        norms = None if norms is None else norms.to(losses.dtype) / (note.scale * weights)
+        norms = None if norms is None else norms.to(losses.dtype) / (note.scale * weights).abs()
         step = self._step_of(losses, weights, norms, here, self._now.steps, on_host)
         log: Log = {}
         new: dict[str, Tensor] = {}

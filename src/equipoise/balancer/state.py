@@ -35,6 +35,7 @@ class Progress:
         steps: The steps so far.
         passes: The backward passes of this step that have gone through the total loss.
         weighed: Whether losses have been weighed in this step that is no more than a weighted sum.
+        model_in_eval: Whether losses that can be trained on have been weighed while the model at the fork was in ``eval()``.
         present: Which tasks had a loss in the last forward pass; None: all.
         everyone: Whether all tasks had one in each forward pass; None where there was none, or only compiled ones.
     """
@@ -42,12 +43,13 @@ class Progress:
     steps: int = 0
     passes: int = 0
     weighed: bool = False
+    model_in_eval: bool = False
     present: tuple[bool, ...] | None = None
     everyone: bool | None = None
 
     def begin(self) -> None:
         """Begin a step."""
-        self.passes, self.weighed, self.present, self.everyone = 0, False, None, None
+        self.passes, self.weighed, self.model_in_eval, self.present, self.everyone = 0, False, False, None, None
 
 
 class SavedState(nn.Module):

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from equipoise.arguments import SMALLEST
 from equipoise.engine.autograd_rule import flat, is_sharded
+from equipoise.engine.node import ForkNode
 from equipoise.engine.rules import Gradients, squared_norm
 from equipoise.engine.source import GradientSource
 
-_SCALES = (2.0**16, 1.0)
-"""A loss is multiplied with this, so that no gradient vanishes in float16; with the second if the first overflows.
+_HALF_SCALE = 2.0**16
+"""A loss is multiplied with this where float16 is on its way to W, so that no gradient vanishes; with 1 if that overflows.
 
 PyTorch 2.6 does not fill a tensor with a number that overflows in it: ones are multiplied.
 """
@@ -79,7 +80,7 @@ def look(
     number, tensors = source.tasks.index(task), [tensor for group in targets.values() for tensor in group]
     places = [(i, alias) for i, aliases in source.aliases.items() for alias in aliases]
     found: list[Tensor | None] = []
-    for scale in _SCALES:
+    for scale in _scales(source, loss):
         raw = differentiate(
             source, [loss], [*tensors, *(alias for _, alias in places)], [torch.ones_like(loss) * scale]
         )
@@ -137,7 +138,7 @@ def differentiate(
 
 def measure(source: GradientSource, total: Tensor) -> Tensor:
     """The norms ``(T,)`` that the source measures of the losses that ``total`` sums; no parameter's ``.grad`` is written."""
-    for scale in _SCALES:
+    for scale in _scales(source, total):
         source.clear()
         if total.requires_grad:
             total.backward(torch.ones_like(total) * scale, inputs=[p.leaf for p in source._probes], retain_graph=True)
@@ -154,10 +155,15 @@ def deviations(norms: Tensor, expected: Tensor) -> Tensor:
     return (norms - expected).abs() / torch.where(larger > 0, larger, 1.0)
 
 
-def precisions(source: GradientSource, values: Tensor) -> set[torch.dtype]:
-    """Those that a gradient passes through on its way from the losses to W, also where autocast was on for a part of it."""
-    dtypes = {values.dtype, *(t.dtype for t in (*source.measured_parameters.values(), *source.features))}
-    for node in _graph([values]):
+def _scales(source: GradientSource, loss: Tensor) -> Sequence[float]:
+    """The factors of a loss to be tried in turn; 1 alone where no other helps, as a backward pass may not be linear."""
+    return (_HALF_SCALE, 1.0) if torch.float16 in precisions(source, loss) else (1.0,)
+
+
+def precisions(source: GradientSource, loss: Tensor) -> set[torch.dtype]:
+    """Those that a gradient passes through on its way from losses to W, also where autocast was on for a part of it."""
+    dtypes = {loss.dtype, *(t.dtype for t in (*source.measured_parameters.values(), *source.features))}
+    for node in _graph([loss], down_to=ForkNode.__name__):
         dtypes.update(metadata.dtype for metadata in getattr(node, "_input_metadata", ()))
     return {dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex}
 
@@ -223,8 +229,8 @@ def wrapper_of(losses: Iterable[Tensor], parameters: Iterable[Tensor]) -> str:
     return ""
 
 
-def _graph(outputs: Iterable[Tensor]) -> Iterator[Any]:
-    """The nodes that the outputs come from."""
+def _graph(outputs: Iterable[Tensor], down_to: str = "nowhere") -> Iterator[Any]:
+    """The nodes that the outputs come from; down to those of a class that has this name."""
     seen: set[Any] = set()
     stack = [output.grad_fn for output in outputs]
     while stack:
@@ -232,4 +238,5 @@ def _graph(outputs: Iterable[Tensor]) -> Iterator[Any]:
         if node is not None and node not in seen:
             seen.add(node)
             yield node
-            stack.extend(below for below, _ in node.next_functions)
+            if not node.name().startswith(down_to):
+                stack.extend(below for below, _ in node.next_functions)

@@ -67,7 +67,8 @@ class PerLoss(GradientSource):
         names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(tasks)
-        self._module, self._names, self._listed = None, None, {}
+        self._module, self._names = None, None
+        self._listed: dict[str, Any] = {}
         if isinstance(parameters, nn.Module):
             self._module = parameters
             self._names = None if names is None else sequence_of_names("names", names)
@@ -77,7 +78,9 @@ class PerLoss(GradientSource):
             if names is not None:
                 raise TypeError("names go with a module; found parameters that are given by themselves")
             listed = [parameters] if isinstance(parameters, Tensor) else _listed(parameters)
-            self._listed = {f"parameters[{i}]": _trained(i, p) for i, p in enumerate(listed)}
+            for i, parameter in enumerate(listed):
+                if not any(parameter is other for other in self._listed.values()):  # tied layers have it twice
+                    self._listed[f"parameters[{i}]"] = _trained(i, parameter)
             if not listed:
                 raise ValueError("parameters must hold at least one parameter; found none")
 
