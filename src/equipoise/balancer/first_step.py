@@ -40,9 +40,6 @@ MOST_TASKS, FEW_TASKS = 32, 4
 class FirstStep:
     """The tasks that were met, and the audit that is under way.
 
-    Args:
-        balances: Whether the weights of the first step are to be balanced.
-
     Attributes:
         seen: The tasks whose first loss was looked at.
         audited: The tasks whose gradient was compared with a reference, or for which none can be had.
@@ -116,11 +113,6 @@ class FirstStep:
 
     def finish(self, note: Tensor | None, source: GradientSource, tasks: Sequence[str]) -> None:
         """After the first backward pass: compare the measurement with the references.
-
-        Args:
-            note: The note of the total loss; see `Note`.
-            source: The source that measured.
-            tasks: The names of the tasks.
 
         Raises:
             ValueError: They differ; the message names the task and the likely cause.

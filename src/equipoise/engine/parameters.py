@@ -29,11 +29,7 @@ def shared_parameters(layer: nn.Module, names: Sequence[str] | None) -> dict[str
 
 
 def refuse_parts(parameters: Mapping[str, Tensor]) -> None:
-    """Refuse parameters of which a process holds a part only, in a way that is not supported.
-
-    Raises:
-        ValueError: One is split up by FSDP1 or ZeRO-3; the message names it.
-    """
+    """Refuse parameters of which a process holds a part only, by FSDP1 or ZeRO-3, which is not supported."""
     for name, parameter in parameters.items():
         wrapper = _splits(parameter)
         if wrapper:

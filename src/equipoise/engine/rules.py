@@ -24,14 +24,7 @@ class LayerRule:
     """How the gradient of W follows from the gradient at the features."""
 
     def prepare(self, inputs: Any, features: list[Tensor], tasks: int, norms: bool) -> tuple[LayerRule, list[Tensor]]:
-        """The rule for this forward pass, and the tensors that have to be kept for it.
-
-        Args:
-            inputs: The layer's input.
-            features: Its outputs.
-            tasks: How many tasks are measured.
-            norms: Whether norms are enough, and no gradients wanted.
-        """
+        """The rule for this forward pass, and the tensors that have to be kept for it; ``norms``: no gradients are wanted."""
         return self, [plain(inputs)]
 
     def gradient(self, kept: Sequence[Tensor], gradients: Gradients) -> Tensor:

@@ -12,13 +12,8 @@ def within_bounds(weights: Tensor, step: Step, floor: float, cap: float) -> Tens
     r"""The weights :math:`\min(\max(c\,w_i, \mathrm{floor}), \mathrm{cap})` ``(T,)`` with the one c that gives the sum.
 
     The sum over the tasks is piecewise linear in c: a task's share grows with slope w_i from c = floor / w_i on, up to
-    c = cap / w_i. The kinks are walked along to the one before the sum that is wanted.
-
-    Args:
-        weights: The weights to be scaled ``(T,)``; those below the floor count as the floor.
-        step: The step, for the tasks present and the sum that all weights are to have.
-        floor: The smallest weight.
-        cap: The largest weight.
+    c = cap / w_i. The kinks are walked along to the one before the sum that is wanted. Weights below the floor count as the
+    floor; the step says which tasks are present, and the sum that all weights are to have.
     """
     positive = weights.clamp(min=floor)
     present = step.uniform.sign()
