@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equipoise.engine.autograd_rule import AutogradRule
-from equipoise.engine.parameters import split_layer
-from equipoise.engine.rules import Gradients, LayerRule, LinearRule, squared_norm
+from equipoise.engine.rules import Gradients, LayerRule, LinearRule, split_layer, squared_norm
 
 
 def rule_of(
