@@ -86,8 +86,8 @@ class Driver(SavedState, ABC):
                 source.clear()
             elif now.passes == 1:
                 self._first.finish(self._probe.numbers, source, self.tasks)
-        first = self._first.new(self.tasks, source is not None) or (source and source.auditing)
-        if first and now.passes == 0 and not capturing(self.weights.device):
+        looks = len(self._first.seen) < len(self.tasks) or (source is not None and source.auditing)
+        if looks and now.passes == 0 and not capturing(self.weights.device):
             self._first.begin(self, given, source)
         now.present = given.present
         now.everyone = now.everyone is not False and given.present is None

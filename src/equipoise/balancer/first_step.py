@@ -80,10 +80,6 @@ class FirstStep:
         """Whether a task is still to be audited."""
         return len(self.audited) < len(tasks)
 
-    def new(self, tasks: Sequence[str], measures: bool) -> bool:
-        """Whether a task is still to be met, as far as that is possible in this step."""
-        return len(self.seen) < len(tasks) or (measures and len(self.audited) < len(tasks))
-
     def begin(self, balancer: Driver, given: Losses, source: GradientSource | None) -> None:
         """Look at the losses of new tasks, and take the references of their gradients.
 
