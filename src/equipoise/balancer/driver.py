@@ -86,8 +86,8 @@ class Driver(SavedState, ABC):
                 source.clear()
             elif now.passes == 1:
                 self._first.finish(self._probe.numbers, source, self.tasks)
-        first = self._first.new(self.tasks, source is not None) or (source and source.auditing)
-        if first and now.passes == 0 and not capturing(self.weights.device):
+        looks = len(self._first.seen) < len(self.tasks) or (source is not None and source.auditing)
+        if looks and now.passes == 0 and not capturing(self.weights.device):
             self._first.begin(self, given, source)
         now.present = given.present
         now.everyone = now.everyone is not False and given.present is None
@@ -123,13 +123,10 @@ class Driver(SavedState, ABC):
         self._advance(Note(*note.unbind()), norms, skip, number == 1 and bool(now.everyone))
 
     def _advance(self, note: Note, norms: Tensor | None, skip: bool, everyone: bool) -> None:
-        """Have the method move, keep the outcome where all of it is finite, and log the step.
+        """Have the method move, keep the outcome where all of it is finite and no ``skip`` is asked for, and log the step.
 
-        Args:
-            note: The note of the step.
-            norms: The norms of the gradients that the backward passes have sent ``(T,)``; None where they were not measured.
-            skip: Keep nothing, and count the step as skipped.
-            everyone: Whether all tasks are known to be present.
+        ``norms`` ``(T,)`` are those of the gradients that the backward passes have sent; None where they were not measured.
+        ``everyone``: all tasks are known to be present.
         """
         on_host, weights = reads_without_sync(note.present), self.weights
         here = None if everyone else note.present != 0  # None: all tasks are present

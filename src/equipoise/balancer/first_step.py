@@ -41,9 +41,6 @@ MOST_TASKS, FEW_TASKS = 32, 4
 class FirstStep:
     """The tasks that were met, and the audit that is under way.
 
-    Args:
-        balances: Whether the weights of the first step are to be balanced.
-
     Attributes:
         seen: The tasks whose first loss was looked at.
         audited: The tasks whose gradient was compared with a reference, or for which none can be had.
@@ -84,10 +81,6 @@ class FirstStep:
         """Whether a task is still to be audited."""
         return len(self.audited) < len(tasks)
 
-    def new(self, tasks: Sequence[str], measures: bool) -> bool:
-        """Whether a task is still to be met, as far as that is possible in this step."""
-        return len(self.seen) < len(tasks) or (measures and len(self.audited) < len(tasks))
-
     def begin(self, balancer: Driver, given: Losses, source: GradientSource | None) -> None:
         """Look at the losses of new tasks, and take the references of their gradients.
 
@@ -117,11 +110,6 @@ class FirstStep:
 
     def finish(self, note: Tensor | None, source: GradientSource, tasks: Sequence[str]) -> None:
         """After the first backward pass: compare the measurement with the references.
-
-        Args:
-            note: The note of the total loss; see `Note`.
-            source: The source that measured.
-            tasks: The names of the tasks.
 
         Raises:
             ValueError: They differ; the message names the task and the likely cause.

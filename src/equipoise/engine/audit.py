@@ -174,14 +174,9 @@ def tolerance(dtypes: Iterable[torch.dtype]) -> float:
 
 
 def cause(source: GradientSource, looks: Sequence[Look], seen: Look, arrived: Tensor, limit: float) -> str:
-    """Why the measurement of a task is not its gradient, for a message.
+    """Why the measurement of a task is not its gradient, as it was ``seen`` among the ``looks`` at all, for a message.
 
-    Args:
-        source: The source that measured.
-        looks: The references of all tasks.
-        seen: That of the task.
-        arrived: The norm that arrived at the task's alias, of the unweighted loss; NaN where it is not known.
-        limit: The tolerance.
+    ``arrived`` is the norm that arrived at the task's alias, of the unweighted loss; NaN where it is not known.
     """
     own = source.reads.format(source.tasks[seen.task])
     one_head = "every head must read its own. Losses on one head are one task, their sum, or are measured with PerLoss"

@@ -113,14 +113,15 @@ class Fork(nn.Module, GradientSource):
         given = [*inputs, *keywords.values(), None][0]
         features = given if self.shared_layer is None else self.shared_layer(*inputs, **keywords)
         names = self._names_of_aliases
-        combines = self._combines()
+        combination = self._combination
+        combines = combination is not None and combination.owner is self.owner and not self.measuring and self._trains()
         if not (combines or self._measures()):
             return dict.fromkeys(names, features)
         tensors, put = split(features)
         if self.shared_layer is None and not any(tensor.requires_grad for tensor in tensors):
             return dict.fromkeys(names, features)
         if combines:
-            aliases = self._combination.fan_out(given, tensors)
+            aliases = combination.fan_out(given, tensors)
         else:
             rule = self.rule_for(given, tensors)
             aliases = self._fan_out(rule, given, tensors, tasks=len(self.tasks), others=len(self.others))
@@ -136,21 +137,14 @@ class Fork(nn.Module, GradientSource):
         """Name the tasks."""
         return f"tasks={self.tasks}" + (f", others={self.others}" if self.others else "")
 
-    def _combines(self) -> bool:
-        combination = self._combination
-        return combination is not None and combination.owner is self.owner and not self.measuring and self._trains()
-
     def rule_for(self, given: Any, features: list[Tensor]) -> LayerRule:
         """How the gradient at W follows from that at ``features``, in this forward pass on the input ``given``."""
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self._place(features[0].device)
         if self.shared_layer is None:
-            if not torch.compiler.is_compiling():
-                self._place(features[0].device)
             return FeaturesRule()
-        if torch.compiler.is_compiling():
-            parameters = self.shared_parameters
-        else:
-            self._place()
-            parameters = self.measured_parameters
+        parameters = self.shared_parameters if compiling else self.measured_parameters
         return rule_of(self.shared_layer, parameters, self._names is not None, given, features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fork:

@@ -10,22 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from equipoise.engine.autograd_rule import AutogradRule
-from equipoise.engine.parameters import split_layer
-from equipoise.engine.rules import Gradients, LayerRule, LinearRule, squared_norm
+from equipoise.engine.rules import Gradients, LayerRule, LinearRule, split_layer, squared_norm
 
 
 def rule_of(
     layer: nn.Module, parameters: Mapping[str, Tensor], named: bool, inputs: Any, features: list[Tensor]
 ) -> LayerRule:
-    """The rule by which ``parameters`` of ``layer`` are measured in this forward pass.
-
-    Args:
-        layer: The last shared layer.
-        parameters: W, by name.
-        named: Whether the caller has named W: it is measured from the graph.
-        inputs: The layer's input.
-        features: Its outputs.
-    """
+    """The rule by which W, ``parameters`` of ``layer``, is measured in this forward pass: from the graph if W was ``named``."""
     if not named and list(parameters) == ["weight"] and len(features) == 1 and _is_plain(layer, inputs, features[0]):
         for kind, rule in _RULES.items():
             if isinstance(layer, kind) and type(layer).forward is kind.forward:

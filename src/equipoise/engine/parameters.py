@@ -29,13 +29,11 @@ def shared_parameters(layer: nn.Module, names: Sequence[str] | None) -> dict[str
 
 
 def refuse_parts(parameters: Mapping[str, Tensor]) -> None:
-    """Refuse parameters of which a process holds a part only, in a way that is not supported.
-
-    Raises:
-        ValueError: One is split up by FSDP1 or ZeRO-3; the message names it.
-    """
+    """Refuse parameters of which a process holds a part only, by FSDP1 or ZeRO-3, which is not supported."""
     for name, parameter in parameters.items():
-        wrapper = _splits(parameter)
+        wrapper = "DeepSpeed ZeRO-3" if hasattr(parameter, "ds_id") else ""
+        if getattr(parameter, "_fsdp_flattened", False) or type(parameter).__name__ == "FlatParameter":
+            wrapper = "FullyShardedDataParallel (FSDP1)"
         if wrapper:
             raise ValueError(
                 f"the last shared layer's {name!r} is split up by {wrapper}, whose backward pass leaves no gradient of one "
@@ -64,19 +62,3 @@ def _named(layer: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
         if not own[name].requires_grad:
             raise ValueError(f"parameters: {name!r} is frozen, so that no gradient reaches it")
     return {name: own[name] for name in names}
-
-
-def _splits(parameter: Tensor) -> str | None:
-    """Which wrapper keeps a part of this parameter only, in a way that is not supported."""
-    if getattr(parameter, "_fsdp_flattened", False) or type(parameter).__name__ == "FlatParameter":
-        return "FullyShardedDataParallel (FSDP1)"
-    return "DeepSpeed ZeRO-3" if hasattr(parameter, "ds_id") else None
-
-
-def split_layer(found: str) -> RuntimeError:
-    """The error where this process sees a part of the last shared layer only."""
-    return RuntimeError(
-        "the gradient of the last shared layer's weight is computed from the layer's inputs and the gradient at its outputs, "
-        f"which must be whole; found {found}. Under tensor parallelism a process may see a part of them only: name the "
-        "parameter, parameters=('weight',), so that it is measured from the graph"
-    )

@@ -77,7 +77,11 @@ class PerLoss(GradientSource):
         else:
             if names is not None:
                 raise TypeError("names go with a module; found parameters that are given by themselves")
-            listed = [parameters] if isinstance(parameters, Tensor) else _listed(parameters)
+            if isinstance(parameters, (str, Mapping)) or not isinstance(parameters, Iterable):
+                raise TypeError(
+                    f"parameters must be a module, a parameter or a list of parameters; found {described(parameters)}"
+                )
+            listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
             for i, parameter in enumerate(listed):
                 if not any(parameter is other for other in self._listed.values()):  # tied layers have it twice
                     self._listed[f"parameters[{i}]"] = _trained(i, parameter)
@@ -203,14 +207,6 @@ def _batched(call: LossCall, values: Tensor, rows: range, scales: Sequence[Tenso
         values, call.parameters, weights, retain_graph=True, allow_unused=True, is_grads_batched=True
     )
     return [flat(call.parameters, [None if g is None else g[row] for g in found]) for row in range(len(rows))]
-
-
-def _listed(parameters: object) -> list[Any]:
-    if isinstance(parameters, (str, Mapping)) or not isinstance(parameters, Iterable):
-        raise TypeError(
-            f"parameters must be a module, a parameter or a list of parameters; found {described(parameters)}"
-        )
-    return list(parameters)
 
 
 def _trained(i: int, parameter: object) -> Tensor:

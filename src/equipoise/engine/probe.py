@@ -13,13 +13,7 @@ class Probe:
 
     A node that takes ``leaf`` as an input hands out numbers as its gradient. So they add up over backward passes, are
     multiplied with whatever multiplies the total loss, and can be compiled, all as for the gradient of any leaf. The zeros are
-    expanded from one number and take no memory.
-
-    Args:
-        shape: The shape of the numbers.
-        dtype: Their precision.
-        device: Where they are.
-        on_arrival: Called after each backward pass that has left numbers here.
+    expanded from one number and take no memory. ``on_arrival`` is called after each backward pass that has left numbers here.
 
     Attributes:
         passes: How many backward passes have left numbers here since the last `clear`.

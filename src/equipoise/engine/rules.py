@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.engine.parameters import split_layer
-
 Gradients = Sequence[Tensor | None]
 """The gradient at every tensor of the features; None where the loss does not depend on it."""
 
@@ -24,14 +22,7 @@ class LayerRule:
     """How the gradient of W follows from the gradient at the features."""
 
     def prepare(self, inputs: Any, features: list[Tensor], tasks: int, norms: bool) -> tuple[LayerRule, list[Tensor]]:
-        """The rule for this forward pass, and the tensors that have to be kept for it.
-
-        Args:
-            inputs: The layer's input.
-            features: Its outputs.
-            tasks: How many tasks are measured.
-            norms: Whether norms are enough, and no gradients wanted.
-        """
+        """The rule for this forward pass, and the tensors that have to be kept for it; ``norms``: no gradients are wanted."""
         return self, [plain(inputs)]
 
     def gradient(self, kept: Sequence[Tensor], gradients: Gradients) -> Tensor:
@@ -107,3 +98,12 @@ def plain(inputs: Tensor) -> Tensor:
     """A layer's input without its graph, and without a class of its own."""
     detached = inputs.detach()
     return detached if type(detached) is Tensor or torch.compiler.is_compiling() else detached.as_subclass(Tensor)
+
+
+def split_layer(found: str) -> RuntimeError:
+    """The error where this process sees a part of the last shared layer only."""
+    return RuntimeError(
+        "the gradient of the last shared layer's weight is computed from the layer's inputs and the gradient at its outputs, "
+        f"which must be whole; found {found}. Under tensor parallelism a process may see a part of them only: name the "
+        "parameter, parameters=('weight',), so that it is measured from the graph"
+    )

@@ -22,12 +22,8 @@ def split(features: Any, *, required: bool = True) -> tuple[list[Tensor], Rebuil
 
     Where none does, as behind a trunk that is frozen, they are all the floating-point tensors.
 
-    Args:
-        features: A tensor, or a structure of them.
-        required: Whether there must be one.
-
     Raises:
-        TypeError: There is none though there must be, or one is nested or sparse.
+        TypeError: There is none though one is ``required``, or one is nested or sparse.
     """
     if (
         type(features) is Tensor
