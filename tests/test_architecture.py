@@ -111,7 +111,7 @@ def test_one_gradnorm_step_is_read_in_one_sitting():
 
 def test_the_core_keeps_its_budget():
     """The design asks for 5,000 lines; so far this holds them where they are."""
-    assert sum(map(lines, core_files())) <= 7200
+    assert sum(map(lines, core_files())) <= 7040
     assert {path.name: lines(path) for path in core_files() if lines(path) > 300} == {}
 
 
