@@ -59,8 +59,6 @@ def keep_gradients(balancer: Driver, source: GradientSource) -> None:
 def check_arrivals(balancer: Driver, source: GradientSource) -> None:
     """Refuse a step whose measurement is not of the total loss alone, or not of all its tasks."""
     passes, present = balancer._now.passes, balancer._now.present
-    if present is None and source.passes == passes and source.each_arrived_once():
-        return
     if source.passes > passes:
         raise RuntimeError(
             f"the fork has seen {source.passes} backward passes since the last step, of which {passes} came from the "

@@ -128,10 +128,11 @@ def differentiate(
     if not inputs or not any(output.requires_grad for output in outputs):
         return [None] * len(inputs)
     retained = [(tensor, tensor.grad) for tensor in inputs if tensor.retains_grad]
+    source.paused = True
     try:
-        with source.pause():
-            return torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True)
     finally:
+        source.paused = False
         for tensor, gradient in retained:  # autograd.grad fills it too
             tensor.grad = gradient
 

@@ -74,10 +74,6 @@ class Audited:
         for i in tasks:
             self._arrived[i] = self._arrived.get(i, 0) + 1
 
-    def each_arrived_once(self) -> bool:
-        """Whether one gradient of every task has arrived."""
-        return len(self._arrived) == len(self.tasks) and max(self._arrived.values()) == 1
-
     def why_not(self, task: str) -> str:
         """Why no gradient of a task may have arrived, for a message."""
         return (
@@ -103,15 +99,6 @@ class Audited:
     def features(self) -> list[Tensor]:
         """While auditing, the tensors that gradients are taken at where there is no W."""
         return [feature for one in self._audited for feature in one.features]
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Let backward passes through unmeasured."""
-        self.paused = True
-        try:
-            yield
-        finally:
-            self.paused = False
 
     @contextmanager
     def examine(self, measure: bool = True) -> Iterator[None]:

@@ -191,7 +191,8 @@ class GradNorm(GradNormFamily):
         """One step of Adam along the gradient of ``L_grad``, and the renormalisation (Algorithm 1)."""
         assert step.norms is not None
         gradient_norms = step.weights * step.norms
-        targets = gradnorm_targets(gradient_norms, self.ratios(step, state), self.alpha, self.priors, step)
+        ratios = self.ratios(step, state)
+        targets = gradnorm_targets(gradient_norms, ratios, self.alpha, self.priors, step)
         unit = state.unit
         if not (step.on_host and unit.item() > 0):
             unit = torch.where(unit > 0, unit, step.mean(step.norms))
@@ -202,6 +203,6 @@ class GradNorm(GradNormFamily):
         if bounded:
             at_floor, at_cap = at_floor + (weights <= self._floor), at_cap + (weights >= self._cap)
         loss = partial(gradnorm_loss, gradient_norms, targets, step)
-        log: Log = {"targets": targets, "training_rates": partial(self.rates, step, state), "gradnorm_loss": loss}
+        log: Log = {"targets": targets, "training_rates": partial(step.relative, ratios), "gradnorm_loss": loss}
         state = state._replace(unit=unit, floor_hits=at_floor, cap_hits=at_cap)
         return weights, state, {**log, "floor_hits": at_floor, "cap_hits": at_cap}

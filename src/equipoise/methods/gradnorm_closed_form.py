@@ -110,5 +110,5 @@ class GradNormClosedForm(GradNormFamily):
         weights = step.as_if_present(balanced).in_proportion(self.priors * factors)
         targets = gradnorm_targets(step.weights * step.norms, ratios, self.alpha, self.priors, step)
         state = state._replace(pull_mean=mean, pull_count=counts)
-        log: Log = {"targets": targets, "training_rates": partial(self.rates, step, state)}
+        log: Log = {"targets": targets, "training_rates": partial(step.relative, ratios)}
         return torch.where(balanced, weights, step.weights), state, log

@@ -95,10 +95,6 @@ class GradNormFamily(Balancer, ABC):
         observed = first > 0
         return torch.where(observed, last / torch.where(observed, first, 1.0), ratios)
 
-    def rates(self, step: Step, state: Any) -> Tensor:
-        """The training rates for the log ``(T,)``."""
-        return step.relative(self.ratios(step, state))
-
     def set_extra_state(self, state: Tensor) -> None:
         """Restore it."""
         super().set_extra_state(state)

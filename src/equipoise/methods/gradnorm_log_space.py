@@ -98,12 +98,13 @@ class GradNormLogSpace(GradNormFamily):
         """One step of Adam on log w along the gradient of ``L_grad``, and the renormalisation."""
         assert step.norms is not None
         gradient_norms = step.weights * step.norms
-        targets = gradnorm_targets(gradient_norms, self.ratios(step, state), self.alpha, self.priors, step)
+        ratios = self.ratios(step, state)
+        targets = gradnorm_targets(gradient_norms, ratios, self.alpha, self.priors, step)
         unit = torch.where(state.unit > 0, state.unit, step.mean(gradient_norms))
         gradient = gradient_norms * (gradient_norms - targets).sign()
         change, state = adam(gradient, state, lr=self._lr, betas=self._betas, eps=1e-8 * unit + SMALLEST)
         loss = partial(gradnorm_loss, gradient_norms, targets, step)
-        log: Log = {"targets": targets, "training_rates": partial(self.rates, step, state), "gradnorm_loss": loss}
+        log: Log = {"targets": targets, "training_rates": partial(step.relative, ratios), "gradnorm_loss": loss}
         smallest = torch.finfo(step.weights.dtype).tiny  # positive numbers stay so in floating point too
         weights = step.in_proportion((step.weights * change.exp()).clamp(min=smallest))
         return weights, state._replace(unit=unit), log
