@@ -22,6 +22,29 @@ TASKS = ("a", "b", "c")
 sizes = st.integers(1, 9)
 
 
+def compare(batch, inputs, outputs, tasks, seed=0):
+    """Both forms of the measurement with autograd."""
+    torch.manual_seed(seed)
+    fork = eq.Fork(nn.Linear(inputs, outputs), [str(i) for i in range(tasks)])
+    x, at_output = torch.randn(*batch, inputs), torch.randn(tasks, *batch, outputs)
+
+    def losses():
+        return {task: (r * each).sum() for r, (task, each) in zip(at_output, fork(x).items(), strict=True)}
+
+    expected = autograd_rows(losses().values(), [fork.shared_layer.weight])
+    close(norms_of(fork, losses), expected.norm(dim=1))
+    close(rows_of(fork, losses), expected)
+
+
+@pytest.mark.parametrize(
+    ("batch", "outputs"),
+    [((2,), 9), ((9,), 2), ((3, 3), 2), ((40,), 9)],
+    ids=["ghost norm, fewer samples than outputs", "ghost norm, more", "ghost norm, positions", "weight gradients"],
+)
+def test_both_forms_give_the_norms_of_autograd(batch, outputs):
+    compare(batch, inputs=30, outputs=outputs, tasks=20)
+
+
 @pytest.mark.thorough
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -33,16 +56,7 @@ sizes = st.integers(1, 9)
 )
 def test_both_forms_give_the_norms_of_autograd_for_all_sizes(batch, inputs, outputs, tasks, seed):
     """More samples than outputs and fewer, one sample without a batch, positions: the ghost norm and the plain one."""
-    torch.manual_seed(seed)
-    fork = eq.Fork(nn.Linear(inputs, outputs), [str(i) for i in range(tasks)])
-    x, at_output = torch.randn(*batch, inputs), torch.randn(tasks, *batch, outputs)
-
-    def losses():
-        return {task: (r * each).sum() for r, (task, each) in zip(at_output, fork(x).items(), strict=True)}
-
-    expected = autograd_rows(losses().values(), [fork.shared_layer.weight])
-    close(norms_of(fork, losses), expected.norm(dim=1))
-    close(rows_of(fork, losses), expected)
+    compare(batch, inputs, outputs, tasks, seed)
 
 
 class Products(TorchDispatchMode):
