@@ -138,14 +138,14 @@ class Combination:
             return
         for task, loss in losses.items():
             own, deviation, reads = fork.reads.format(task), torch.tensor(torch.nan), ""
-            first.left_out = wrapper_of([loss], layer.values())
+            left_out = wrapper_of([loss], layer.values())
             try:
-                if not first.left_out:
+                if not left_out:
                     seen = look(fork, task, loss, targets, past=True)
                     deviation = torch.tensor([*seen.past.values()]).max()
                     reads = ", ".join(fork.reads.format(fork.tasks[i]) for i in seen.reads)
             except RuntimeError as error:  # a part of the graph that can be used once only
-                first.left_out = str(error).splitlines()[0]
+                left_out = str(error).splitlines()[0]
             if reads:
                 raise ValueError(
                     f"task {task!r}: its loss must depend on {own} alone; found that it reads {reads}: every head must read "
@@ -156,7 +156,8 @@ class Combination:
                     f"task {task!r}: its loss must reach the trunk through {own} alone; found that it also reaches it past "
                     "the fork, where its gradient is not combined"
                 )
-            if first.left_out or deviation.isfinite():  # else an overflow, which a loss scaler skips: audited next time
+            first.left_out = first.left_out or left_out
+            if left_out or deviation.isfinite():  # else an overflow, which a loss scaler skips: audited next time
                 first.audited.add(task)
                 first.deviation = deviation if first.deviation is None else torch.maximum(deviation, first.deviation)
 
