@@ -237,7 +237,7 @@ def _picture(cells: Sequence[Cell]) -> str:
         title="Every problem, for both forms of GradNorm against three opponents",
         notes=[
             "small and large task: the one of smaller and of larger scale",
-            "each three columns: both as hard, large one harder, small one harder",
+            "each three columns: equally hard, large harder, small harder",
             f"each four rows: {_levels(cells, 'width')} neurons, with {_levels(cells, 'train_samples')} samples each",
         ],
     )
