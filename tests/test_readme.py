@@ -6,6 +6,11 @@ import sys
 
 import pytest
 from generate import pages, readme
+from generate.answers import when
+from generate.answers.condensed import table
+from generate.answers.contrasts import contrast
+from generate.answers.measures import LOSS
+from generate.answers.records import results
 
 TEXT = readme.README.read_text(encoding="utf-8")
 
@@ -26,6 +31,29 @@ def test_the_diff_turns_one_loop_into_the_other():
     assert any(line.startswith("-") for line in lines)
     after = "\n".join(line[1:] for line in lines if not line.startswith("-"))
     compile(after, "README.md", "exec")
+
+
+def test_the_map_says_what_the_advice_says():
+    """Either form of GradNorm is ahead of equal weights more often than behind at tenfold scales only; 1 / L(0) oftener."""
+    cells = table()["cells"]
+    advantage = {}
+    for method in (*when.METHODS, "1 / L(0)"):
+        for ratio in sorted({when._scale(cell) for cell in cells}):
+            some = [cell for cell in cells if when._scale(cell) == ratio]
+            advantage[method, ratio] = when._found(some, method, "equal")
+    for (method, ratio), (ahead, behind) in advantage.items():
+        assert method == "1 / L(0)" or (ahead > behind) == (ratio == 10), (method, ratio)
+        assert ahead <= advantage["1 / L(0)", ratio][0]
+
+
+def test_the_physics_informed_network_says_what_the_advice_says():
+    comparison = results("pinn")[0].comparison
+    means = {label: LOSS.mean(comparison, label) for label in comparison.runs}
+    assert min(means, key=means.get) == "uncertainty"
+    assert means["1 / L(0)"] > 0.98  # the error of a constant is 0.994
+    outcomes = {label: contrast(comparison, "pinn", label, "equal").outcome for label in means if label != "equal"}
+    assert outcomes["GradNorm"] == "worse"
+    assert outcomes["closed form, alpha 0, balanced"] == "not told apart"
 
 
 def test_its_two_commands_are_there():

@@ -1,6 +1,6 @@
 """The pages' pictures as SVG, the same to the letter each time: curves and points, and the parts of others.
 
-They bring their own paper, dark where the reader's system is dark, and are as wide as a telephone.
+They are as wide as a telephone.
 """
 
 from __future__ import annotations
@@ -12,23 +12,11 @@ from html import escape
 from itertools import chain
 
 from equipoise.lab.results.palette import METHOD_COLORS, TASK_COLORS
+from equipoise.lab.results.svg import svg
 
 WIDTH = 420
 COLORS = tuple(dict.fromkeys((*METHOD_COLORS[1:], *TASK_COLORS)))
 """The colours of series; all can be seen on white and on black."""
-_STYLE = (
-    "text{fill:#1f2328;font:12px system-ui,sans-serif}.quiet{fill:#59616b}.head{font-weight:600}.paper{fill:#fff}"
-    ".mean{stroke:#1f2328}.dot{fill:#1f2328}.axis{stroke:#8a9099;fill:none}.grid{stroke:#8a909040;fill:none}"
-    "@media(prefers-color-scheme:dark){text{fill:#e6e8eb}.quiet{fill:#a3abb5}.paper{fill:#131416}"
-    ".mean{stroke:#e6e8eb}.dot{fill:#e6e8eb}}"
-)
-
-
-def svg(parts: Sequence[str], height: float, title: str) -> str:
-    """A picture on its own paper."""
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * 1.4:g}" viewBox="0 0 {WIDTH} {digits(height)}" role="img">'
-    paper = f'<rect class="paper" width="{WIDTH}" height="{digits(height)}"/>'
-    return "\n".join([head, f"<title>{escape(title)}</title>", f"<style>{_STYLE}</style>", paper, *parts, "</svg>", ""])
 
 
 def digits(value: float) -> str:
@@ -160,7 +148,7 @@ def plot(panels: Sequence[Panel], title: str, note: str = "") -> str:
         shown = [value for series in panel.series for value in (*series.y, *chain(*series.ends))]
         up = panel.y.over(shown)
         parts.append(text_at(6, top + 14, panel.heading, "head"))
-        parts.append(text_at(6, top + 31, f"↑ {panel.y.title}", "quiet"))
+        parts.append(text_at(6, top + 31, panel.y.title, "quiet"))
         top += 40
         parts += _panel(panel.series, colors, across, up, (left, right, top, panel.tall))
         parts.append(text_at((left + right) / 2, top + panel.tall + 31, panel.x.title, "quiet", "middle"))
@@ -172,7 +160,7 @@ def plot(panels: Sequence[Panel], title: str, note: str = "") -> str:
         parts.append(_mark(at + 9, down - 4, colors[label], kinds[label]))
         parts.append(text_at(at + 24, down, label))
     top += 17 * -(-len(labels) // 2) + 12
-    return svg([*parts, text_at(14, top, note, "quiet")] if note else parts, top + 8, title)
+    return svg([*parts, text_at(14, top, note, "quiet")] if note else parts, WIDTH, top + 8, title)
 
 
 def _mark(x: float, y: float, color: str, kind: str) -> str:

@@ -174,8 +174,8 @@ def test_the_picture_can_be_read_in_light_and_in_dark(browser, tmp_path, make_re
         page = browser.new_page(viewport={"width": 390, "height": 900}, color_scheme=scheme)
         page.goto((tmp_path / "report.html").as_uri())
         shade = "([selector, property]) => getComputedStyle(document.querySelector(selector))[property]"
-        shades.append([page.evaluate(shade, pair) for pair in (["body", "backgroundColor"], [".forest text", "fill"])])
-        assert page.locator(".forest").bounding_box()["width"] <= 390
+        shades.append([page.evaluate(shade, pair) for pair in (["body", "backgroundColor"], [".drawn text", "fill"])])
+        assert page.locator(".drawn").bounding_box()["width"] <= 390
         page.close()
     light, dark = ([sum(map(int, color[4:-1].split(","))) for color in found] for found in shades)
     assert light[0] - light[1] > 400

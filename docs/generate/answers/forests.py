@@ -7,28 +7,30 @@ from collections.abc import Mapping, Sequence
 
 from equipoise.lab.results.forest import Line, draw
 from equipoise.lab.results.format import format_estimate
+from equipoise.lab.results.svg import svg
 
-from ..pictures import WIDTH, Scale, digits, svg, text_at
+from ..pictures import WIDTH, Scale, digits, text_at
 from .contrasts import SIGNS, Contrast, Ends
 
 
-def forest(contrasts: Sequence[Contrast], title: str, names: Mapping[str, str] | None = None) -> str:
+def forest(contrasts: Sequence[Contrast], title: str) -> str:
     """The difference of every method from the reference with its 95 % interval, problem by problem.
 
     Args:
         contrasts: The contrasts.
         title: The picture in words.
-        names: Shorter names of methods.
     """
     measure, reference = contrasts[0].measure, contrasts[0].reference
     blocks: dict[str, list[Line]] = {}
     for each in contrasts:
-        blocks.setdefault(each.problem, []).append(_line(each, (names or {}).get(each.method, each.method)))
-    legend = (
+        blocks.setdefault(each.problem, []).append(_line(each))
+    legend = [
         f"{measure.name}{measure.unit and ' in' + measure.unit}",
         f"difference from {reference}, 95 % intervals",
-        "✓ better, ✗ worse, = level; ▸ goes on",
-    )
+        "✓ better, ✗ worse, = level, no mark: not told apart",
+    ]
+    if any(each.hides for each in contrasts):
+        legend.append("‡ a task goes the other way, or the mean hangs on one")
     return draw(blocks, limit=_limit(contrasts), title=title, legend=legend, alone=True)
 
 
@@ -39,13 +41,14 @@ def _limit(contrasts: Sequence[Contrast]) -> float:
     return 1.05 * min(ends[-1], 6 * ends[len(ends) // 2]) or 1.0
 
 
-def _line(each: Contrast, name: str) -> Line:
+def _line(each: Contrast) -> Line:
     found = each.ends
     if each.outcome == "diverged" or not math.isfinite(found.mean):
-        return Line(name, "", math.nan, math.nan, math.nan, "diverged")
+        return Line(each.method, "", math.nan, math.nan, math.nan, "diverged")
     sign, color = SIGNS[each.outcome]
+    sign += "‡" if each.hides else ""
     number = f"{found.mean:+.1f}" if each.measure.unit else format_estimate(each.difference, compact=True, signed=True)
-    return Line(name, color, found.low, found.mean, found.high, f"{number} {sign}".rstrip())
+    return Line(each.method, color, found.low, found.mean, found.high, f"{number} {sign}".rstrip())
 
 
 def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) -> str:
@@ -56,7 +59,7 @@ def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) 
         means: The mean change of each method.
         title: The picture in words.
     """
-    left, right, line, top = 168.0, 352.0, 30.0, 26.0
+    left, right, line, top = 164.0, 312.0, 34.0, 26.0
     sizes = sorted(abs(each.ends.mean) for each in contrasts if each.outcome != "diverged")
     limit = min(60.0, 1.2 * sizes[int(0.9 * (len(sizes) - 1))])
     scale = Scale(-limit, limit, False)
@@ -68,17 +71,21 @@ def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) 
     for method, mean in means.items():
         ours = [each for each in contrasts if each.method == method and each.outcome != "diverged"]
         parts.append(text_at(6, top + 17, method))
+        beyond = []
         for each in ours:
             value, (_, color) = each.ends.mean, SIGNS[each.outcome]
             parts.append(
                 f'<circle cx="{digits(at(value))}" cy="{digits(top + 8)}" r="3.5" fill="{color}" fill-opacity=".8"/>'
             )
+            if abs(value) > limit:
+                beyond.append(f"{'▸' if value > 0 else '◂'} {value:+.0f}")
+        parts.append(text_at(right + 8, top + 12, ", ".join(beyond), "quiet"))
         ends = f"M{digits(at(mean.low))} {digits(top + 19)}H{digits(at(mean.high))}"
         parts.append(f'<path class="mean" d="{ends}" stroke-width="2"/>')
         parts.append(
             f'<path class="dot" d="M{digits(at(mean.mean))} {digits(top + 14.5)}l4.5 4.5l-4.5 4.5l-4.5 -4.5z"/>'
         )
-        parts.append(text_at(right + 8, top + 17, f"{mean.mean:+.1f} %"))
+        parts.append(text_at(right + 8, top + 24, f"{mean.mean:+.1f} %"))
         top += line
     frame = []
     for tick in scale.ticks():
@@ -86,9 +93,9 @@ def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) 
         frame.append(f'<path class="{kind}" d="M{digits(at(tick))} 24V{digits(top)}"/>')
         frame.append(text_at(at(tick), top + 14, f"{tick:g}", "quiet", "middle"))
     legend = (
-        f"change against {contrasts[0].reference} in %, beyond ±{limit:.0f} at the edge",
-        "dots: problems, green better, orange worse, blue level, grey open",
+        f"change against {contrasts[0].reference} in %; ◂ ▸ beyond the axis",
+        "dots: problems, green better, orange worse, blue level, grey undecided",
         "diamond: mean over problems, 95 % interval",
     )
     parts += [text_at(WIDTH / 2, top + 33 + 17 * row, text, "quiet", "middle") for row, text in enumerate(legend)]
-    return svg([*frame, *parts], top + 33 + 17 * len(legend), title)
+    return svg([*frame, *parts], WIDTH, top + 33 + 17 * len(legend), title)

@@ -17,7 +17,6 @@ BOTH, ROOT, LEAVES = (
     "nested: groups balanced, tasks equal",
     "nested: groups equal, tasks balanced",
 )
-SHORT = {BOTH: "nested, both balanced", ROOT: "nested, groups balanced", LEAVES: "nested, tasks balanced"}
 
 
 def page() -> Page:
@@ -89,7 +88,7 @@ def page() -> Page:
             ),
             no_better("toxcast", "is no better than flat", chosen(nested, "toxcast", BOTH)),
         ],
-        picture=forest(nested, "Nested against flat balancing, with intervals", SHORT),
+        picture=forest(nested, "Nested against flat balancing, with intervals"),
         alt="Change of the task-normalised test loss of three ways of nested balancing against the flat closed form, "
         "problem by problem, with 95 % intervals",
         table=table(equal, found),

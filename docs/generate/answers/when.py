@@ -231,16 +231,14 @@ def _picture(cells: Sequence[Cell]) -> str:
     }
     return heat_map(
         panels,
-        rows=["none", "smaller", "larger"],
+        rows=["no task", "small task", "large task"],
         columns={name: [f"{ratio:g}" for ratio in sorted(set(map(_scale, cells)))] for name in OPTIMIZERS.values()},
+        axes=("noise on", "ratio of the scales"),
         title="Every problem, for both forms of GradNorm against three opponents",
         notes=[
-            "green: smaller loss, orange: larger; the stronger, the more",
-            "large squares: ahead or behind; small: no difference",
-            "columns: optimiser and ratio of the scales; in each,",
-            "tasks alike, the larger harder, the smaller harder",
-            "rows: noise on one task, by its scale; in each,",
-            f"{_levels(cells, 'width')} neurons, with {_levels(cells, 'train_samples')} samples each",
+            "small and large task: the one of smaller and of larger scale",
+            "each three columns: equally hard, large harder, small harder",
+            f"each four rows: {_levels(cells, 'width')} neurons, with {_levels(cells, 'train_samples')} samples each",
         ],
     )
 

@@ -30,7 +30,7 @@ def attempt(rank: int, workload: Workload, method: str, device: str, limit: floa
         return str(error)
     seconds = [seconds_per_step(step, 1, where) for _ in range(3)][-1]
     if seconds > limit:
-        return f"{seconds:.0f} s per step"
+        return f"{seconds:.2g} s per step, more than {limit:g}"
     warm_up(step, period)
     seconds = min(seconds_per_step(step, period, where) for _ in range(3))
 

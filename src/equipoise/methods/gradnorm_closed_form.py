@@ -37,7 +37,7 @@ class GradNormClosedForm(GradNormFamily):
 
     When to use:
         As `GradNorm`, without a learning rate to choose, or where the norms change faster than its weights can follow.
-        First choice for terms that differ by orders of magnitude.
+        With ``initial_weights="balanced"`` for norms that differ about tenfold.
 
     Args:
         decay: Of the running mean, in [0, 1): over about the last ``1 / (1 - decay)`` measured steps.

@@ -26,8 +26,8 @@ class InverseInitialLoss(Balancer):
     The first step is weighted with them already. A task that is not yet seen weighs 1; the others sum to their number.
 
     When to use:
-        Losses differ in size because their units do, and ``L_i(0)`` is a fair measure of the unit. Costs nothing and
-        cannot go astray: try it before anything that adapts.
+        After equal weights: losses differ in size because their units do, and ``L_i(0)`` is a fair measure of the unit. Not
+        where losses mean different things: a physics-informed network learnt nothing with it.
 
     Args:
         tasks, every, accumulate, initial_losses, initial_steps: See `Balancer`.

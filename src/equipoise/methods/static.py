@@ -21,7 +21,8 @@ class Equal(Balancer):
     """Every weight is 1.
 
     When to use:
-        First, and as the baseline of every comparison. Losses of one kind and one size leave little to balance.
+        First, on standardised targets, and as the baseline of every comparison. Losses of one kind and one size leave
+        little to balance.
 
     Args:
         tasks, every, accumulate: See `Balancer`.

@@ -16,15 +16,11 @@ from equipoise.lab.results.format import format_estimate, format_sign
 from equipoise.lab.results.palette import method_colors
 from equipoise.lab.results.rows import summarise
 from equipoise.lab.results.statistics import Estimate, estimate
+from equipoise.lab.results.svg import svg
 
-_WIDTH, _LEFT, _RIGHT, _LINE, _TOP = 480, 186, 352, 17, 30
+_WIDTH, _LEFT, _RIGHT, _LINE, _TOP = 536, 246, 406, 17, 30
 _TASKS_AT_MOST = 20
 """With more tasks than this, the figure has the summary and the groups alone."""
-_STYLE = (
-    ".forest text{fill:#1f2328;font:12px system-ui,sans-serif}.forest .quiet{fill:#59616b}.forest .head{font-weight:600}"
-    ".forest .axis{stroke:#8a9099}.forest .grid{stroke:#8a909940}.forest .paper{fill:#fff}"
-    "@media(prefers-color-scheme:dark){.forest text{fill:#e6e8eb}.forest .quiet{fill:#a3abb5}.forest .paper{fill:#131416}}"
-)
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,10 @@ def draw(
 
     Args:
         blocks: The lines of each block by its heading.
-        limit: Both ends of the axis; an interval that goes on beyond them ends in an arrow.
+        limit: Both ends of the axis; an interval that reaches beyond them ends in an arrow.
         title: The figure in words.
         legend: Lines below the axis.
-        alone: Whether it is a picture of its own: with a size, and with paper that is dark where the reader's system is dark.
+        alone: Whether it is a picture of its own, with a size.
     """
     parts, height = _head(), _TOP + 10
     for label, lines in blocks.items():
@@ -91,20 +87,10 @@ def draw(
             parts += _drawn(line, height, limit)
             height += _LINE
         height += 5
-    bottom = height + 26 + 18 * len(legend)
-    size = f'width="{1.4 * _WIDTH:g}" ' if alone else ""
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="forest" {size}viewBox="0 0 {_WIDTH} {bottom}" role="img">',
-            f"<title>{escape(title)}</title>",
-            f"<style>{_STYLE}</style>",
-            *([f'<rect class="paper" width="{_WIDTH}" height="{bottom}"/>'] if alone else []),
-            *_frame(limit, height, legend),
-            *parts,
-            "</svg>",
-            "",
-        ]
-    )
+    beyond = any(abs(end) > limit for lines in blocks.values() for line in lines for end in (line.low, line.high))
+    notes = [*legend, *(["▸ beyond the axis"] if beyond else [])]
+    bottom = height + 26 + 18 * len(notes)
+    return svg([*_frame(limit, height, notes), *parts], _WIDTH, bottom, title, alone=alone)
 
 
 def _blocks(comparison: Comparison, others: Sequence[str]) -> dict[str, list[Line]]:
@@ -166,7 +152,7 @@ def _place(value: float, limit: float) -> float:
 
 def _drawn(line: Line, top: float, limit: float) -> list[str]:
     y = top + 8
-    parts = [f'<text x="16" y="{y + 4}">{escape(_short(line.name, 25))}</text>']
+    parts = [f'<text x="16" y="{y + 4}">{escape(_short(line.name, 36))}</text>']
     kind = "" if math.isfinite(line.mean) else ' class="quiet"'
     parts.append(f'<text{kind} x="{_RIGHT + 12}" y="{y + 4}">{escape(line.text)}</text>')
     if math.isfinite(line.low + line.high):
@@ -174,7 +160,7 @@ def _drawn(line: Line, top: float, limit: float) -> list[str]:
             path = f"M{_place(line.low, limit)} {y}H{_place(line.high, limit)}"
             parts.append(f'<path d="{path}" stroke="{line.color}" stroke-width="2"/>')
         for end in (line.low, line.high):
-            if abs(end) > limit:  # it goes on beyond the axis
+            if abs(end) > limit:
                 tip, back = _place(end, limit), math.copysign(6, -end)
                 parts.append(f'<path d="M{tip} {y}l{back:g} -4v8z" fill="{line.color}"/>')
     if abs(line.mean) <= limit:
