@@ -11,7 +11,7 @@ from .contrasts import SIGNS
 
 _SIDE = 9.0
 _LEFT, _GAP = 74.0, 14.0
-_STRONG = 0.5
+STRONG = 0.5
 """A change of the logarithm from which on the colour is full."""
 
 
@@ -75,7 +75,7 @@ def _squares(squares: Sequence[Sequence[Square]], left: float, top: float) -> li
             x, y = (at + _SIDE * (number + 0.5) - side / 2 for at, number in ((left, column), (top, row)))
             lost = not math.isfinite(each.change)
             _, color = SIGNS["not told apart" if lost else "better" if each.change < 0 else "worse"]
-            strength = 1.0 if lost else 0.25 + 0.75 * min(1.0, abs(each.change) / _STRONG)
+            strength = 1.0 if lost else 0.25 + 0.75 * min(1.0, abs(each.change) / STRONG)
             found.append(
                 f'<rect x="{digits(x)}" y="{digits(y)}" width="{digits(side)}" height="{digits(side)}" fill="{color}" '
                 f'fill-opacity="{strength:.2f}"/>'
