@@ -66,22 +66,24 @@ def of_gradnorm(comparison: Comparison) -> Estimate:
 def closed(
     pair: Pair, before: Comparison, after: Comparison, left: float, other: Pair | None = None
 ) -> tuple[bool | None, str]:
-    """Whether a gap shrinks to a part of it or less, and by more than noise; afterwards it may be that of another pair."""
+    """Whether a gap shrinks to a part of it or less, by a paired interval; afterwards it may be that of another pair."""
     gaps = []
     for comparison, labels in ((before, pair), (after, other or pair)):
         ours, theirs = (losses(comparison, label) for label in labels)
         gaps.append([ours[seed] - theirs[seed] for seed in sorted(ours)])
-    shrunk = estimate([one - other for one, other in zip(*gaps, strict=True)])
     first, second = (estimate(gap) for gap in gaps)
-    text = f"The gap goes from {interval(first)} to {interval(second)}, by {interval(shrunk)}, n = {shrunk.n}."
-    if not math.isfinite(shrunk.mean):
+    beyond = estimate([late - left * early for early, late in zip(*gaps, strict=True)])
+    if not math.isfinite(beyond.mean):
         return None, "A run diverged, so that the gap has no mean."
-    return _shrinks(first, second, shrunk, left), text
+    text = (
+        f"The gap goes from {interval(first)} to {interval(second)}; what is left beyond 1/{round(1 / left)} of it is "
+    )
+    text += f"{interval(beyond)}, n = {beyond.n}."
+    return _shrinks(first, beyond), text
 
 
-def _shrinks(first: Estimate, second: Estimate, shrunk: Estimate, left: float) -> bool | None:
-    if first.mean <= 0 or not first.excludes_zero:
-        return False
-    if shrunk.mean > 0 and not shrunk.excludes_zero:
+def _shrinks(first: Estimate, beyond: Estimate) -> bool | None:
+    """Whether there was a gap, and nothing is left of it beyond the part; None where either is not told from 0."""
+    if not first.excludes_zero or not beyond.excludes_zero:
         return None
-    return second.mean <= first.mean * left
+    return first.mean > 0 and beyond.mean < 0

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 
 from equipoise.lab.results.comparison import Comparison
 
+from ..pictures import Axis, Panel, plot
 from .contrasts import block, contrast, interval, listed, said
 from .gaps import CLOSED, GRADNORM, INITIAL, PCGRAD, PLAIN, STARTED, at_rest, closed, gaps_and_methods, of_gradnorm
 from .page import Prediction
 from .predictions import expected, within
 from .records import results
+from .series import curves
+
+SHOWN = ("equal", INITIAL, PLAIN, STARTED, GRADNORM, CLOSED, PCGRAD)
+"""The methods of the curves."""
 
 
 def of_lengths() -> str:
@@ -100,3 +105,36 @@ def _full_lengths() -> dict[int, Comparison]:
     """The runs at the full size, by steps."""
     both = (*results("toy_full"), *results("toy_full_long"))
     return {result.comparison.spec.steps: result.comparison for result in both}
+
+
+def course() -> str:
+    """The loss over the steps in the longest runs, at the full size and at a fifth, as a picture."""
+    longest = {
+        f"{size}, two tasks, Adam": found[max(found)]
+        for size, found in (("Full size", _full_lengths()), ("A fifth of the size", _lengths()))
+    }
+    return plot(
+        [
+            Panel(
+                f"{heading}: {comparison.spec.steps:,} steps",
+                curves(comparison, [label for label in SHOWN if label in comparison.runs]),
+                Axis("training steps"),
+                Axis("task-normalised test loss", log=True),
+                tall=220.0,
+            )
+            for heading, comparison in longest.items()
+        ],
+        "The test loss over the steps in long runs",
+        "Means over seeds; bars: 95 % intervals.",
+    )
+
+
+def told_of_rest() -> str:
+    """How many of the longest runs at the full size have come to rest, and why the end of a curve shows no convergence."""
+    full = _full_lengths()
+    longest = full[max(full)]
+    return (
+        f"Of the longest runs at the full size ({longest.spec.steps:,} steps) {at_rest(longest)} are at rest: their validation "
+        "loss fell by less than 1 % over the last fifth of the steps. The learning rate falls to 0 along a cosine, which "
+        "flattens the end of any curve: it freezes a run, and does not show that it has converged."
+    )

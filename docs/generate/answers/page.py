@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,13 +11,12 @@ from equipoise.lab.results.format import format_estimate
 from equipoise.lab.results.markdown import escape
 
 from .contrasts import SIGNS, Contrast, interval, listed
-from .records import budget, has_figures, study
+from .records import has_figures, study
 
 _ELSEWHERE = (
-    "No study was run for this page alone: what each of them expected is held against its figures on the page that it "
-    "was run for."
+    "This page has no study of its own. The expectation of each study is compared with its figures on the page for which "
+    "the study was run."
 )
-_US = "python -m docs.generate.answers"
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,17 @@ class Page:
         title: The title.
         asked_by: Who asked.
         question: The question in one line.
-        line: The answer in one sentence with its figures, here and in the index.
+        line: The answer, here and in the index: a sentence that answers the question, then one with its figures.
         answer: Further sentences with their figures.
         predictions: What was expected, and what came; None where the records for it are not there.
         picture: The picture, as SVG.
         alt: The picture in words.
         table: The table, as Markdown, and how it is read.
         for_user: What follows for a user.
-        limits: Where the answer ends. What each study cost, and what a larger machine would add, comes from its file.
+        limits: Where the answer ends. The page of all studies says what each cost, and what a larger machine would add.
         studies: The studies that it rests on; those without records are named.
         more: Further parts of the page by heading, as Markdown.
+        further: Further pictures that these show, as SVG, by the name of their file.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Page:
     limits: str
     studies: Sequence[str]
     more: Mapping[str, str] = field(default_factory=dict)
+    further: Mapping[str, str] = field(default_factory=dict)
 
 
 def written(name: str, page: Page) -> str:
@@ -80,10 +82,8 @@ def written(name: str, page: Page) -> str:
     parts = [
         f"# {page.title}",
         f"**Question** ({page.asked_by}). {page.question}",
-        f"**Answer.** {escape(page.line)}",
+        f"**Answer.** {prose(page.line)}",
         bullets(page.answer),
-        "## Expected beforehand",
-        *([_prediction(each) for each in page.predictions if each] or [_ELSEWHERE]),
         "## The picture",
         f"![{page.alt}]({name}.svg)",
         "## The table",
@@ -93,17 +93,22 @@ def written(name: str, page: Page) -> str:
         page.for_user,
         "## Limits",
         page.limits,
-        "\n".join(f"- `{name}`: {budget(name)}" for name in page.studies if has_figures(name)),
+        _rests_on([name for name in page.studies if has_figures(name)]),
         *_waiting([name for name in page.studies if not has_figures(name)]),
-        "## Made again",
-        _commands([name for name in page.studies if has_figures(name)]),
+        "## Expected beforehand",
+        *(_folded(expected) if (expected := [each for each in page.predictions if each]) else [_ELSEWHERE]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def bullets(sentences: Iterable[str]) -> str:
     """Sentences as a list."""
-    return "\n".join(f"- {escape(each)}" for each in sentences)
+    return "\n".join(f"- {prose(each)}" for each in sentences)
+
+
+def prose(text: str) -> str:
+    """A sentence as Markdown: escaped, except for the backticks around code."""
+    return re.sub(r"\\`([^`\\]+)\\`", r"`\1`", escape(text))
 
 
 def _waiting(studies: Sequence[str]) -> list[str]:
@@ -111,25 +116,25 @@ def _waiting(studies: Sequence[str]) -> list[str]:
     return [f"Declared, and not yet run: {names}."] if studies else []
 
 
+def _rests_on(studies: Sequence[str]) -> str:
+    names = listed([f"[`{name}`](studies.md#{name})" for name in studies])
+    return f"Records: {names}. Behind each name are the budget, all rows, and the commands that make the records again."
+
+
+def _folded(expected: Sequence[Prediction]) -> list[str]:
+    number = {agrees: sum(each.agrees is agrees for each in expected) for agrees in (True, False, None)}
+    return [
+        f"Written into the studies' files before their runs. The figures agree with {number[True]} of the "
+        f"{len(expected)} parts, disagree with {number[False]} and leave {number[None]} open.",
+        "<details><summary>Every part, with its figures</summary>",
+        *map(_prediction, expected),
+        "</details>",
+    ]
+
+
 def _prediction(each: Prediction) -> str:
     verdict = {True: "The figures agree.", False: "The figures disagree.", None: "The figures do not decide it."}
     return f"- `{each.study}`: “{escape(each.words)}” **{verdict[each.agrees]}** {escape(each.figures)}"
-
-
-def _commands(studies: Sequence[str]) -> str:
-    lines = [f"equipoise study studies/{name}.py --runs runs/{name}" for name in studies]
-    first = studies[0]
-    steps = {
-        "All runs anew": lines,
-        "Their records in the place of the committed ones, here of the first study": [
-            f"{_US} keep {first} runs/{first}"
-        ],
-        "One committed record, drawn at random, run again and compared to the last digit": [f"{_US} rerun {first}"],
-        "This page from the committed records": ["make answers"],
-    }
-    parts = ["\n".join([f"{words}:", "", "```sh", *commands, "```"]) for words, commands in steps.items()]
-    links = ", ".join(f"[{study(name).title}](tables/{name}.md)" for name in studies if has_tables(name))
-    return "\n\n".join([*parts, *([f"Every row, and the search of every method: {links}."] if links else [])])
 
 
 def has_tables(name: str) -> bool:

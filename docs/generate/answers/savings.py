@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from scipy import stats
 
 from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.format import format_estimate
+from equipoise.lab.results.markdown import escape
+from equipoise.lab.results.selection import judged, selected
 from equipoise.lab.studies.run import Result
 
 from ..pictures import Axis, Panel, Series, plot
-from .contrasts import Contrast, against, block, contrast, quoted, said
+from .contrasts import Contrast, against, block, contrast, listed, quoted, said
 from .measures import LOSS, LOSS_CHANGE
 from .page import Page, Prediction, table
 from .predictions import expected
@@ -22,7 +25,11 @@ from .records import is_there, results
 STUDIES = ("savings", "static_weights", "pinn")
 NEEDED = ("savings", "pinn")
 STATIC, GRADNORM, INITIAL, CLOSED = "tuned static", "GradNorm", "1 / L(0)", "closed form, balanced"
+Passes = Mapping[tuple[str, str], int | None]
+"""After how many trials static weights pass a method, by the number of tasks and the method; None: after none."""
 ERROR_CHANGE = replace(LOSS_CHANGE, name="change of the error of the solution")
+OTHERS = ("equal", GRADNORM, INITIAL, CLOSED)
+"""The methods that a search for static weights is held against."""
 ALPHA_0, INVERSE = "closed form, alpha 0, balanced", "inverse gradient norm"
 
 
@@ -42,21 +49,20 @@ def page() -> Page:
     of_pinn = {each.method: each for each in solution}
     closed = block(contrast(pinn, "pinn", method, ALPHA_0, ERROR_CHANGE) for method in pinn.runs if method != ALPHA_0)
     of_closed = {each.method: each for each in closed}
-    passes = {
-        (name, other): _passes(result, other) for name, result in searches.items() for other in (GRADNORM, INITIAL)
-    }
+    passes = {(name, other): _passes(result, other) for name, result in searches.items() for other in OTHERS}
     return Page(
         title="What balancing saves",
         asked_by="review 2",
         question="How good is one method that chooses weights while it trains, beside a search for static weights and "
         "its cost?",
-        line=" ".join(_said(searches[name], other, passes[name, other]) for name in searches for other in (GRADNORM,)),
+        line=_line(searches, passes, planned),
         answer=[
-            *(_said(searches[name], INITIAL, passes[name, INITIAL]) for name in searches),
+            _one_seed(searches),
             *map(said, planned),
             *(_correlation(name, result)[1] for name, result in random.items()),
             said(of_pinn[ALPHA_0]),
             said(of_closed[STATIC]),
+            said(of_pinn[INITIAL]),
         ],
         predictions=[
             Prediction(
@@ -99,9 +105,12 @@ def page() -> Page:
         alt="Above: the expected best validation loss after a number of trials, for four methods and for static "
         "weights, with two and ten tasks. Below: the validation loss of random static weights against their "
         "distance from GradNorm's mean weights",
-        table=table(against(found, "equal"), found) + "\n\n" + table(solution, {"pinn": pinn}),
-        for_user=_advice(passes),
-        limits="One order of trials, drawn evenly over the space; the curve is the expectation over all orders. "
+        table="\n\n".join(
+            [_searched(searches, passes), table(against(found, "equal"), found), table(solution, {"pinn": pinn})]
+        ),
+        for_user=_advice(searches, passes, of_pinn[INITIAL]),
+        limits="One draw of the trials, spread evenly over the space, with one tuning seed; the curve is the expectation over "
+        "all orders of these trials. "
         "Weights of the physics-informed network have seven trials, as every method there. Random static weights on the "
         "toy have 3000 steps: with two tasks the differences shrink in longer runs, see [the toy](toy.md).",
         studies=STUDIES,
@@ -144,6 +153,78 @@ def _said(result: Result, other: str, number: int | None) -> str:
             f"{start} is not expected to pass {quoted(other)} (best of {theirs} learning rates) within {trials} trials."
         )
     return f"{start} is expected to pass {quoted(other)} (best of {theirs} learning rates) after {number} of {trials} trials."
+
+
+def _line(searches: Mapping[str, Result], passes: Passes, planned: Sequence[Contrast]) -> str:
+    """Whether GradNorm is as good as the search and spares one, on each number of tasks."""
+    told = [each for each in planned if each.outcome in ("better", "worse")]
+    saved = {name: _saves(result, passes[name, GRADNORM]) for name, result in searches.items()}
+    spared, not_spared = ([name for name in saved if saved[name] is wanted] for wanted in (True, False))
+    quality = (
+        "Not told apart from such a search" if not told else f"Told apart in {len(told)} of {len(planned)} comparisons"
+    )
+    cost = [f"with {listed(not_spared)} it saved none"] if not_spared else []
+    cost += [f"with {listed(spared)} perhaps one"] if spared else []
+    figures = [
+        f"{passes[name, GRADNORM] or 'none'} of {len(result.searches[STATIC].trials)} trials with {name}"
+        for name, result in searches.items()
+    ]
+    by_equal = [f"{passes[name, 'equal'] or 'none'}" for name in searches]
+    own = listed(sorted({str(len(result.searches[GRADNORM].trials)) for result in searches.values()}))
+    return (
+        f"{quality}; {', '.join(cost)}. A search for static weights is expected to pass GradNorm after {listed(figures)}, and "
+        f"GradNorm itself had {own}; equal weights, which choose nothing, are passed after {listed(by_equal)}. On the final "
+        f"seeds {len(told) or 'none'} of {len(planned)} comparisons of tuned static weights with GradNorm, 1 / L(0) and the "
+        f"closed form are told apart (n = {planned[0].seeds} each)."
+    )
+
+
+def _saves(result: Result, number: int | None) -> bool:
+    """Whether a search for static weights needs more trials to pass GradNorm than that itself had."""
+    return number is None or number > len(result.searches[GRADNORM].trials)
+
+
+def _one_seed(searches: Mapping[str, Result]) -> str:
+    """What the best of the search becomes on the final seeds, for the method that loses most."""
+    _, name, label = max(
+        (_again(result, label) - _values(result, label)[0], name, label)
+        for name, result in searches.items()
+        for label in OTHERS
+    )
+    result = searches[name]
+    means = {each: LOSS.mean(result.comparison, each) for each in result.comparison.runs}
+    place = sorted(means, key=means.__getitem__).index(label) + 1
+    return (
+        "The number of trials rests on the validation losses of one tuning seed, and their order is noise in part: the best "
+        f"of {quoted(label)} with {name} is {_values(result, label)[0]:.3f} in the search and {_again(result, label):.3f} on "
+        f"the final seeds, where its test loss is place {place} of {len(means)}. Read the numbers as an order of magnitude."
+    )
+
+
+def _again(result: Result, label: str) -> float:
+    """The validation loss of a method on the final seeds, the mean."""
+    runs = result.comparison.runs[label].values()
+    return statistics.fmean(float(judged(record, record.validation)[selected(record)]) for record in runs)
+
+
+def _searched(searches: Mapping[str, Result], passes: Passes) -> str:
+    """The search of every method: its trials, its best, the same on the final seeds, and when static weights pass it."""
+    heads = ("tasks", "method", "own trials", "best validation loss, 1 tuning seed", "validation loss, final seeds")
+    heads += ("test loss, final seeds", "static weights pass it after")
+    lines = [f"| {' | '.join(heads)} |", "|:--|:--|" + "--:|" * (len(heads) - 2)]
+    for name, result in searches.items():
+        for label, search in result.searches.items():
+            test = LOSS.cell(result.comparison, label, label).value
+            passed = "" if label == STATIC else str(passes[name, label] or "no trial")
+            cells = (
+                name,
+                label,
+                f"{len(search.trials)}",
+                f"{_values(result, label)[0]:.3f}",
+                f"{_again(result, label):.3f}",
+            )
+            lines.append(f"| {' | '.join([*map(escape, cells), format_estimate(test, compact=True), passed])} |")
+    return "\n".join(lines)
 
 
 def _cost_panel(name: str, result: Result) -> Panel:
@@ -235,13 +316,13 @@ def _last(comparison: Comparison) -> Prediction:
     )
 
 
-def _advice(passes: dict[tuple[str, str], int | None]) -> str:
-    words = []
-    for (name, other), number in passes.items():
-        trials = "in no number of trials that was tried" if number is None else f"after {number} trials"
-        words.append(f"with {name} {other} {trials}")
+def _advice(searches: Mapping[str, Result], passes: Passes, initial: Contrast) -> str:
+    spared = [name for name, result in searches.items() if _saves(result, passes[name, GRADNORM])]
+    words = f"A method that chooses weights may spare a search where tasks are many (here with {listed(spared)}). "
+    if not spared:
+        words = "Do not count on a method that chooses weights to spare a search. "
+    fails = f" It is no safe choice: {said(initial)}" if initial.outcome == "worse" else ""
     return (
-        f"What a method that chooses weights saves is a search, and no more. Static weights are expected to overtake: "
-        f"{'; '.join(words)}. Try 1 / L(0) first, which costs nothing; search static weights where tasks are few; with "
-        "many tasks the search soon costs more than it finds."
+        f"{words}Where tasks are few, search static weights with equal weights as the first trial. 1 / L(0) takes one line and "
+        f"no search but that of the learning rate.{fails}"
     )

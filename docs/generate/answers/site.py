@@ -11,8 +11,8 @@ from equipoise.lab.studies.tuning import to_document
 
 from ..pages import ROOT
 from . import baselines, biology, dense, groups, overfitting, plateau, savings, toy, when
-from .page import has_tables, written
-from .records import has_figures, is_there, results
+from .page import has_tables, prose, written
+from .records import budget, has_figures, is_there, results, study
 
 PAGES = ROOT / "docs" / "answers"
 ANSWERS: dict[str, ModuleType] = {
@@ -56,30 +56,72 @@ def pages() -> dict[Path, str]:
     for name, answer in shown().items():
         page = answer.page()
         found[PAGES / f"{name}.md"] = written(name, page)
-        found[PAGES / f"{name}.svg"] = page.picture
-        lines.append(f"1. [{page.title}]({name}.md). *{page.question}* {escape(page.line)}")
-    for study in filter(has_tables, studies()):
-        found[PAGES / "tables" / f"{study}.md"] = f"---\norphan: true\n---\n\n{to_document(list(results(study)))}"
+        found |= {PAGES / f"{picture}.svg": svg for picture, svg in {name: page.picture, **page.further}.items()}
+        lines.append(f"1. [{page.title}]({name}.md). *{page.question}* {prose(page.line)}")
+    for name in filter(has_tables, studies()):
+        found[PAGES / "tables" / f"{name}.md"] = f"---\norphan: true\n---\n\n{to_document(list(results(name)))}"
+    found[PAGES / "studies.md"] = _studies()
     found[PAGES / "index.md"] = _index(lines)
     return found
+
+
+def _studies() -> str:
+    """The page with the budget of every study and the commands that make its records again."""
+    names = dict.fromkeys(name for answer in shown().values() for name in answer.STUDIES if has_figures(name))
+    parts = [_STUDIES, *map(_study, names)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _study(name: str) -> str:
+    title = escape(study(name).title)
+    if has_tables(name):
+        title = f"[{title}](tables/{name}.md)"
+    return f"## {name}\n\n{title}. {budget(name)}"
+
+
+_STUDIES = """# The studies behind the answers
+
+All runs of a study, here of `plateau`, are made anew by:
+
+```sh
+equipoise study studies/plateau.py --runs runs/plateau
+```
+
+Their records are put in the place of the committed ones by:
+
+```sh
+python -m docs.generate.answers keep plateau runs/plateau
+```
+
+One committed record, drawn at random, is run again and compared to the last digit by:
+
+```sh
+python -m docs.generate.answers rerun plateau
+```
+
+All pages are written from the committed records by `make answers`. The title of a study leads to its tables, unless it has too
+many problems for them: every row, and the search of every method. Its file `studies/NAME.py` has the expectation, which was
+written before the runs. Each study says below what it was to cost, what a larger machine would add, and what it took."""
 
 
 def _index(lines: list[str]) -> str:
     return f"""# Answers to the reviewers
 
 Two reviews of the GradNorm paper asked the following. Each answer is generated from the committed records of studies that
-give every method the same search, and compare on other seeds. What was expected was written down before the runs. Whoever
-wins.
+give every method the same search, and compare on other seeds. The expectations were written down before the runs, and the
+pages say so where the figures disagree.
 
 {chr(10).join(lines)}
 
 Two questions are answered in words: [what Section 3.1 means](../how/gradnorm.md), and
-[how it is implemented](../how/implementation.md).
+[how it is implemented](../how/implementation.md). One page has the [budgets, tables and commands](studies.md) of all
+studies.
 
 ```{{toctree}}
 :hidden:
 
 {chr(10).join(shown())}
+studies
 ```
 """
 
