@@ -17,7 +17,7 @@ from ..pictures import Axis, Panel, plot
 from .contrasts import Contrast, against, interval, quoted, said
 from .measures import losses
 from .page import Page, Prediction, table
-from .predictions import no_better
+from .predictions import at_the_end, no_better
 from .records import results
 from .series import curve
 
@@ -130,7 +130,9 @@ def _largest(comparison: Comparison) -> Prediction:
     text = f"The largest mean loss is that of {quoted(largest)}, {losses_of[largest]:.3f}; the smallest fall over the last "
     text += f"40 % of the steps is that of {quoted(least)}, {interval(falls[least], ' %')}."
     words = "With ten tasks, uncertainty weighting from 0 has the largest loss and falls least at the end"
-    return Prediction("plateau", words, {largest, least} == {PLAIN}, text)
+    largest_loss = at_the_end("plateau", words, comparison, [PLAIN], "largest")
+    agrees = largest_loss.agrees if least == PLAIN else False
+    return Prediction("plateau", words, agrees, f"{text} {largest_loss.figures}")
 
 
 def _at_once(comparison: Comparison) -> Prediction:

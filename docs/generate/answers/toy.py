@@ -9,12 +9,12 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.studies.run import Result
 
 from . import causes, everything, gaps, lengths
-from .contrasts import Contrast, against, block, contrast, quoted, said, standing, tally
+from .contrasts import Contrast, against, contrast, standing, tally
 from .forests import forest
 from .gaps import CLOSED, GRADNORM, INITIAL, PLAIN, STARTED
-from .measures import LOSS, SUM_CHANGE
+from .measures import SUM_CHANGE
 from .page import Page, Prediction, bullets, table
-from .predictions import chosen, expected, not_apart, within
+from .predictions import at_the_end, chosen, expected, no_better, not_apart, within
 from .records import results
 
 COMPARED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_sgd", "toy_full_ten")
@@ -30,12 +30,12 @@ def page() -> Page:
     found = everything.of(*COMPARED)
     equal = against(found, "equal")
     sums = against(found, "equal", SUM_CHANGE)
-    initial = block(
+    initial = [
         contrast(comparison, problem, method, INITIAL)
         for method in (GRADNORM, CLOSED, STARTED, STATIC, VARIANCE)
         for problem, comparison in found.items()
         if method in comparison.runs
-    )
+    ]
     return Page(
         title="Is the toy fair?",
         asked_by="review 2",
@@ -82,12 +82,13 @@ def _predictions(
     """The expectations of the studies, held against the contrasts with equal weights and with 1 / L(0)."""
     two, ten, sgd, sgd_ten, full, full_sgd, full_ten = (everything.NAMES[study] for study in COMPARED)
     return [
-        _first(
+        at_the_end(
             "toy_two",
             "1 / L(0), which is trained on the metric that is evaluated, and uncertainty weighting from log L(0) "
             "have the smallest task-normalised loss",
             found[two],
             (INITIAL, STARTED),
+            "smallest",
         ),
         not_apart(
             "toy_two",
@@ -107,17 +108,18 @@ def _predictions(
             "1 / L(0), uncertainty weighting from log L(0) and GradNorm are not told apart",
             chosen(initial, ten, STARTED, GRADNORM),
         ),
-        _last("toy_ten", "uncertainty weighting from 0 is far behind all others", found[ten], PLAIN),
-        _no_better(
+        at_the_end("toy_ten", "uncertainty weighting from 0 is far behind all others", found[ten], [PLAIN], "largest"),
+        no_better(
             "toy_ten",
             "tuned static weights are no better than equal ones, as seven trials find nothing in ten dimensions.",
-            *chosen(equal, ten, STATIC),
+            chosen(equal, ten, STATIC),
         ),
-        _first(
+        at_the_end(
             "toy_sgd",
             "1 / L(0) and 1 / target variance have the smallest task-normalised loss",
             found[sgd],
             (INITIAL, VARIANCE),
+            "smallest",
         ),
         not_apart(
             "toy_sgd",
@@ -142,11 +144,12 @@ def _predictions(
             "GradNorm and PCGrad are not told apart from them",
             chosen(equal, sgd_ten, GRADNORM, "PCGrad"),
         ),
-        _first(
+        at_the_end(
             "toy_full",
             "1 / L(0) and uncertainty weighting from log L(0) have the smallest task-normalised loss",
             found[full],
             (INITIAL, STARTED),
+            "smallest",
         ),
         expected(
             "toy_full",
@@ -171,17 +174,19 @@ def _predictions(
             "GradNorm, its closed form and PCGrad are not told apart from equal weights.",
             chosen(equal, full_sgd, GRADNORM, CLOSED, "PCGrad"),
         ),
-        _last(
+        at_the_end(
             "toy_full_ten",
             "uncertainty weighting from 0 has the largest task-normalised loss",
             found[full_ten],
-            PLAIN,
+            [PLAIN],
+            "largest",
         ),
-        _first(
+        at_the_end(
             "toy_full_ten",
             "1 / L(0) and uncertainty weighting from log L(0) the smallest",
             found[full_ten],
             (INITIAL, STARTED),
+            "smallest",
         ),
         not_apart("toy_full_ten", "GradNorm is not told apart from equal weights.", chosen(equal, full_ten, GRADNORM)),
         *lengths.of_lengths_expected(),
@@ -211,37 +216,7 @@ def _at_rest(found: Mapping[str, Comparison]) -> str:
     return f"Runs whose validation loss fell by less than 1 % over the last fifth of the steps: {', '.join(words)}."
 
 
-def _means(comparison: Comparison) -> dict[str, float]:
-    """The mean loss of every method without a diverged run, smallest first."""
-    sound = [label for label in comparison.runs if not comparison.diverged[label]]
-    means = {label: LOSS.mean(comparison, label) for label in sound}
-    return dict(sorted(means.items(), key=lambda item: item[1]))
-
-
-def _first(study: str, words: str, comparison: Comparison, methods: Sequence[str]) -> Prediction:
-    """Some methods were expected to have the smallest means."""
-    means = _means(comparison)
-    shown = ", ".join(f"{quoted(label)} {value:.3f}" for label, value in list(means.items())[: len(methods) + 3])
-    agrees = set(list(means)[: len(methods)]) == set(methods)
-    return Prediction(study, words, agrees, f"Smallest means: {shown}.")
-
-
-def _last(study: str, words: str, comparison: Comparison, method: str) -> Prediction:
-    """A method was expected to be worse than every other."""
-    others = [label for label in comparison.runs if label != method and not comparison.diverged[label]]
-    found = block(contrast(comparison, "it", method, other) for other in others)
-    worse = [each for each in found if each.outcome == "worse"]
-    agrees = True if len(worse) == len(found) else None
-    if any(each.outcome in ("better", "level") for each in found):
-        agrees = False
-    return Prediction(study, words, agrees, f"{method} is worse than {len(worse)} of the {len(found)} others.")
-
-
-def _no_better(study: str, words: str, one: Contrast) -> Prediction:
-    return Prediction(study, words, one.outcome != "better", said(one))
-
-
 def _turned(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """The same contrasts from the side of the reference."""
     found = everything.of(*COMPARED)
-    return block(contrast(found[each.problem], each.problem, each.reference, each.method) for each in contrasts)
+    return [contrast(found[each.problem], each.problem, each.reference, each.method) for each in contrasts]
