@@ -15,7 +15,7 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.runs.methods import METHODS
 
 from .answers import baselines, everything
-from .answers.contrasts import SIGNS, Contrast, block, contrast, counted, listed
+from .answers.contrasts import SIGNS, Contrast, by_interval, contrast, hidden, listed, of_search
 from .answers.measures import LOSS, mean_metric
 from .answers.records import results
 from .methods import methods as all_methods
@@ -28,9 +28,9 @@ _MEASURES = {
 }
 """What the front page shows of each of its studies."""
 _HEADLINE = {
-    "GradNorm": "GradNorm was better than equal weights",
-    "closed form, balanced": "its closed form with a balanced start was better",
-    "1 / L(0)": "the constant weights 1 / L(0) were better",
+    "GradNorm": "GradNorm",
+    "closed form, balanced": "Its closed form with a balanced start",
+    "1 / L(0)": "The constant weights 1 / L(0)",
 }
 """How the headline speaks of some methods."""
 _SAME = ("1 / L(0)", "uncertainty", "GradNorm", "tuned static")
@@ -50,17 +50,25 @@ def methods() -> str:
 
 
 def headline() -> str:
-    """On how many problems of all studies some methods are better than equal weights, and on how many worse or diverged."""
+    """On how many problems some methods are behind equal weights and ahead of them, by the interval and after correction."""
     found = everything.of(*baselines.STUDIES)
     contrasts = baselines.changes(found)
-    words = []
-    for method, begins in _HEADLINE.items():
-        ours = counted([each for each in contrasts if each.method == method])
-        number = sum(ours.values())
-        few = f", of {number}" if number < len(found) else ""
-        words.append(f"{begins} on {ours['better']} and worse on {ours['worse'] + ours['diverged']}{few}")
-    told = "; ".join(words)
-    return f"On the {len(found)} problems of the studies, {told}. Elsewhere no difference is significant after correction.\n"
+    lines = [
+        f"Against equal weights on the {len(found)} problems of the studies ({everything.groupings(found)}): behind and ahead "
+        "by the 95 % interval of each problem, worse and better after Holm's correction for all methods.",
+        "",
+    ]
+    for method, name in _HEADLINE.items():
+        ours = [each for each in contrasts if each.method == method]
+        ahead, behind = by_interval(ours)
+        better = [each for each in ours if each.outcome == "better"]
+        worse = sum(each.outcome in ("worse", "diverged") for each in ours)
+        said_of = hidden(better)
+        lines.append(
+            f"- {name}: behind on {behind} and ahead on {ahead} of {len(ours)}; worse on {worse} and better on {len(better)}"
+            f"{said_of and f' ({said_of})'}."
+        )
+    return "\n".join(lines) + "\n"
 
 
 def first_table() -> str:
@@ -68,7 +76,7 @@ def first_table() -> str:
     found = {name: results(name)[0].comparison for name in _MEASURES}
     rows = {name: dict.fromkeys(found, name) for name in _SAME} | {_LABEL: _CLOSED}
     contrasts = {
-        name: block(contrast(found[name], name, row[name], "equal", measure) for row in rows.values())
+        name: [contrast(found[name], name, row[name], "equal", measure) for row in rows.values()]
         for name, measure in _MEASURES.items()
     }
     heads = [f"`{name}`: {m.name} {'↑' if m.higher_is_better else '↓'} | difference" for name, m in _MEASURES.items()]
@@ -87,7 +95,8 @@ def first_table() -> str:
         "rate, tuned static weights shared theirs with the weights. The closed form has a balanced start, alpha = 0 on `pinn`."
     )
     verdicts = [_verdict(name, list(rows), contrasts[name]) for name in found]
-    return "\n".join([*lines, "", legend, "", " ".join(verdicts)]) + "\n"
+    verdicts.append(of_search({f"`{name}`": comparison for name, comparison in found.items()}))
+    return "\n".join([*lines, "", legend, "", " ".join(filter(None, verdicts))]) + "\n"
 
 
 def _seeds(comparison: Comparison, label: str) -> str:

@@ -8,19 +8,23 @@ from types import SimpleNamespace
 import pytest
 from generate.answers.contrasts import (
     Contrast,
+    Ends,
     against,
-    block,
     contrast,
     counted,
     figures,
+    hidden,
+    in_common,
     interval,
     mean_change,
+    median_change,
+    of_search,
     said,
     standing,
     tally,
 )
-from generate.answers.measures import LOSS, LOSS_CHANGE, METRICS_CHANGE, mean_metric
-from generate.answers.predictions import within
+from generate.answers.measures import GAP, LOSS, LOSS_CHANGE, METRICS_CHANGE, mean_metric
+from generate.answers.predictions import at_the_end, expected, inside, no_better, not_apart, within
 from hypothesis import given
 from hypothesis import strategies as st
 from lab.conftest import synthetic_record
@@ -28,12 +32,13 @@ from lab.conftest import synthetic_record
 from equipoise.lab.record import Evaluation
 from equipoise.lab.results.cells import HIDES, TURNED, Cell
 from equipoise.lab.results.comparison import group
+from equipoise.lab.results.rows import summarise
 from equipoise.lab.results.statistics import Estimate, estimate
 
 WITHIN = st.floats(-0.1, 0.1)
 
 
-def made(values, p=None, measure=LOSS, **more):
+def made(values, p=None, measure=GAP, **more):
     difference = estimate(values)
     cell = Cell(difference, difference, difference.p_value if p is None else p, **more)
     return Contrast("toy", "ours", "theirs", measure, cell, len(values))
@@ -46,13 +51,26 @@ def test_a_difference_is_claimed_by_the_corrected_test_alone():
     assert made(clear, p=0.06).outcome == "not told apart"
 
 
-def test_a_block_corrects_for_all_its_contrasts():
-    clear = [-0.10, -0.11, -0.09, -0.10, -0.10]
-    weak, weaker = made(clear, p=0.03), made(clear, p=0.04)
-    assert block([weak])[0].outcome == "better"
-    two = block([weak, weaker])
-    assert [each.cell.p_value for each in two] == [0.06, 0.06]
-    assert [each.outcome for each in two] == ["not told apart"] * 2
+def test_a_contrast_is_corrected_for_all_methods_of_the_comparison_whatever_stands_beside_it():
+    others = {f"m{i}": [0.5 + 0.05 * ((seed * (i + 1)) % 3) for seed in range(5)] for i in range(4)}
+    found = comparison(equal=[0.5, 0.51, 0.5, 0.51, 0.5], gradnorm=[0.49, 0.5, 0.495, 0.49, 0.495], **others)
+    alone = contrast(found, "toy", "gradnorm", "equal")
+    plain = LOSS.cell(found, "gradnorm", "equal").p_value
+    assert alone.cell.p_value == pytest.approx(5 * plain)
+    (one,) = against({"toy": found}, "equal", methods=["gradnorm"])
+    (of_all,) = (each for each in against({"toy": found}, "equal") if each.method == "gradnorm")
+    assert one == of_all == alone
+    assert contrast(found, "toy", "gradnorm", "equal", LOSS_CHANGE).cell.p_value == alone.cell.p_value
+    assert contrast(found, "toy", "equal", "gradnorm").cell.p_value == alone.cell.p_value
+
+
+def test_the_lab_marks_the_same_contrasts_as_the_pages():
+    found = comparison(equal=[0.5, 0.6, 0.7], gradnorm=[0.4, 0.5, 0.61], cov=[0.51, 0.64, 0.7])
+    (row,) = (row for row in summarise(found) if row.label == "task-normalised test loss")
+    of_lab = dict(zip(found.runs, row.cells, strict=True))
+    for each in against({"toy": found}, "equal"):
+        assert of_lab[each.method].p_value == each.cell.p_value
+        assert of_lab[each.method].verdict == (each.outcome if each.outcome in ("better", "worse") else None)
 
 
 def test_a_difference_that_the_last_step_turns_around_is_not_claimed():
@@ -65,12 +83,16 @@ def test_a_task_that_goes_the_other_way_is_told():
     one = made([-0.10, -0.11, -0.09, -0.10, -0.10], withheld=HIDES)
     assert one.outcome == "better"
     assert "though a task goes the other way" in figures(one)
+    assert hidden([one]) == "there a task goes the other way or the mean hangs on one"
+    assert hidden([one, one]).startswith("on both a task")
+    assert hidden([one, one, made([-0.10, -0.11, -0.09])]).startswith("on 2 of them")
+    assert "better on 2 (toy and toy; on both a task goes the other way" in tally([one, one], "ours")
 
 
 @given(st.floats(-0.05, 0.05), st.floats(1e-4, 0.05))
 def test_level_means_that_the_whole_interval_lies_inside_the_margin(mean, half):
     difference = Estimate(mean, half, 5)
-    for measure, scale in ((LOSS, 1.0), (METRICS_CHANGE, 100.0)):
+    for measure, scale in ((GAP, 1.0), (METRICS_CHANGE, 100.0)):
         wide = Estimate(scale * mean, scale * half, 5)
         outcome = Contrast("toy", "a", "b", measure, Cell(wide, wide, 0.5), 5).outcome
         inside = mean - half > -0.02 and mean + half < 0.02
@@ -89,6 +111,36 @@ def test_within_a_limit_means_that_the_whole_interval_is(monkeypatch, mean, half
     assert within("study", "words", [], 0.05) is None
 
 
+@pytest.mark.parametrize(
+    ("mean", "half", "better", "level", "not_better"),
+    [
+        (-0.5, 0.1, True, False, False),
+        (-0.05, 0.1, None, None, None),
+        (0.0, 0.01, None, True, True),
+        (0.05, 0.06, None, None, True),
+        (0.5, 0.1, False, False, True),
+    ],
+)
+def test_an_expectation_is_decided_by_the_interval(monkeypatch, mean, half, better, level, not_better):
+    monkeypatch.setattr("generate.answers.page.study", lambda name: SimpleNamespace(expectation="words"))
+    difference = Estimate(mean, half, 5)
+    one = Contrast("toy", "ours", "theirs", GAP, Cell(difference, difference, 0.5), 5)
+    assert expected("study", "words", [one], "better").agrees is better
+    assert expected("study", "words", [one], "level").agrees is level
+    assert no_better("study", "words", [one]).agrees is not_better
+    assert not_apart("study", "words", [one]).agrees is True
+    undecided = expected("study", "words", [replace(one, unsearched="ours")], "better")
+    assert undecided.agrees is None
+    assert "returned equal weights" in undecided.figures
+
+
+def test_all_must_lie_inside_and_one_outside_is_enough():
+    within_it, across, outside = Ends(1, 0.5, 1.5, 3), Ends(0, -1, 1, 3), Ends(-1, -1.5, -0.5, 3)
+    assert inside([within_it, within_it], 0, 2) is True
+    assert inside([within_it, across], 0, 2) is None
+    assert inside([across, outside], 0, 2) is False
+
+
 def test_one_seed_is_never_level():
     assert made([0.0]).outcome == "not told apart"
 
@@ -101,7 +153,7 @@ def test_a_diverged_run_is_not_compared():
 
 @given(st.lists(WITHIN, min_size=2, max_size=10))
 def test_the_sentence_says_what_the_contrast_comes_to(values):
-    (one,) = block([made(values)])
+    one = made(values)
     words = {
         "better": "is better than",
         "worse": "is worse than",
@@ -125,6 +177,7 @@ def test_twice_as_much_and_half_as_much_cancel_in_the_mean_over_problems():
     log = 100 * math.log(2)
     found = mean_change([made([change, change], measure=LOSS_CHANGE) for change in (log, -log)])
     assert found.mean == pytest.approx(0, abs=1e-9)
+    assert median_change([made([change, change], measure=LOSS_CHANGE) for change in (log, 0.0, -log)]) == 0
     three = mean_change([made([change] * 2, measure=LOSS_CHANGE) for change in (log, 2 * log, 3 * log)])
     assert (three.mean, three.n) == (pytest.approx(300), 3)
     assert three.high == pytest.approx(100 * (2 ** (2 + 2.484) - 1), rel=1e-3)  # 4.303 * 1 / sqrt(3) = 2.484
@@ -165,7 +218,7 @@ def test_of_a_metric_that_rises_more_is_better():
     found = comparison(equal=[0.5, 0.6, 0.7], gradnorm=[0.6, 0.7, 0.81])
     for higher, outcome in ((True, "better"), (False, "worse")):
         measure = mean_metric("", "score", 0.01, higher_is_better=higher)
-        (one,) = block([contrast(found, "toy", "gradnorm", "equal", measure)])
+        one = contrast(found, "toy", "gradnorm", "equal", measure)
         assert one.outcome == outcome
 
 
@@ -174,3 +227,35 @@ def test_methods_are_counted_and_the_smallest_mean_is_named():
     contrasts = against({"toy": found}, "equal")
     assert counted(contrasts) == {"better": 1, "worse": 0, "level": 1, "not told apart": 0, "diverged": 0}
     assert standing("toy", found) == ("On toy, gradnorm has the best mean, 0.503; it is better than 2 of the 2 others.")
+
+
+def test_means_over_problems_are_over_those_that_all_methods_have_and_judge_by_the_loss():
+    def at(problem, method, **more):
+        return replace(made([1.0, 1.1], measure=LOSS_CHANGE), problem=problem, method=method, **more)
+
+    both = [at(problem, method) for problem in ("a", "b") for method in ("one", "other")]
+    assert in_common([*both, at("c", "one")]) == ["a", "b"]
+    assert in_common([*both, at("d", "one", judged_by="error"), at("d", "other", judged_by="error")]) == ["a", "b"]
+
+
+def test_the_largest_mean_counts_if_it_is_told_apart_from_the_next(monkeypatch):
+    monkeypatch.setattr("generate.answers.page.study", lambda name: SimpleNamespace(expectation="words"))
+    found = comparison(equal=[0.5, 0.6, 0.7], gradnorm=[0.4, 0.5, 0.61], cov=[0.51, 0.59, 0.7])
+    for method, end, agrees in [
+        ("gradnorm", "smallest", True),
+        ("gradnorm", "largest", False),
+        ("equal", "largest", None),
+    ]:
+        assert at_the_end("study", "words", found, [method], end).agrees is agrees
+
+
+def test_a_search_that_returned_equal_weights_is_told():
+    found = comparison(equal=[0.5, 0.6, 0.7], static=[0.51, 0.63, 0.7])
+    for weights, same in (((1.0, 1.0), True), ((0.5, 1.5), False)):
+        changed = {
+            seed: replace(one, spec=replace(one.spec, method_settings={"weights": weights}))
+            for seed, one in found.runs["static"].items()
+        }
+        some = replace(found, runs={"equal": found.runs["equal"], "tuned static": changed})
+        assert contrast(some, "toy", "tuned static", "equal").unsearched == ("tuned static" if same else "")
+        assert bool(of_search({"toy": some})) is same

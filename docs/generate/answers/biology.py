@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import everything
-from .contrasts import Contrast, against, block, contrast, listed, tally
+from .contrasts import Contrast, against, contrast, hidden, listed, tally
 from .forests import forest
 from .measures import LOSS_CHANGE, Measure, mean_metric
 from .page import Page, table
@@ -24,13 +24,13 @@ def page() -> Page:
     """The page."""
     found = everything.of(*STUDIES)
     loss = against(found, "equal", LOSS_CHANGE, SHARED)
-    metrics = block(
+    metrics = [
         contrast(comparison, f"{name}, {measure.name}", method, "equal", measure)
         for name, comparison in found.items()
         for measure in METRICS[name]
         for method in SHARED
         if method in comparison.runs
-    )
+    ]
     return Page(
         title="Biological data",
         asked_by="review 1",
@@ -101,9 +101,13 @@ def _told(metrics: list[Contrast]) -> str:
     methods, means = ({getattr(each, part) for each in metrics} for part in ("method", "problem"))
     return (
         f"Of {number} comparisons with equal weights ({len(methods)} methods, {len(means)} means of metrics over "
-        f"tasks, n = {metrics[0].seeds} seeds each), {len(better)} are better after correction{who}, {len(worse)} are "
-        f"worse, {len(level)} are level and the rest are not told apart."
+        f"tasks, n = {metrics[0].seeds} seeds each), {len(better)} are better after correction{who}{_hidden(better)}, "
+        f"{len(worse)} are worse{_hidden(worse)}, {len(level)} are level and the rest are not told apart."
     )
+
+
+def _hidden(some: list[Contrast]) -> str:
+    return hidden(some) and f" ({hidden(some)})"
 
 
 def _advice(metrics: list[Contrast]) -> str:

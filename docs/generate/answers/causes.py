@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from equipoise.lab.results.comparison import Comparison
 
-from .contrasts import against, block, contrast, interval, listed, said
+from .contrasts import against, contrast, interval, listed, said
 from .gaps import CLOSED, GRADNORM, INITIAL, PLAIN, STARTED, closed, gap_table, gaps_and_methods, of_gradnorm
 from .page import Prediction, table
 from .predictions import expected
@@ -35,9 +35,7 @@ def of_causes_expected() -> list[Prediction]:
     memory = closed((PLAIN, STARTED), plain, causes[False, 0.99], 1 / 2)
     both = causes[True, 0.99]
     labels = list(both.runs)
-    pairs = block(
-        contrast(both, "both", one, other) for number, one in enumerate(labels) for other in labels[number + 1 :]
-    )
+    pairs = [contrast(both, "both", other, one) for number, one in enumerate(labels) for other in labels[number + 1 :]]
     told = [each for each in pairs if each.outcome in ("better", "worse")]
     words = [f"{len(told)} of {len(pairs)} pairs are told apart.", *(said(each, where=False) for each in told)]
     return [
@@ -71,7 +69,7 @@ def of_full_causes_expected() -> list[Prediction | None]:
         return closed((GRADNORM, INITIAL), found, found, 1 / 2, (label, INITIAL))
 
     pairs = [(f"{LOG_SPACE}, balanced", LOG_SPACE), (NO_PULL, CLOSED)]
-    started, unpulled = block(contrast(found, "the full size", *pair) for pair in pairs)
+    started, unpulled = (contrast(found, "the full size", *pair) for pair in pairs)
     return [
         Prediction(
             study,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 
 import equipoise as eq
 from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.markdown import escape
 
 from . import digits, everything
 from .baselines import counts
-from .contrasts import Contrast, against, block, contrast, counted, interval, listed, quoted, said, tally
+from .contrasts import Contrast, against, contrast, counted, interval, listed, of_search, quoted, said, tally
 from .everything import EQUAL
 from .forests import forest
 from .measures import LOSS_CHANGE, METRICS_CHANGE
 from .page import Page, Prediction, table
-from .predictions import expected
+from .predictions import expected, inside
 from .records import is_there
 
 STUDIES = everything.REAL
@@ -34,13 +36,13 @@ def page() -> Page:
     dense = against(rooms, EQUAL, LOSS_CHANGE)
     by_metrics = against(rooms, EQUAL, METRICS_CHANGE)
     real = everything.of(*STUDIES)
-    planned = block(
+    planned = [
         contrast(comparison, problem, method, reference, LOSS_CHANGE)
         for reference in (EQUAL, "1 / L(0)", "tuned static")
         for method in (GRADNORM, CLOSED)
         for problem, comparison in real.items()
         if {method, reference} <= comparison.runs.keys()
-    )
+    ]
     first = _against(planned, GRADNORM, EQUAL)
     data = [each for each in planned if each.problem != SOLUTION]
     return Page(
@@ -69,7 +71,8 @@ def page() -> Page:
         table="\n\n".join(
             f"Without `pinn`, against {reference}:\n\n{counts([each for each in data if each.reference == reference])}"
             for reference in dict.fromkeys(each.reference for each in data)
-        ),
+        )
+        + f"\n\n{escape(of_search(real))}",
         more={
             "Rooms, by their losses": table(dense, rooms),
             "Rooms, by their metrics": table(by_metrics, rooms),
@@ -88,22 +91,22 @@ def page() -> Page:
 def _predictions(rooms: Mapping[str, Comparison]) -> list[Prediction | None]:
     losses = against(rooms, EQUAL, LOSS_CHANGE)
     methods = dict.fromkeys(each.method for each in losses)
-    everywhere = [
-        method for method in methods if all(each.outcome == "better" for each in losses if each.method == method)
-    ]
-    signs = {each.difference.mean > 0 for each in losses if each.method == GRADNORM}
+    of_all = {name: [each.ends for each in losses if each.method == name] for name in methods}
+    ahead = {method: inside(found, -math.inf, 0.0) for method, found in of_all.items()}
+    everywhere = [method for method, is_ahead in ahead.items() if is_ahead]
+    sides = {inside([each], 0.0, math.inf) for each in of_all[GRADNORM]}
     return [
         Prediction(
             "rooms",
             "No method is ahead of equal weights on all three networks",
-            not everywhere,
-            f"Better than equal weights on all three: {', '.join(map(quoted, everywhere)) or 'none'}.",
+            False if everywhere else None if None in ahead.values() else True,
+            f"Ahead on all three, each by its own interval: {', '.join(map(quoted, everywhere)) or 'none'}.",
         ),
         Prediction(
             "rooms",
             "the sign of GradNorm's difference from equal weights is not the same on all of them",
-            len(signs) == 2,
-            f"{tally(losses, GRADNORM)} The means have {'both signs' if len(signs) == 2 else 'the same sign'}.",
+            True if sides >= {True, False} else None if None in sides else False,
+            f"{tally(losses, GRADNORM)} The means are {listed([f'{each.mean:+.1f} %' for each in of_all[GRADNORM]])}.",
         ),
         expected(
             "rooms",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+from equipoise.lab.record import Evaluation, Record
 from equipoise.lab.results.comparison import Comparison
+from equipoise.lab.results.selection import last, selected
 
 from .records import is_there, results
 
 EQUAL = "equal"
+SINGLE = "single-task training"
 ONE_LINERS = ("1 / L(0)", "1 / loss variance", "CoV", "DWA", "FAMO", "uncertainty", "uncertainty from log L(0)")
 OTHERS = ("GradNorm", "closed form, balanced", "tuned static")
 REAL = ("yeast", "tox21", "toxcast", "molecules", "multimnist", "pinn", "rooms")
@@ -35,3 +41,44 @@ def of(*studies: str) -> dict[str, Comparison]:
             name = NAMES.get(study, study)
             found[f"{name} ({NETWORKS[backbone]})" if backbone else name] = result.comparison
     return found
+
+
+def groupings(found: Mapping[str, Comparison]) -> str:
+    """How many of the problems are versions of one another, in words; empty if none."""
+    toys = sum(name in NAMES.values() for name in found)
+    rooms = sum(name.startswith("rooms") for name in found)
+    words = [(toys, "are versions of one toy"), (rooms, "are one data set with different networks")]
+    return ", ".join(f"{number} {kind}" for number, kind in words if number > 1)
+
+
+def alone(found: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """Equal weights beside a network of its own for every task, each read where it is best, on the problems that have both."""
+    beside = {}
+    for problem, comparison in found.items():
+        if set(comparison.single_task) == {task.name for task in comparison.tasks}:
+            runs = {EQUAL: comparison.runs[EQUAL], SINGLE: _together(comparison.single_task)}
+            beside[problem] = replace(comparison, runs=runs)
+    return beside
+
+
+def _together(single: Mapping[str, Mapping[int, Record]]) -> dict[int, Record]:
+    """The runs of single tasks as one for each seed, with three evaluations: the first, where each is read, the last."""
+    found = {}
+    for seed, first in next(iter(single.values())).items():
+        runs = {task: of_task[seed] for task, of_task in single.items()}
+        splits = {name: _three(runs, name) for name in ("train", "validation", "test")}
+        steps = (0, first.spec.steps // 2, first.spec.steps)
+        spec = replace(first.spec, method=SINGLE, method_settings={})
+        found[seed] = replace(first, spec=spec, evaluated_at=steps, **splits)
+    return found
+
+
+def _three(runs: Mapping[str, Record], split: str) -> Evaluation:
+    losses, metrics, more = {}, {}, {}
+    for task, run in runs.items():
+        of_run, places = getattr(run, split), (0, selected(run), last(run))
+        losses[task] = [of_run.losses[task][at] for at in places]
+        metrics[task] = [of_run.metrics[task][at] for at in places]
+        of_task = of_run.more_metrics.get(task, {})
+        more[task] = {name: [values[at] for at in places] for name, values in of_task.items()}
+    return Evaluation(losses, metrics, more)

@@ -95,7 +95,7 @@ def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) 
     legend = (
         f"change against {contrasts[0].reference} in %; ◂ ▸ beyond the axis",
         "dots: problems, green better, orange worse, blue level, grey undecided",
-        "diamond: mean over problems, 95 % interval",
+        "diamond: mean over those that all methods have, 95 % interval",
     )
     parts += [text_at(WIDTH / 2, top + 33 + 17 * row, text, "quiet", "middle") for row, text in enumerate(legend)]
     return svg([*frame, *parts], WIDTH, top + 33 + 17 * len(legend), title)

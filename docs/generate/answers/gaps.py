@@ -10,9 +10,10 @@ from equipoise.lab.results.markdown import escape
 from equipoise.lab.results.selection import converged
 from equipoise.lab.results.statistics import Estimate, estimate
 
-from .contrasts import SIGNS, Contrast, against, block, contrast, interval
+from .contrasts import SIGNS, Contrast, against, contrast, ends, interval
 from .measures import losses
-from .page import table
+from .page import CORRECTION, table
+from .predictions import inside
 
 Pair = tuple[str, str]
 """A method and the one that it is compared with."""
@@ -24,12 +25,12 @@ METHODS = (INITIAL, PLAIN, STARTED, GRADNORM, CLOSED, PCGRAD)
 
 def gap_table(pairs: Sequence[Pair], found: Mapping[str, Comparison], more: Sequence[Sequence[str]] = ()) -> str:
     """A row for each pair of methods, a column for each problem that has both, and further rows."""
-    gaps = block(
+    gaps = [
         contrast(comparison, name, *pair)
         for pair in pairs
         for name, comparison in found.items()
         if comparison.runs.keys() >= {*pair}
-    )
+    ]
     lines = [["gap", *found], [":--", *["--:"] * len(found)]]
     for pair in pairs:
         cells = {each.problem: each for each in gaps if (each.method, each.reference) == pair}
@@ -38,7 +39,7 @@ def gap_table(pairs: Sequence[Pair], found: Mapping[str, Comparison], more: Sequ
     text = "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *more])
     return (
         f"{text}\n\nPaired differences of the task-normalised test loss with 95 % intervals; above 0 the first method is "
-        f"worse. ✗ worse and ✓ better: p < 0.05 after Holm's correction for these {len(gaps)}."
+        f"worse. ✗ worse and ✓ better: p < 0.05 after {CORRECTION}; ‡ a task goes the other way, or the mean hangs on one."
     )
 
 
@@ -49,7 +50,7 @@ def gaps_and_methods(pairs: Sequence[Pair], found: Mapping[str, Comparison], mor
 
 def _marked(gap: Contrast) -> str:
     sign = SIGNS[gap.outcome][0] if gap.outcome in SIGNS else gap.outcome
-    return f"{interval(gap.difference)} {sign}".rstrip()
+    return f"{interval(gap.difference)} {sign}{'‡' if gap.hides else ''}".rstrip()
 
 
 def at_rest(comparison: Comparison) -> str:
@@ -66,24 +67,21 @@ def of_gradnorm(comparison: Comparison) -> Estimate:
 def closed(
     pair: Pair, before: Comparison, after: Comparison, left: float, other: Pair | None = None
 ) -> tuple[bool | None, str]:
-    """Whether a gap shrinks to a part of it or less, by a paired interval; afterwards it may be that of another pair."""
+    """Whether a gap shrinks to a part of it or less; afterwards it may be that of another pair.
+
+    The interval of what is left beyond this part decides, seed by seed.
+    """
     gaps = []
     for comparison, labels in ((before, pair), (after, other or pair)):
         ours, theirs = (losses(comparison, label) for label in labels)
         gaps.append([ours[seed] - theirs[seed] for seed in sorted(ours)])
     first, second = (estimate(gap) for gap in gaps)
-    beyond = estimate([late - left * early for early, late in zip(*gaps, strict=True)])
-    if not math.isfinite(beyond.mean):
+    shrunk = estimate([one - other for one, other in zip(*gaps, strict=True)])
+    if not math.isfinite(shrunk.mean):
         return None, "A run diverged, so that the gap has no mean."
-    text = (
-        f"The gap goes from {interval(first)} to {interval(second)}; what is left beyond 1/{round(1 / left)} of it is "
-    )
-    text += f"{interval(beyond)}, n = {beyond.n}."
-    return _shrinks(first, beyond), text
-
-
-def _shrinks(first: Estimate, beyond: Estimate) -> bool | None:
-    """Whether there was a gap, and nothing is left of it beyond the part; None where either is not told from 0."""
-    if not first.excludes_zero or not beyond.excludes_zero:
-        return None
-    return first.mean > 0 and beyond.mean < 0
+    text = f"The gap goes from {interval(first)} to {interval(second)}, by {interval(shrunk)}, n = {shrunk.n}"
+    if ends(first).low <= 0:
+        return None, f"{text}: before there was no gap that can be told."
+    beyond = estimate([after - left * before for before, after in zip(*gaps, strict=True)])
+    text += f"; less {left:.2g} of the gap before it is {interval(beyond)}."
+    return inside([ends(beyond)], -math.inf, 0.0), text

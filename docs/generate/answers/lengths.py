@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from equipoise.lab.results.comparison import Comparison
 
 from ..pictures import Axis, Panel, plot
-from .contrasts import block, contrast, interval, listed, said
+from .contrasts import contrast, interval, listed, said
 from .gaps import CLOSED, GRADNORM, INITIAL, PCGRAD, PLAIN, STARTED, at_rest, closed, gaps_and_methods, of_gradnorm
 from .page import Prediction
-from .predictions import expected, within
+from .predictions import expected, inside, within
 from .records import results
 from .series import curves
 
@@ -31,19 +32,13 @@ def of_lengths_expected() -> list[Prediction | None]:
     """The expectations of the study of lengths, held against its figures."""
     found, full = _lengths(), _full_lengths()
     shortest, longest = found[min(found)], found[max(found)]
-    *early, late = block(
-        [
-            *(contrast(shortest, f"runs of {min(found):,} steps", method, INITIAL) for method in (GRADNORM, PLAIN)),
-            contrast(longest, f"runs of {max(found):,} steps", GRADNORM, INITIAL),
-        ]
-    )
-    larger = [each.outcome == "worse" and each.ends.low > 0.1 for each in early]
-    smaller = [each.ends.high < 0.1 for each in early]
+    early = [contrast(shortest, f"runs of {min(found):,} steps", method, INITIAL) for method in (GRADNORM, PLAIN)]
+    late = contrast(longest, f"runs of {max(found):,} steps", GRADNORM, INITIAL)
     return [
         Prediction(
             "toy_long",
             "With 2000 steps GradNorm and uncertainty weighting from 0 are behind 1 / L(0) by more than 0.1.",
-            False if any(smaller) else (True if all(larger) else None),
+            inside([each.ends for each in early], 0.1, math.inf),
             " ".join(map(said, early)),
         ),
         Prediction(
@@ -51,12 +46,7 @@ def of_lengths_expected() -> list[Prediction | None]:
             "with 32,000 steps that of GradNorm is a third of what it is with 2000 or less",
             *closed((GRADNORM, INITIAL), shortest, longest, 1 / 3),
         ),
-        Prediction(
-            "toy_long",
-            "1 / L(0) is still ahead of it.",
-            {"worse": True, "level": False, "better": False}.get(late.outcome),
-            said(late),
-        ),
+        expected("toy_long", "1 / L(0) is still ahead of it.", [late], "worse"),
         Prediction(
             "toy_full_long",
             "the gap of GradNorm to 1 / L(0) is half of what it is with 2000 steps or less.",
@@ -70,7 +60,7 @@ def _of_added(comparison: Comparison) -> list[Prediction | None]:
     """The expectations of the methods that were added to the longest runs at the full size."""
     name = f"runs of {comparison.spec.steps:,} steps at the full size"
     pairs = [(STARTED, INITIAL), (CLOSED, INITIAL), (GRADNORM, CLOSED), (PLAIN, INITIAL), (PCGRAD, INITIAL)]
-    started, balanced, gradnorm, plain, pcgrad = block(contrast(comparison, name, *pair) for pair in pairs)
+    started, balanced, gradnorm, plain, pcgrad = (contrast(comparison, name, *pair) for pair in pairs)
     study = "toy_full_long"
     return [
         within(study, "uncertainty weighting from log L(0) is within 0.05 of 1 / L(0)", [started], 0.05),

@@ -27,11 +27,12 @@ class Measure:
 
     Attributes:
         name: The quantity in words.
-        margin: Two methods are level if the whole interval of their difference is smaller.
+        margin: Two methods are level if the whole interval of their difference is smaller, or that of `change` where given.
         cell: The value of a method on a problem, and its paired difference from a reference.
         unit: The unit of a measure whose value itself is a change against the reference, with a space before it.
         higher_is_better: The direction.
         shown: What is shown of a difference; of a logarithmic one the change in %.
+        change: The same quantity as a change in %, if the margin is one of it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Measure:
     unit: str = ""
     higher_is_better: bool = False
     shown: Callable[[float], float] = float
+    change: Measure | None = None
 
     def mean(self, comparison: Comparison, method: str) -> float:
         """The mean over a method's runs; NaN if one diverged."""
@@ -83,15 +85,18 @@ def _in_percent(log_ratio: float) -> float:
 
 
 def _ratio(comparison: Comparison, method: str, reference: str, quantities: Sequence[Quantity]) -> Cell:
-    """The logarithm of the ratio of two sums, times 100. What a task hides is judged by the parts of the sum."""
+    """The logarithm of the ratio of two sums, times 100, with its interval.
+
+    The test is that of the difference of the sums, so that a change and a difference come to one verdict.
+    """
     ours, theirs = (readings(comparison.runs[label], quantities) for label in (method, reference))
     parts = []
     for mine, base in ((ours.selected, theirs.selected), (ours.last, theirs.last)):
         seeds = mine[0].keys() & base[0].keys()
         sums = {seed: (sum(each[seed] for each in mine), sum(each[seed] for each in base)) for seed in sorted(seeds)}
         parts.append([{seed: _log_ratio(one, other) for seed, (one, other) in sums.items()}])
-    withheld = _mean(comparison, method, reference, quantities, higher=False).withheld
-    return replace(_against_nothing(Readings(*parts)), withheld=withheld)
+    plain = _mean(comparison, method, reference, quantities, higher=False)
+    return replace(_against_nothing(Readings(*parts)), p_value=plain.p_value, withheld=plain.withheld)
 
 
 def _loss_change(comparison: Comparison, method: str, reference: str) -> Cell:
@@ -105,10 +110,10 @@ def losses(comparison: Comparison, method: str) -> dict[int, float]:
     return {seed: sum(each[seed] for each in found) / len(found) for seed in found[0]}
 
 
-LOSS = Measure("task-normalised test loss", 0.02, _loss)
-"""The mean of L/L(0) over the tasks, or the error of the task by which the problem is judged."""
 LOSS_CHANGE = Measure("change of the task-normalised test loss", 2.0, _loss_change, " %", shown=_in_percent)
-"""The change of the same in %, its mean the geometric one: half as much and twice as much cancel."""
+"""The change of `LOSS` in %, its mean the geometric one: half as much and twice as much cancel. It has the same test."""
+LOSS = Measure("task-normalised test loss", 2.0, _loss, change=LOSS_CHANGE)
+"""The mean of L/L(0) over the tasks, or the error of the task by which the problem is judged."""
 METRICS_CHANGE = Measure("change of the test metrics", 2.0, _metrics_change, " %")
 """The mean change of all test metrics in %; positive is worse."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -10,10 +11,10 @@ from equipoise.lab.results.markdown import escape
 from equipoise.lab.results.selection import selected
 
 from ..pictures import Axis, Panel, Series, plot
-from .contrasts import Contrast, against, block, contrast, figures, interval, listed, quoted, said, tally
+from .contrasts import Contrast, against, contrast, figures, interval, listed, quoted, said, tally
 from .measures import GAP, LOSS, TRAINING, Measure
 from .page import Page, Prediction, table
-from .predictions import expected
+from .predictions import expected, inside
 from .records import results
 
 STUDIES = ("overfitting",)
@@ -35,7 +36,7 @@ def page() -> Page:
     test = against(found, "equal")
     gaps = against(found, "equal", GAP)
     of_gap = {(each.problem, each.method): each for each in gaps}
-    rates = block(contrast(comparison, problem, OBSERVED, GRADNORM) for problem, comparison in found.items())
+    rates = [contrast(comparison, problem, OBSERVED, GRADNORM) for problem, comparison in found.items()]
     told = [each for each in test if each.problem in whole and each.outcome in TOLD]
     of_gradnorm = [each for each in test if each.method == GRADNORM]
     return Page(
@@ -183,17 +184,14 @@ def _no_wider(words: str, contrasts: Sequence[Contrast], found: Mapping[str, Com
         for label in comparison.runs
     }
     smallest = min(means, key=lambda place: means[place])
-    outcomes = {each.outcome for each in contrasts}
-    agrees = True if outcomes <= {"better", "level"} and means[smallest] > 0 else None
-    if "worse" in outcomes or means[smallest] <= 0:
-        agrees = False
+    agrees = inside([each.ends for each in contrasts], -math.inf, GAP.margin) if means[smallest] > 0 else False
     text = f"The smallest mean gap is {means[smallest]:.3f} ({smallest[1]}, {smallest[0]}). "
     return Prediction("overfitting", words, agrees, text + " ".join(map(said, contrasts)))
 
 
 def _same(found: Mapping[str, Comparison], told: Sequence[Contrast]) -> list[Contrast]:
     """The contrasts of the same methods on the training data."""
-    return block(contrast(found[each.problem], each.problem, each.method, "equal", TRAINING) for each in told)
+    return [contrast(found[each.problem], each.problem, each.method, "equal", TRAINING) for each in told]
 
 
 def _trained(found: Mapping[str, Comparison], told: Sequence[Contrast]) -> str:

@@ -10,13 +10,22 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.format import format_estimate
 from equipoise.lab.results.markdown import escape
 
-from .contrasts import SIGNS, Contrast, interval, listed
+from .contrasts import SIGNS, Contrast, interval, listed, of_search
 from .records import has_figures, study
 
 _ELSEWHERE = (
     "This page has no study of its own. The expectation of each study is compared with its figures on the page for which "
     "the study was run."
 )
+_RULE = (
+    "The figures agree if the 95 % interval lies wholly on the expected side (for “level” inside the margin), disagree if it "
+    "lies wholly outside, and else do not decide it. Where methods were expected not to be told apart, or to have the smallest "
+    "or the largest losses, the corrected tests decide."
+)
+CORRECTION = (
+    "Holm's correction for all methods of the study on the problem, against that of the two which the study names first"
+)
+"""The correction in words: a contrast has the same verdict on all pages."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,7 @@ def _folded(expected: Sequence[Prediction]) -> list[str]:
         f"Written into the studies' files before their runs. The figures agree with {number[True]} of the "
         f"{len(expected)} parts, disagree with {number[False]} and leave {number[None]} open.",
         "<details><summary>Every part, with its figures</summary>",
+        _RULE,
         *map(_prediction, expected),
         "</details>",
     ]
@@ -160,7 +170,10 @@ def table(contrasts: Sequence[Contrast], comparisons: Mapping[str, Comparison]) 
     heads = ["method", *(_head(each) for each in first.values())]
     shown = [_line(map(escape, heads)), _line([":--", *["--:"] * len(problems)])]
     shown += [_line(map(escape, line)) for line in lines]
-    return "\n".join(shown) + "\n\n" + escape(legend(contrasts))
+    places = {each.problem: each.problem.removesuffix(f", {each.measure.name}") for each in contrasts}
+    has_static = "tuned static" in (*methods, contrasts[0].reference)
+    search = of_search({name: comparisons[problem] for problem, name in places.items()}) if has_static else ""
+    return "\n".join(shown) + "\n\n" + escape(f"{legend(contrasts)} {search}".rstrip())
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -199,10 +212,11 @@ def legend(contrasts: Sequence[Contrast]) -> str:
     else:
         kind += f", mean over seeds; in brackets the paired difference from {reference}. 0.767(32) stands for 0.767 ± 0.032, "
         kind += "half of the 95 % t-interval"
-    margins = listed([f"±{m.margin:g}{m.unit}" + (f" ({m.name})" if len(measures) > 1 else "") for m in measures])
+    margins = listed(
+        [f"±{m.margin:g}{(m.change or m).unit}" + (f" ({m.name})" if len(measures) > 1 else "") for m in measures]
+    )
     return (
-        f"{kind[0].upper()}{kind[1:]}. ✓ better, ✗ "
-        "worse: p < 0.05 by the paired t-test after Holm's correction for the whole table, with the same sign at the "
-        f"last step; ‡ a task goes the other way, or the mean hangs on one. = level: the whole interval lies inside {margins}. "
-        "No mark: not told apart."
+        f"{kind[0].upper()}{kind[1:]}. ✓ better, ✗ worse: p < 0.05 by the paired t-test after {CORRECTION}, with the same sign "
+        f"at the last step; ‡ a task goes the other way, or the mean hangs on one. = level: the whole interval lies inside "
+        f"{margins}. No mark: not told apart."
     )

@@ -9,17 +9,16 @@ from dataclasses import replace
 
 from scipy import stats
 
-from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.format import format_estimate
 from equipoise.lab.results.markdown import escape
 from equipoise.lab.results.selection import judged, selected
 from equipoise.lab.studies.run import Result
 
 from ..pictures import Axis, Panel, Series, plot
-from .contrasts import Contrast, against, block, contrast, listed, quoted, said
+from .contrasts import Contrast, against, contrast, listed, quoted, said
 from .measures import LOSS, LOSS_CHANGE
 from .page import Page, Prediction, table
-from .predictions import expected
+from .predictions import at_the_end, expected, inside
 from .records import is_there, results
 
 STUDIES = ("savings", "static_weights", "pinn")
@@ -40,14 +39,14 @@ def page() -> Page:
     two, ten = searches
     pinn = results("pinn")[0].comparison
     found = {name: result.comparison for name, result in searches.items()}
-    planned = block(
+    planned = [
         contrast(comparison, problem, STATIC, other)
         for problem, comparison in found.items()
         for other in (GRADNORM, INITIAL, CLOSED)
-    )
+    ]
     solution = against({"pinn": pinn}, "equal", ERROR_CHANGE)
     of_pinn = {each.method: each for each in solution}
-    closed = block(contrast(pinn, "pinn", method, ALPHA_0, ERROR_CHANGE) for method in pinn.runs if method != ALPHA_0)
+    closed = [contrast(pinn, "pinn", method, ALPHA_0, ERROR_CHANGE) for method in pinn.runs if method != ALPHA_0]
     of_closed = {each.method: each for each in closed}
     passes = {(name, other): _passes(result, other) for name, result in searches.items() for other in OTHERS}
     return Page(
@@ -85,7 +84,7 @@ def page() -> Page:
             ),
             *([_farther(random[ten]), _elsewhere(random[two])] if random else []),
             _twofold(of_pinn[ALPHA_0]),
-            _last(pinn),
+            at_the_end("pinn", "is far behind all others", pinn, [INITIAL], "largest"),
             expected(
                 "pinn",
                 "The balanced gradient norms of Wang et al. are level with the closed form",
@@ -284,7 +283,7 @@ def _correlation(name: str, result: Result) -> tuple[tuple[float, float], str]:
 def _farther(result: Result) -> Prediction:
     (rho, p), text = _correlation(_named(result), result)
     words = "As the paper says, the farther static weights lie from GradNorm's mean weights, the worse they are with ten tasks"
-    return Prediction("static_weights", words, p < 0.05 and rho > 0, text)
+    return Prediction("static_weights", words, rho > 0 if p < 0.05 else None, text)
 
 
 def _elsewhere(result: Result) -> Prediction:
@@ -300,20 +299,7 @@ def _twofold(one: Contrast) -> Prediction:
         "the closed form that balances gradient norms from the first batch is ahead of equal weights by a factor of "
         "two or more"
     )
-    agrees = True if one.outcome == "better" and one.ends.mean <= -50 else None
-    return Prediction("pinn", words, False if one.ends.low > -50 else agrees, said(one))
-
-
-def _last(comparison: Comparison) -> Prediction:
-    others = block(contrast(comparison, "pinn", INITIAL, other, LOSS) for other in comparison.runs if other != INITIAL)
-    worse = sum(each.outcome == "worse" for each in others)
-    means = {label: LOSS.mean(comparison, label) for label in comparison.runs}
-    text = f"{INITIAL} is worse than {worse} of the {len(others)} others; its mean error is {means[INITIAL]:.3g}, the next "
-    text += f"largest {max(value for label, value in means.items() if label != INITIAL):.3g}."
-    agrees = True if worse == len(others) else None
-    return Prediction(
-        "pinn", "is far behind all others", False if any(e.outcome == "better" for e in others) else agrees, text
-    )
+    return Prediction("pinn", words, inside([one.ends], -math.inf, -50), said(one))
 
 
 def _advice(searches: Mapping[str, Result], passes: Passes, initial: Contrast) -> str:

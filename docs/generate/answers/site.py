@@ -11,7 +11,7 @@ from equipoise.lab.studies.tuning import to_document
 
 from ..pages import ROOT
 from . import baselines, biology, dense, groups, overfitting, plateau, savings, toy, when
-from .page import has_tables, prose, written
+from .page import CORRECTION, has_tables, prose, written
 from .records import budget, has_figures, is_there, results, study
 
 PAGES = ROOT / "docs" / "answers"
@@ -112,6 +112,10 @@ give every method the same search, and compare on other seeds. The expectations 
 pages say so where the figures disagree.
 
 {chr(10).join(lines)}
+
+A difference counts if its paired t-test is significant after {CORRECTION}, and the last step agrees. The correction was
+changed after the runs: it used to be for all differences of a table, so that one comparison could have different verdicts on
+different pages. Now it has one verdict on all of them.
 
 Two questions are answered in words: [what Section 3.1 means](../how/gradnorm.md), and
 [how it is implemented](../how/implementation.md). One page has the [budgets, tables and commands](studies.md) of all

@@ -11,12 +11,12 @@ from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.studies.run import Result
 
 from . import causes, everything, gaps, lengths
-from .contrasts import Contrast, against, block, contrast, interval, listed, quoted, said, standing, tally
+from .contrasts import Contrast, against, contrast, interval, listed, standing, tally
 from .forests import forest
 from .gaps import CLOSED, GRADNORM, INITIAL, PLAIN, STARTED
-from .measures import LOSS, SUM_CHANGE
+from .measures import SUM_CHANGE
 from .page import Page, Prediction, bullets, table
-from .predictions import chosen, expected, not_apart, within
+from .predictions import at_the_end, chosen, expected, no_better, not_apart, within
 from .records import results
 
 COMPARED = ("toy_two", "toy_ten", "toy_sgd", "toy_sgd_ten", "toy_full", "toy_full_sgd", "toy_full_ten")
@@ -34,12 +34,12 @@ def page() -> Page:
     found = everything.of(*COMPARED)
     equal = against(found, "equal")
     sums = against(found, "equal", SUM_CHANGE)
-    initial = block(
+    initial = [
         contrast(comparison, problem, method, INITIAL)
         for method in (GRADNORM, PAPERS, CLOSED, STARTED, STATIC, VARIANCE)
         for problem, comparison in found.items()
         if method in comparison.runs
-    )
+    ]
     return Page(
         title="Is the toy fair?",
         asked_by="review 2",
@@ -90,12 +90,13 @@ def _predictions(
     """The expectations of the studies, held against the contrasts with equal weights and with 1 / L(0)."""
     two, ten, sgd, sgd_ten, full, full_sgd, full_ten = (everything.NAMES[study] for study in COMPARED)
     return [
-        _first(
+        at_the_end(
             "toy_two",
             "1 / L(0), which is trained on the metric that is evaluated, and uncertainty weighting from log L(0) "
             "have the smallest task-normalised loss",
             found[two],
             (INITIAL, STARTED),
+            "smallest",
         ),
         not_apart(
             "toy_two",
@@ -115,17 +116,18 @@ def _predictions(
             "1 / L(0), uncertainty weighting from log L(0) and GradNorm are not told apart",
             chosen(initial, ten, STARTED, GRADNORM),
         ),
-        _last("toy_ten", "uncertainty weighting from 0 is far behind all others", found[ten], PLAIN),
-        _no_better(
+        at_the_end("toy_ten", "uncertainty weighting from 0 is far behind all others", found[ten], [PLAIN], "largest"),
+        no_better(
             "toy_ten",
             "tuned static weights are no better than equal ones, as seven trials find nothing in ten dimensions.",
-            *chosen(equal, ten, STATIC),
+            chosen(equal, ten, STATIC),
         ),
-        _first(
+        at_the_end(
             "toy_sgd",
             "1 / L(0) and 1 / target variance have the smallest task-normalised loss",
             found[sgd],
             (INITIAL, VARIANCE),
+            "smallest",
         ),
         not_apart(
             "toy_sgd",
@@ -150,11 +152,12 @@ def _predictions(
             "GradNorm and PCGrad are not told apart from them",
             chosen(equal, sgd_ten, GRADNORM, "PCGrad"),
         ),
-        _first(
+        at_the_end(
             "toy_full",
             "1 / L(0) and uncertainty weighting from log L(0) have the smallest task-normalised loss",
             found[full],
             (INITIAL, STARTED),
+            "smallest",
         ),
         expected(
             "toy_full",
@@ -179,17 +182,19 @@ def _predictions(
             "GradNorm, its closed form and PCGrad are not told apart from equal weights.",
             chosen(equal, full_sgd, GRADNORM, CLOSED, "PCGrad"),
         ),
-        _last(
+        at_the_end(
             "toy_full_ten",
             "uncertainty weighting from 0 has the largest task-normalised loss",
             found[full_ten],
-            PLAIN,
+            [PLAIN],
+            "largest",
         ),
-        _first(
+        at_the_end(
             "toy_full_ten",
             "1 / L(0) and uncertainty weighting from log L(0) the smallest",
             found[full_ten],
             (INITIAL, STARTED),
+            "smallest",
         ),
         not_apart("toy_full_ten", "GradNorm is not told apart from equal weights.", chosen(equal, full_ten, GRADNORM)),
         *lengths.of_lengths_expected(),
@@ -219,13 +224,6 @@ def _at_rest(found: Mapping[str, Comparison]) -> str:
     return f"Runs whose validation loss fell by less than 1 % over the last fifth of the steps: {', '.join(words)}."
 
 
-def _means(comparison: Comparison) -> dict[str, float]:
-    """The mean loss of every method without a diverged run, smallest first."""
-    sound = [label for label in comparison.runs if not comparison.diverged[label]]
-    means = {label: LOSS.mean(comparison, label) for label in sound}
-    return dict(sorted(means.items(), key=lambda item: item[1]))
-
-
 def _line(initial: Sequence[Contrast]) -> str:
     """Whether GradNorm beats 1 / L(0) on the toy."""
     ours = [each for each in initial if each.method == GRADNORM]
@@ -253,37 +251,7 @@ def _alphas(initial: Sequence[Contrast], equal: Sequence[Contrast]) -> str:
     )
 
 
-def _first(study: str, words: str, comparison: Comparison, methods: Sequence[str]) -> Prediction:
-    """Some methods were expected to have the smallest means: each is better than every other, and none is behind one."""
-    means = _means(comparison)
-    shown = ", ".join(f"{quoted(label)} {value:.3f}" for label, value in list(means.items())[: len(methods) + 3])
-    found = block(
-        contrast(comparison, "it", method, other) for method in methods for other in means if other not in methods
-    )
-    beaten = sum(each.outcome == "better" for each in found)
-    agrees = True if beaten == len(found) else None
-    if any(each.outcome == "worse" for each in found):
-        agrees = False
-    text = f"Smallest means: {shown}. They are better in {beaten} of {len(found)} comparisons with the other methods."
-    return Prediction(study, words, agrees, text)
-
-
-def _last(study: str, words: str, comparison: Comparison, method: str) -> Prediction:
-    """A method was expected to have the largest mean: it is worse than every other, and better than none."""
-    others = [label for label in _means(comparison) if label != method]
-    found = block(contrast(comparison, "it", method, other) for other in others)
-    worse = [each for each in found if each.outcome == "worse"]
-    agrees = True if len(worse) == len(found) else None
-    if any(each.outcome == "better" for each in found):
-        agrees = False
-    return Prediction(study, words, agrees, f"{method} is worse than {len(worse)} of the {len(found)} others.")
-
-
-def _no_better(study: str, words: str, one: Contrast) -> Prediction:
-    return Prediction(study, words, one.outcome != "better", said(one))
-
-
 def _turned(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """The same contrasts from the side of the reference."""
     found = everything.of(*COMPARED)
-    return block(contrast(found[each.problem], each.problem, each.reference, each.method) for each in contrasts)
+    return [contrast(found[each.problem], each.problem, each.reference, each.method) for each in contrasts]

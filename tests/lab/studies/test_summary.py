@@ -64,7 +64,7 @@ def test_a_problem_can_be_judged_by_an_error(make_record):
 
 
 def test_a_small_lead_of_many_is_no_lead(said):
-    # p = 0.02 of the pair alone; with all pairs of six methods it is none
+    # p = 0.02 of the pair alone; with six methods it is none
     lead = {"equal": [0.5, 0.51, 0.5, 0.51, 0.5], "first": [0.49, 0.5, 0.495, 0.49, 0.495]}
     assert "first (0.494) is ahead" in said(**lead)
     others = {f"m{i}": [0.5 + 0.05 * ((seed * (i + 1)) % 3) for seed in range(5)] for i in range(4)}

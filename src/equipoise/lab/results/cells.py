@@ -29,7 +29,7 @@ class Cell:
         value: Mean and interval over the method's seeds, where each run is read.
         difference: Mean and interval of the paired difference from the reference method; None for the reference itself, and
             where there is none to take.
-        p_value: That of the paired t-test, corrected by Holm's method for the number of cells in this part of the table.
+        p_value: That of the paired t-test, corrected by Holm's method for all methods; see `rows.summarise`.
         verdict: The side of the difference, where it is marked.
         last: ``value`` at the last step.
         last_difference: ``difference`` at the last step.

@@ -27,7 +27,8 @@ def legend(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
         "Test split: mean over seeds ± half of its 95 % t-interval, where the "
         f"{measure(comparison.records[0], 'validation')} is smallest.",
         f"Then the paired difference from {other}, with its interval. ✓ better and ✗ worse than {other}: p < 0.05 by the "
-        "paired t-test after Holm's correction, for the tasks and for the summary each.",
+        "paired t-test after Holm's correction for all methods: for the tasks together, for each summary by itself"
+        f"{', and so for the error by which runs are judged' if comparison.records[0].judged_by else ''}.",
         f"Changes against {other} in %: positive is worse; each metric weighs the same.",
     ]
     found = {cell.withheld for row in rows for cell in row.cells}

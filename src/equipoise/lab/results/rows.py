@@ -32,8 +32,9 @@ def summarise(comparison: Comparison) -> list[Row]:
     of all metrics against the reference method in % (positive is worse), of all tasks and of each group, and that of the
     worst task. Where there are runs of single tasks, ``delta_m`` is the mean change against them.
 
-    A difference is marked where three things hold. Its paired t-test is significant at 5 % after Holm's correction for the
-    number of cells in its part of the table (the tasks; the summaries). At the last step the mean difference has the same
+    A difference is marked where three things hold. Its paired t-test is significant at 5 % after Holm's correction for all
+    methods: of a summary, and of the error by which a problem is judged, for those of the row alone, so that the mark does
+    not depend on what else is shown; of the tasks, for those of all tasks. At the last step the mean difference has the same
     sign. And a mean over tasks hides none of them: no single task differs the other way by more than its own interval, and
     the sign does not hang on any one task.
 
@@ -55,7 +56,11 @@ def summarise(comparison: Comparison) -> list[Row]:
     relative = _readings(comparison, [relative_loss_of(one.name) for one in tasks])
     rows.append(_row(comparison, "task-normalised test loss", ratio, "summary", relative))
     rows += change_rows(comparison)
-    return [*_marked(rows, "task"), *_marked(rows, "summary"), *_run_rows(comparison)]
+    by_error = {(comparison.records[0].judged_by, task.metric.name) for task in tasks}
+    alone = [row.part == "summary" or (row.label, row.unit) in by_error for row in rows]
+    of_tasks = iter(_marked([row for row, apart in zip(rows, alone, strict=True) if not apart]))
+    marked = [_marked([row])[0] if apart else next(of_tasks) for row, apart in zip(rows, alone, strict=True)]
+    return [*marked, *_run_rows(comparison)]
 
 
 def _readings(comparison: Comparison, quantities: Sequence[Quantity]) -> dict[str, Readings]:
@@ -72,11 +77,10 @@ def _row(comparison: Comparison, label: str, info: MetricInfo, part: Part, found
     return Row(label, info.name, info.higher_is_better, part, tuple(cells))
 
 
-def _marked(rows: Sequence[Row], part: Part) -> list[Row]:
-    """The rows of a part of the table, with marks where they are earned."""
-    ours = [row for row in rows if row.part == part]
-    corrected = iter(holm([cell.p_value for row in ours for cell in row.cells]))
-    return [replace(row, cells=tuple(_decided(cell, next(corrected)) for cell in row.cells)) for row in ours]
+def _marked(rows: Sequence[Row]) -> list[Row]:
+    """Rows that are corrected together, with marks where they are earned."""
+    corrected = iter(holm([cell.p_value for row in rows for cell in row.cells]))
+    return [replace(row, cells=tuple(_decided(cell, next(corrected)) for cell in row.cells)) for row in rows]
 
 
 def _decided(cell: Cell, p_value: float) -> Cell:

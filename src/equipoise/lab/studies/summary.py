@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 
 from equipoise.lab.record import Record
 from equipoise.lab.results.selection import diverged_at, judged, measure, selected
@@ -24,7 +23,7 @@ class Pair:
         better: Label of the method with the smaller mean.
         worse: Label of the other.
         difference: How much larger the loss of the other is: mean and 95 % interval of the paired differences.
-        p_value: That of the paired t-test, after Holm's correction for all pairs.
+        p_value: That of the paired t-test, after Holm's correction; see `pairs`.
     """
 
     better: str
@@ -46,17 +45,19 @@ def final_losses(result: Result) -> dict[str, dict[int, float]]:
 
 
 def pairs(losses: Mapping[str, Mapping[int, float]]) -> list[Pair]:
-    """All pairs of methods whose runs are sound."""
+    """All pairs of methods whose runs are sound, corrected for all methods against that of the two which comes first."""
     sound = [label for label, values in losses.items() if all(map(math.isfinite, values.values()))]
     found = []
-    for one, other in combinations(sound, 2):
-        difference = paired_difference(losses[other], losses[one])
-        if difference.mean < 0:
-            one, other = other, one
-            difference = paired_difference(losses[other], losses[one])
-        found.append((one, other, difference))
-    corrected = holm([difference.p_value for _, _, difference in found])
-    return [Pair(*pair, p) for pair, p in zip(found, corrected, strict=True)]
+    for number, one in enumerate(sound):
+        others = [label for label in sound if label != one]
+        differences = [paired_difference(losses[other], losses[one]) for other in others]
+        corrected = holm([difference.p_value for difference in differences])
+        for other, difference, p in list(zip(others, differences, corrected, strict=True))[number:]:
+            if difference.mean < 0:
+                found.append(Pair(other, one, paired_difference(losses[one], losses[other]), p))
+            else:
+                found.append(Pair(one, other, difference, p))
+    return found
 
 
 def summary(result: Result) -> str:
@@ -89,7 +90,8 @@ def summary(result: Result) -> str:
     if behind:
         text.append(f"Behind {best}: {_listed(behind)}.")
     text.append(
-        "In brackets the 95 % interval of the paired difference and its p-value after Holm's correction for all pairs."
+        "In brackets the 95 % interval of the paired difference and its p-value after Holm's correction for all methods "
+        "against that of the two which the study names first."
     )
     return " ".join(text if others else text[:1]) + lost
 
