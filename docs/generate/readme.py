@@ -86,7 +86,9 @@ def first_table() -> str:
         cells = [f"{_seeds(found[name], row[name])} | {_difference(contrasts[name][number])}" for name in found]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     (seeds,) = {len(comparison.seeds) for comparison in found.values()}
-    margins = [f"±{measure.margin:g} on `{name}`" for name, measure in _MEASURES.items()]
+    margins = [
+        f"±{measure.margin:g}{' %' if measure.change else ''} on `{name}`" for name, measure in _MEASURES.items()
+    ]
     legend = (
         f"Results: the median of {seeds} seeds on the test split, in brackets the smallest and the largest. Difference: the "
         "mean of the paired differences from equal weights with its 95 % interval; ✗ worse, ✓ better (p < 0.05 by the paired "

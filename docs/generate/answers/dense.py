@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 
-import equipoise as eq
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.markdown import escape
 
@@ -24,8 +22,6 @@ STUDIES = everything.REAL
 NEEDED = ("yeast", "tox21", "molecules", "pinn", "rooms")
 GRADNORM = "GradNorm"
 CLOSED = "closed form, balanced"
-FEW = 500
-"""Runs of fewer steps are short."""
 SOLUTION = "pinn"
 """The problem that is judged by the error of a solution."""
 
@@ -62,7 +58,7 @@ def page() -> Page:
                 for each in first
                 if each.problem == SOLUTION
             ),
-            _short(real),
+            everything.short_runs({name: comparison for name, comparison in real.items() if name != SOLUTION}),
         ],
         predictions=[*_predictions(rooms), *digits.predictions()],
         picture=forest(first + _against(planned, CLOSED, EQUAL), "GradNorm and its closed form on all real problems"),
@@ -142,18 +138,6 @@ def _marked(by_metrics: Sequence[Contrast]) -> str:
     return (
         f"By the mean change of the rooms' metrics, GradNorm against equal weights: {listed(ours)}. Of all methods and "
         f"networks {len(told) or 'none'} of {len(by_metrics)} are told apart from equal weights. {' '.join(told)}".rstrip()
-    )
-
-
-def _short(real: Mapping[str, Comparison]) -> str:
-    """How many of the problems have runs as short as those for which the pages expect no help."""
-    steps = [comparison.spec.steps for name, comparison in real.items() if name != SOLUTION]
-    short = [each for each in steps if each < FEW]
-    rate = inspect.signature(eq.GradNorm).parameters["lr"].default
-    return (
-        f"The runs of {len(short)} of these {len(steps)} problems are short, {min(short):,} to {max(short):,} steps. GradNorm "
-        f"moves a weight by about {rate:g} at a step, and the page on when not to use it says to expect "
-        "no help from it in a few hundred steps: short runs cannot say that it has none in long ones."
     )
 
 

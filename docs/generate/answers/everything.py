@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 
+import equipoise as eq
 from equipoise.lab.record import Evaluation, Record
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.selection import last, selected
@@ -30,6 +32,8 @@ NAMES = {
     "toy_full_ten": "toy (10 tasks, full size)",
 }
 NETWORKS = {"segnet": "SegNet", "resnet_fcn": "ResNet FCN", "segformer": "SegFormer"}
+FEW = 500
+"""Runs of fewer steps are short."""
 
 
 def of(*studies: str) -> dict[str, Comparison]:
@@ -82,3 +86,16 @@ def _three(runs: Mapping[str, Record], split: str) -> Evaluation:
         of_task = of_run.more_metrics.get(task, {})
         more[task] = {name: [values[at] for at in places] for name, values in of_task.items()}
     return Evaluation(losses, metrics, more)
+
+
+def short_runs(found: Mapping[str, Comparison]) -> str:
+    """How many of some problems have runs as short as those for which the pages expect no help."""
+    short = [comparison.spec.steps for comparison in found.values() if comparison.spec.steps < FEW]
+    if not short:
+        return "None of these problems has runs so short that the page on when not to use GradNorm expects no help from it."
+    rate = inspect.signature(eq.GradNorm).parameters["lr"].default
+    return (
+        f"The runs of {len(short)} of these {len(found)} problems are short, {min(short):,} to {max(short):,} steps. GradNorm "
+        f"moves a weight by about {rate:g} at a step, and the page on when not to use it says to expect "
+        "no help from it in a few hundred steps: short runs cannot say that it has none in long ones."
+    )
