@@ -94,7 +94,8 @@ def strip(contrasts: Sequence[Contrast], means: Mapping[str, Ends], title: str) 
         frame.append(text_at(at(tick), top + 14, f"{tick:g}", "quiet", "middle"))
     legend = (
         f"change against {contrasts[0].reference} in %; ◂ ▸ beyond the axis",
-        "dots: problems, green better, orange worse, blue level, grey undecided",
+        "dots: problems; green better, orange worse,",
+        "blue level, grey not told apart",
         "diamond: mean over those that all methods have, 95 % interval",
     )
     parts += [text_at(WIDTH / 2, top + 33 + 17 * row, text, "quiet", "middle") for row, text in enumerate(legend)]
