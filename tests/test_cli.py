@@ -232,6 +232,31 @@ def test_an_unknown_reference_is_refused(compare):
     assert result.stderr == "equipoise: --reference: wanted one of equal, gradnorm; found 'nothing'\n"
 
 
+def test_a_single_task_is_no_reference_of_other_methods(compare):
+    result = compare("--methods", "rlw,single_task(task='scale_1')", "--reference", "single_task(task='scale_1')")
+    assert result.exit_code == 2
+    said = "--reference: wanted one of rlw; found \"single_task(task='scale_1')\""
+    assert result.stderr == f"equipoise: {said}\n"
+
+
+def test_equal_is_no_reference_where_it_is_not_run(compare):
+    result = compare("--methods", "rlw,si", "--reference", "equal")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "equipoise: --reference: wanted one of rlw, si; found 'equal'\n"
+
+
+def test_a_report_refuses_a_reference_that_no_run_has_and_names_the_tables_that_lack_it(compare, invoke):
+    assert compare().exit_code == 0
+    refused = invoke("report", "runs", "--reference", "nothing", "--csv", "numbers.csv")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == "equipoise: reference: wanted one of equal, gradnorm; found 'nothing'\n"
+    assert not Path("numbers.csv").exists()
+    assert compare("--methods", "equal", "--set", "batch_size=4").exit_code == 0
+    found = invoke("report", "runs", "--reference", "gradnorm")
+    assert found.exit_code == 0
+    assert found.stderr == "equipoise: tiny(batch_size=4): no run of gradnorm; compared with equal\n"
+
+
 def test_a_figure_alone_is_an_svg(compare, invoke):
     assert compare().exit_code == 0
     shown = invoke("report", "runs", "--figure", "forest")

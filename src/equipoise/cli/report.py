@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of the records.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
-    reference: Reference = "equal",
+    reference: Reference = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Write the tables as Markdown instead, without -o to standard output.")
     ] = False,
@@ -31,7 +31,8 @@ def report(
     trace: Traceback = False,
 ) -> None:
     """Write the report on all records of some folders (report.html in the first of them if -o is omitted)."""
-    from equipoise.lab.results.comparison import group
+    from equipoise.lab.printable import inert
+    from equipoise.lab.results.comparison import group, without_reference
     from equipoise.lab.results.forest import to_svg
     from equipoise.lab.results.markdown import to_document
     from equipoise.lab.results.report import write_report
@@ -39,6 +40,10 @@ def report(
     with plain_errors(runs[0], trace=trace):
         records = _records(runs)
         comparisons = group(records, reference)
+        for each in without_reference(comparisons, reference):
+            typer.echo(
+                inert(f"equipoise: {each.title}: no run of {reference}; compared with {each.reference}"), err=True
+            )
         write_csv(comparisons, csv)
         if figure:
             _write(output, to_svg(_only(comparisons), alone=True), figure)
