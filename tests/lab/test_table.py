@@ -193,6 +193,37 @@ def test_there_is_no_command_where_none_makes_these_runs(make_record):
     assert command(replace(searched, command="equipoise study mine.py")) == "equipoise study mine.py"
 
 
+@pytest.fixture
+def unpaired(make_record):
+    """Equal weights with seeds 0 to 2, GradNorm with seeds 1 to 5, and single tasks with seeds 0 to 5 and 0 to 4."""
+    alone = {task: {"method_settings": {"task": task}} for task in ("alpha", "beta")}
+    records = [make_record("equal", seed) for seed in range(3)]
+    records += [make_record("gradnorm", seed) for seed in range(1, 6)]
+    records += [make_record("single_task", seed, **alone["alpha"]) for seed in range(6)]
+    records += [make_record("single_task", seed, **alone["beta"]) for seed in range(5)]
+    return group(records)[0]
+
+
+def test_seeds_that_methods_do_not_share_are_named(unpaired):
+    said = "gradnorm: values are means over its own 5 seeds, differences from equal over the 2 that both have; equal has 3."
+    alone = (
+        "single_task(task='beta'): no run with seed 5; changes against single-task training are over the other seeds."
+    )
+    assert said in printed(unpaired)
+    assert alone in printed(unpaired)
+    assert f"- {said}" in to_markdown(unpaired)
+    assert command(unpaired) == ""
+
+
+def test_the_csv_counts_the_seeds_of_a_difference(unpaired):
+    lines = list(csv.DictReader(io.StringIO(to_csv([unpaired]))))
+    of = {line["row"]: (line["n"], line["difference_n"]) for line in lines if line["method"] == "gradnorm"}
+    assert of["alpha"] == ("5", "2")
+    assert of["change against equal"] == ("2", "2")
+    assert of["delta_m, change against single-task training"][0] == "4"
+    assert of["time per training step"] == ("5", "")
+
+
 def test_every_machine_and_version_that_took_part_is_named(make_record):
     records = [make_record(seed=seed) for seed in range(3)]
     records[1].environment.update(torch="2.14.0", date="2026-01-02")

@@ -12,8 +12,8 @@ from equipoise.lab.results.selection import converged, criterion, divergence, me
 
 
 def flags(comparison: Comparison) -> list[str]:
-    """Runs that diverged, that were read early, that have not converged, steps left out, and weights held at a bound."""
-    found = []
+    """Seeds without a partner, runs that diverged, were read early or have not converged, steps left out, weights held."""
+    found = list(_unpaired(comparison))
     for method, runs in comparison.runs.items():
         found += [f"{method}, seed {seed}: diverged; {why}." for seed, run in runs.items() if (why := divergence(run))]
         found += _unsettled(method, runs)
@@ -21,6 +21,23 @@ def flags(comparison: Comparison) -> list[str]:
     if not all(np.isfinite(criterion(record)).any() for record in comparison.records):
         found.append("A validation loss before training was not positive, so its run is read at the last evaluation.")
     return found
+
+
+def _unpaired(comparison: Comparison) -> Iterator[str]:
+    """The methods whose seeds are not those of the reference, and over how many the differences are taken."""
+    reference = comparison.runs[comparison.reference]
+    for method, runs in comparison.runs.items():
+        if runs.keys() != reference.keys():
+            yield (
+                f"{method}: values are means over its own {len(runs)} seeds, differences from {comparison.reference} over the "
+                f"{len(runs.keys() & reference.keys())} that both have; {comparison.reference} has {len(reference)}."
+            )
+    for task, alone in comparison.single_task.items():
+        if lacking := [seed for seed in comparison.seeds if seed not in alone]:
+            yield (
+                f"single_task(task={task!r}): no run with seed {', '.join(map(str, lacking))}; changes against single-task "
+                "training are over the other seeds."
+            )
 
 
 def _unsettled(method: str, runs: Mapping[int, Record]) -> Iterator[str]:
