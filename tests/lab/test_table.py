@@ -224,6 +224,21 @@ def test_the_csv_counts_the_seeds_of_a_difference(unpaired):
     assert of["time per training step"] == ("5", "")
 
 
+def test_single_tasks_that_lack_others_are_named(make_record):
+    alone = make_record("single_task", method_settings={"task": "alpha"})
+    text = printed(group([make_record(), alone])[0])
+    said = "There are runs of single_task(task='alpha'), but none of beta alone: changes against single-task training are left"
+    assert said in text
+
+
+def test_a_run_of_a_single_task_that_diverged_is_named(make_record):
+    broken = {"alpha": [1.0] * 5, "beta": [1.0, math.nan, 1.0, 1.0, 1.0]}
+    given = {"alpha": {}, "beta": {"test": broken}}
+    alone = [make_record("single_task", method_settings={"task": task}, **losses) for task, losses in given.items()]
+    text = printed(group([make_record(), *alone])[0])
+    assert "single_task(task='beta'), seed 0: diverged; a loss was not finite at step 10." in text
+
+
 def test_every_machine_and_version_that_took_part_is_named(make_record):
     records = [make_record(seed=seed) for seed in range(3)]
     records[1].environment.update(torch="2.14.0", date="2026-01-02")

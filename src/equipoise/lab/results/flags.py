@@ -14,10 +14,18 @@ from equipoise.lab.results.selection import converged, criterion, divergence, me
 def flags(comparison: Comparison) -> list[str]:
     """Seeds without a partner, runs that diverged, were read early or have not converged, steps left out, weights held."""
     found = list(_unpaired(comparison))
-    for method, runs in comparison.runs.items():
+    tasks = [task.name for task in comparison.tasks]
+    alone = {f"single_task(task={task!r})": runs for task, runs in comparison.single_task.items()}
+    if lacking := [task for task in tasks if comparison.single_task and task not in comparison.single_task]:
+        found.append(
+            f"There are runs of {', '.join(alone)}, but none of {', '.join(lacking)} alone: changes against single-task "
+            "training are left out."
+        )
+    for method, runs in {**comparison.runs, **alone}.items():
         found += [f"{method}, seed {seed}: diverged; {why}." for seed, run in runs.items() if (why := divergence(run))]
-        found += _unsettled(method, runs)
-        found += _held(method, runs, [task.name for task in comparison.tasks])
+        if method in comparison.runs:
+            found += _unsettled(method, runs)
+            found += _held(method, runs, tasks)
     if not all(np.isfinite(criterion(record)).any() for record in comparison.records):
         found.append("A validation loss before training was not positive, so its run is read at the last evaluation.")
     return found
