@@ -239,6 +239,15 @@ def test_a_run_of_a_single_task_that_diverged_is_named(make_record):
     assert "single_task(task='beta'), seed 0: diverged; a loss was not finite at step 10." in text
 
 
+@pytest.mark.parametrize(("end", "said"), [(0.5, "made them no better"), (0.6, "made them worse")])
+def test_what_followed_an_early_reading_is_told_as_it_is(end, said, make_record):
+    validation = {"alpha": [1.0, 0.5, *[end] * 9], "beta": [1.0] * 11}
+    early = make_record(steps=100, validation=validation)
+    assert f"equal: 1 of 1 runs are read before a fifth of their steps; what followed {said}." in printed(
+        group([early])[0]
+    )
+
+
 def test_every_machine_and_version_that_took_part_is_named(make_record):
     records = [make_record(seed=seed) for seed in range(3)]
     records[1].environment.update(torch="2.14.0", date="2026-01-02")

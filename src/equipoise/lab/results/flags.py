@@ -50,8 +50,10 @@ def _unpaired(comparison: Comparison) -> Iterator[str]:
 
 def _unsettled(method: str, runs: Mapping[int, Record]) -> Iterator[str]:
     sound = [run for run in runs.values() if not divergence(run)]
-    if early := sum(map(read_early, sound)):
-        yield f"{method}: {early} of {len(runs)} runs are read before a fifth of their steps; what followed made them worse."
+    if early := [run for run in sound if read_early(run)]:
+        worse = all(criterion(run)[-1] > np.nanmin(criterion(run)) for run in early)
+        followed = "what followed made them worse" if worse else "what followed made them no better"
+        yield f"{method}: {len(early)} of {len(runs)} runs are read before a fifth of their steps; {followed}."
     if falling := sum(converged(run) is False for run in sound):
         yield (
             f"{method}: {falling} of {len(runs)} runs have not converged: their smallest {measure(sound[0], 'validation')} "
