@@ -248,6 +248,19 @@ def test_what_followed_an_early_reading_is_told_as_it_is(end, said, make_record)
     )
 
 
+def test_a_run_that_diverged_is_read_at_no_step(make_record):
+    broken = {"alpha": [1.0, math.nan, 1.0, 1.0, 1.0], "beta": [1.0] * 5}
+    early = {"alpha": [1.0, 0.1, 0.9, 0.9, 0.9], "beta": [1.0] * 5}
+    late = {"alpha": [1.0, 0.9, 0.9, 0.1, 0.9], "beta": [1.0] * 5}
+    records = [make_record("equal", 0, validation=late), make_record("equal", 1, validation=early, test=broken)]
+    records.append(make_record("gradnorm", 0, test=broken))
+    lines = list(csv.DictReader(io.StringIO(to_csv(group(records)))))
+    assert {line["method"]: line["note"] for line in lines if line["row"] == "read at step"} == {
+        "equal": "30",
+        "gradnorm": "none",
+    }
+
+
 def test_every_machine_and_version_that_took_part_is_named(make_record):
     records = [make_record(seed=seed) for seed in range(3)]
     records[1].environment.update(torch="2.14.0", date="2026-01-02")
