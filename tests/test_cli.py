@@ -78,6 +78,9 @@ def test_settings_reach_the_problem(compare):
         (["--methods", "equal,equal"], "'equal' is given twice"),
         (["--set", "nothing=1"], "'nothing'"),
         (["--set", "batch_size"], "--set: wanted KEY=VALUE, found 'batch_size'"),
+        (["--report", "."], "--report: wanted a file, found the folder '.'"),
+        (["--csv", f"{TINY}/x.csv"], "/tiny.py/x.csv': Not a directory"),
+        (["--report", "a", "--csv", "./a"], "--csv: wanted another file than that of --report, found 'a' for both"),
         (["--precision", "3"], "Precision '3' is invalid"),
         (["--device", "nothing"], "nothing"),
     ],
@@ -149,6 +152,24 @@ def test_report_writes_html_or_markdown(compare, invoke):
     written = invoke("report", "runs", "--markdown", "-o", "tables.md")
     assert written.stdout == "tables: tables.md\n"
     assert Path("tables.md").read_text(encoding="utf-8") == tables.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "runs"], "--output: wanted a file, found the folder 'runs'"),
+        (
+            ["--csv", "runs/report.html"],
+            "--csv: wanted another file than that of --output, found 'runs/report.html' for both",
+        ),
+    ],
+)
+def test_files_that_a_report_cannot_write_are_refused(invoke, words, said):
+    Path("runs").mkdir()
+    result = invoke("report", "runs", *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"equipoise: {said}\n"
+    assert not list(Path("runs").iterdir())
 
 
 def test_report_without_records_is_an_error(invoke):

@@ -10,7 +10,7 @@ import typer
 
 from equipoise.cli.errors import Traceback, plain_errors
 from equipoise.cli.progress import Progress, console
-from equipoise.cli.words import read_settings
+from equipoise.cli.words import check_outputs, read_settings
 
 if TYPE_CHECKING:
     from equipoise.lab.record import Record
@@ -64,6 +64,8 @@ def compare(
     from equipoise.lab.store.store import Store
 
     with plain_errors(runs, trace=trace):
+        page = report or runs / "report.html"
+        check_outputs({"--report": page, "--csv": csv})
         chosen = [load_problem(problem, read_settings(settings or [])) for problem in problems]
         parsed = parse_methods(methods)
         # Single tasks are the base of delta_m; they are compared with each other only where there is nothing else.
@@ -84,7 +86,7 @@ def compare(
                 device=device,
                 precision=precision,
             )
-        _show(records, reference, report or runs / "report.html", csv)
+        _show(records, reference, page, csv)
 
 
 def _show(records: Sequence[Record], reference: str | None, report: Path, csv: Path | None) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from equipoise.cli.compare import Csv, Reference, write_csv
 from equipoise.cli.errors import Traceback, plain_errors
+from equipoise.cli.words import check_outputs
 
 if TYPE_CHECKING:
     from equipoise.lab.record import Record
@@ -38,6 +39,8 @@ def report(
     from equipoise.lab.results.report import write_report
 
     with plain_errors(runs[0], trace=trace):
+        page = None if markdown or figure else runs[0] / "report.html"
+        check_outputs({"--output": output or page, "--csv": csv})
         records = _records(runs)
         comparisons = group(records, reference)
         for each in without_reference(comparisons, reference):
