@@ -78,6 +78,10 @@ def test_settings_reach_the_problem(compare):
         (["--methods", "equal,equal"], "'equal' is given twice"),
         (["--set", "nothing=1"], "'nothing'"),
         (["--set", "batch_size"], "--set: wanted KEY=VALUE, found 'batch_size'"),
+        (
+            ["--set", "batch_size=4", "--set", "batch_size=8"],
+            "--set: wanted one value of 'batch_size', found '4' and '8'",
+        ),
         (["--report", "."], "--report: wanted a file, found the folder '.'"),
         (["--csv", f"{TINY}/x.csv"], "/tiny.py/x.csv': Not a directory"),
         (["--report", "a", "--csv", "./a"], "--csv: wanted another file than that of --report, found 'a' for both"),
@@ -157,6 +161,9 @@ def test_report_writes_html_or_markdown(compare, invoke):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--summary"], "--summary: wanted --markdown beside it, found none"),
+        (["--markdown", "--figure", "forest"], "--figure, --markdown: wanted one of them, found both"),
+        (["-o", "x.md"], "--output: wanted --markdown for a file that ends in .md, found 'x.md' without it"),
         (["-o", "runs"], "--output: wanted a file, found the folder 'runs'"),
         (
             ["--csv", "runs/report.html"],
@@ -164,7 +171,7 @@ def test_report_writes_html_or_markdown(compare, invoke):
         ),
     ],
 )
-def test_files_that_a_report_cannot_write_are_refused(invoke, words, said):
+def test_words_of_a_report_that_cannot_be_obeyed_are_refused(invoke, words, said):
     Path("runs").mkdir()
     result = invoke("report", "runs", *words)
     assert (result.exit_code, result.stdout) == (2, "")

@@ -39,6 +39,14 @@ def report(
     from equipoise.lab.results.report import write_report
 
     with plain_errors(runs[0], trace=trace):
+        if markdown and figure:
+            raise ValueError("--figure, --markdown: wanted one of them, found both")
+        if summary and not markdown:
+            raise ValueError("--summary: wanted --markdown beside it, found none")
+        if output is not None and output.suffix.lower() == ".md" and not markdown:
+            raise ValueError(
+                f"--output: wanted --markdown for a file that ends in .md, found {str(output)!r} without it"
+            )
         page = None if markdown or figure else runs[0] / "report.html"
         check_outputs({"--output": output or page, "--csv": csv})
         records = _records(runs)

@@ -24,13 +24,15 @@ def read_settings(words: list[str]) -> dict[str, str]:
     """``KEY=VALUE`` words by key.
 
     Raises:
-        ValueError: A word has no ``=`` or no key.
+        ValueError: A word has no ``=`` or no key, or a key is given twice.
     """
     settings: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
             raise ValueError(f"--set: wanted KEY=VALUE, found {word!r}")
+        if key in settings:
+            raise ValueError(f"--set: wanted one value of {key!r}, found {settings[key]!r} and {value!r}")
         settings[key] = value
     return settings
 
