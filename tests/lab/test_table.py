@@ -261,6 +261,14 @@ def test_a_run_that_diverged_is_read_at_no_step(make_record):
     }
 
 
+def test_an_area_under_the_curve_that_no_labels_stand_behind_is_named(make_record):
+    given = {"metric": "BinaryAUROC", "higher_is_better": True}
+    metrics = {"alpha": [0.0] * 5, "beta": [0.0, 0.4, 0.5, 0.6, 0.7]}
+    text = printed(group([make_record(metrics=metrics, **given)])[0])
+    assert "alpha: BinaryAUROC is 0 throughout, as it is where all labels are of one kind; it says nothing." in text
+    assert "beta: BinaryAUROC" not in text
+
+
 def test_every_machine_and_version_that_took_part_is_named(make_record):
     records = [make_record(seed=seed) for seed in range(3)]
     records[1].environment.update(torch="2.14.0", date="2026-01-02")

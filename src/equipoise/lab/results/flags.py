@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from equipoise.lab.record import Record
+from equipoise.lab.results.cells import metrics_of
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.selection import converged, criterion, divergence, measure, read_early
 
@@ -26,9 +27,20 @@ def flags(comparison: Comparison) -> list[str]:
         if method in comparison.runs:
             found += _unsettled(method, runs)
             found += _held(method, runs, tasks)
+    found += _meaningless(comparison)
     if not all(np.isfinite(criterion(record)).any() for record in comparison.records):
         found.append("A validation loss before training was not positive, so its run is read at the last evaluation.")
     return found
+
+
+def _meaningless(comparison: Comparison) -> Iterator[str]:
+    """Areas under the ROC curve that torchmetrics gives as 0, for want of labels of both kinds."""
+    runs = comparison.records
+    for task in comparison.tasks:
+        for name, metric in metrics_of(task).items():
+            found = [run.test.more_metrics[task.name][name] if name else run.test.metrics[task.name] for run in runs]
+            if "AUROC" in metric.name and not any(map(any, found)):
+                yield f"{task.name}: {metric.name} is 0 throughout, as it is where all labels are of one kind; it says nothing."
 
 
 def _unpaired(comparison: Comparison) -> Iterator[str]:
