@@ -78,6 +78,13 @@ def test_settings_reach_the_problem(compare):
         (["--methods", "equal,equal"], "'equal' is given twice"),
         (["--set", "nothing=1"], "'nothing'"),
         (["--set", "batch_size"], "--set: wanted KEY=VALUE, found 'batch_size'"),
+        (
+            ["--set", "batch_size=4", "--set", "batch_size=8"],
+            "--set: wanted one value of 'batch_size', found '4' and '8'",
+        ),
+        (["--report", "."], "--report: wanted a file, found the folder '.'"),
+        (["--csv", f"{TINY}/x.csv"], "/tiny.py/x.csv': Not a directory"),
+        (["--report", "a", "--csv", "./a"], "--csv: wanted another file than that of --report, found 'a' for both"),
         (["--precision", "3"], "Precision '3' is invalid"),
         (["--device", "nothing"], "nothing"),
     ],
@@ -149,6 +156,27 @@ def test_report_writes_html_or_markdown(compare, invoke):
     written = invoke("report", "runs", "--markdown", "-o", "tables.md")
     assert written.stdout == "tables: tables.md\n"
     assert Path("tables.md").read_text(encoding="utf-8") == tables.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--summary"], "--summary: wanted --markdown beside it, found none"),
+        (["--markdown", "--figure", "forest"], "--figure, --markdown: wanted one of them, found both"),
+        (["-o", "x.md"], "--output: wanted --markdown for a file that ends in .md, found 'x.md' without it"),
+        (["-o", "runs"], "--output: wanted a file, found the folder 'runs'"),
+        (
+            ["--csv", "runs/report.html"],
+            "--csv: wanted another file than that of --output, found 'runs/report.html' for both",
+        ),
+    ],
+)
+def test_words_of_a_report_that_cannot_be_obeyed_are_refused(invoke, words, said):
+    Path("runs").mkdir()
+    result = invoke("report", "runs", *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"equipoise: {said}\n"
+    assert not list(Path("runs").iterdir())
 
 
 def test_report_without_records_is_an_error(invoke):
@@ -230,6 +258,31 @@ def test_an_unknown_reference_is_refused(compare):
     result = compare("--reference", "nothing")
     assert result.exit_code == 2
     assert result.stderr == "equipoise: --reference: wanted one of equal, gradnorm; found 'nothing'\n"
+
+
+def test_a_single_task_is_no_reference_of_other_methods(compare):
+    result = compare("--methods", "rlw,single_task(task='scale_1')", "--reference", "single_task(task='scale_1')")
+    assert result.exit_code == 2
+    said = "--reference: wanted one of rlw; found \"single_task(task='scale_1')\""
+    assert result.stderr == f"equipoise: {said}\n"
+
+
+def test_equal_is_no_reference_where_it_is_not_run(compare):
+    result = compare("--methods", "rlw,si", "--reference", "equal")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "equipoise: --reference: wanted one of rlw, si; found 'equal'\n"
+
+
+def test_a_report_refuses_a_reference_that_no_run_has_and_names_the_tables_that_lack_it(compare, invoke):
+    assert compare().exit_code == 0
+    refused = invoke("report", "runs", "--reference", "nothing", "--csv", "numbers.csv")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == "equipoise: reference: wanted one of equal, gradnorm; found 'nothing'\n"
+    assert not Path("numbers.csv").exists()
+    assert compare("--methods", "equal", "--set", "batch_size=4").exit_code == 0
+    found = invoke("report", "runs", "--reference", "gradnorm")
+    assert found.exit_code == 0
+    assert found.stderr == "equipoise: tiny(batch_size=4): no run of gradnorm; compared with equal\n"
 
 
 def test_a_figure_alone_is_an_svg(compare, invoke):

@@ -71,6 +71,18 @@ def test_data_that_are_not_finite_are_refused_by_split_task_and_row(part, name, 
         run(problem, specify(problem, Method("equal"), 0))
 
 
+def test_the_remedy_for_a_missing_label_is_named(monkeypatch):
+    problem = load_problem(TINY)
+    split = problem.splits().train
+    split.targets["scale_10"][7] = math.nan
+    changed(problem, monkeypatch, train=split)
+    with pytest.raises(ValueError, match=r"in row 7; where 'scale_10' has no label, say so in Split.labelled$"):
+        run(problem, specify(problem, Method("equal"), 0))
+    there = torch.arange(len(split)) != 7
+    changed(problem, monkeypatch, train=replace(split, labelled={"scale_10": there}))
+    assert run(problem, specify(problem, Method("equal"), 0, steps=2)).diverged is None
+
+
 def test_several_rows_are_counted(monkeypatch):
     problem = load_problem(TINY)
     split = problem.splits().train

@@ -173,6 +173,36 @@ def test_the_same_problem_twice_is_refused(store):
         compare([load_problem(TINY), load_problem(TINY)], METHODS, [0], 5, store=store, jobs=1)
 
 
+@pytest.fixture
+def namesakes(tmp_path):
+    """Two problem files of one name, in folders of their own, that train different networks."""
+    found = []
+    for folder, width in (("first", 6), ("second", 7)):
+        path = tmp_path / folder / "mine.py"
+        path.parent.mkdir()
+        path.write_text(
+            TINY.read_text().replace("nn.Linear(6, 5)", f"nn.Linear({width}, 5)").replace("(4, 6)", f"(4, {width})")
+        )
+        found.append(path)
+    return found
+
+
+def test_of_two_files_of_one_name_each_problem_keeps_its_own(namesakes, store):
+    problems = [load_problem(path) for path in namesakes]
+    records = [compare([one], METHODS[:1], [0], 5, store=store, jobs=1)[0] for one in problems]
+    assert [record.spec.code for record in records] == [code_digest(str(path)) for path in namesakes]
+    assert records[0].test != records[1].test
+
+
+def test_two_files_of_one_name_in_one_comparison_are_refused(namesakes, store):
+    problems = [load_problem(path) for path in namesakes]
+    with pytest.raises(
+        ValueError, match=r"problems: wanted one file of the name 'mine', found .*first/mine.py and .*second/m"
+    ):
+        compare(problems, METHODS[:1], [0], 5, store=store, jobs=1)
+    assert not store.folder.exists()
+
+
 def breaks(what):
     return load_problem(TINY, {"on_training": what})
 

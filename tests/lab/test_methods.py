@@ -47,6 +47,17 @@ def test_a_list_with_settings_is_read():
     assert parse_methods(",".join(map(str, methods))) == methods
 
 
+class WithoutAnnotation(Equal):
+    def __init__(self, tasks, *, decay=0.9):
+        super().__init__(tasks)
+
+
+def test_a_setting_without_annotation_is_named(monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", (WithoutAnnotation, "a method of one's own"))
+    with pytest.raises(ValueError, match="method 'mine': wanted an annotation of its setting 'decay', found none"):
+        Method("mine", {"decay": 0.5})
+
+
 def test_settings_equal_to_the_default_are_no_settings():
     assert parse_methods("gradnorm(alpha=1.5, every=1)") == parse_methods("gradnorm")
     assert str(Method("gradnorm", {"lr": 1, "alpha": 2})) == "gradnorm(alpha=2.0, lr=1.0)"

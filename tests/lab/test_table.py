@@ -193,6 +193,82 @@ def test_there_is_no_command_where_none_makes_these_runs(make_record):
     assert command(replace(searched, command="equipoise study mine.py")) == "equipoise study mine.py"
 
 
+@pytest.fixture
+def unpaired(make_record):
+    """Equal weights with seeds 0 to 2, GradNorm with seeds 1 to 5, and single tasks with seeds 0 to 5 and 0 to 4."""
+    alone = {task: {"method_settings": {"task": task}} for task in ("alpha", "beta")}
+    records = [make_record("equal", seed) for seed in range(3)]
+    records += [make_record("gradnorm", seed) for seed in range(1, 6)]
+    records += [make_record("single_task", seed, **alone["alpha"]) for seed in range(6)]
+    records += [make_record("single_task", seed, **alone["beta"]) for seed in range(5)]
+    return group(records)[0]
+
+
+def test_seeds_that_methods_do_not_share_are_named(unpaired):
+    said = "gradnorm: values are means over its own 5 seeds, differences from equal over the 2 that both have; equal has 3."
+    alone = (
+        "single_task(task='beta'): no run with seed 5; changes against single-task training are over the other seeds."
+    )
+    assert said in printed(unpaired)
+    assert alone in printed(unpaired)
+    assert f"- {said}" in to_markdown(unpaired)
+    assert command(unpaired) == ""
+
+
+def test_the_csv_counts_the_seeds_of_a_difference(unpaired):
+    lines = list(csv.DictReader(io.StringIO(to_csv([unpaired]))))
+    of = {line["row"]: (line["n"], line["difference_n"]) for line in lines if line["method"] == "gradnorm"}
+    assert of["alpha"] == ("5", "2")
+    assert of["change against equal"] == ("2", "2")
+    assert of["delta_m, change against single-task training"][0] == "4"
+    assert of["time per training step"] == ("5", "")
+
+
+def test_single_tasks_that_lack_others_are_named(make_record):
+    alone = make_record("single_task", method_settings={"task": "alpha"})
+    text = printed(group([make_record(), alone])[0])
+    said = "There are runs of single_task(task='alpha'), but none of beta alone: changes against single-task training are left"
+    assert said in text
+
+
+def test_a_run_of_a_single_task_that_diverged_is_named(make_record):
+    broken = {"alpha": [1.0] * 5, "beta": [1.0, math.nan, 1.0, 1.0, 1.0]}
+    given = {"alpha": {}, "beta": {"test": broken}}
+    alone = [make_record("single_task", method_settings={"task": task}, **losses) for task, losses in given.items()]
+    text = printed(group([make_record(), *alone])[0])
+    assert "single_task(task='beta'), seed 0: diverged; a loss was not finite at step 10." in text
+
+
+@pytest.mark.parametrize(("end", "said"), [(0.5, "made them no better"), (0.6, "made them worse")])
+def test_what_followed_an_early_reading_is_told_as_it_is(end, said, make_record):
+    validation = {"alpha": [1.0, 0.5, *[end] * 9], "beta": [1.0] * 11}
+    early = make_record(steps=100, validation=validation)
+    assert f"equal: 1 of 1 runs are read before a fifth of their steps; what followed {said}." in printed(
+        group([early])[0]
+    )
+
+
+def test_a_run_that_diverged_is_read_at_no_step(make_record):
+    broken = {"alpha": [1.0, math.nan, 1.0, 1.0, 1.0], "beta": [1.0] * 5}
+    early = {"alpha": [1.0, 0.1, 0.9, 0.9, 0.9], "beta": [1.0] * 5}
+    late = {"alpha": [1.0, 0.9, 0.9, 0.1, 0.9], "beta": [1.0] * 5}
+    records = [make_record("equal", 0, validation=late), make_record("equal", 1, validation=early, test=broken)]
+    records.append(make_record("gradnorm", 0, test=broken))
+    lines = list(csv.DictReader(io.StringIO(to_csv(group(records)))))
+    assert {line["method"]: line["note"] for line in lines if line["row"] == "read at step"} == {
+        "equal": "30",
+        "gradnorm": "none",
+    }
+
+
+def test_an_area_under_the_curve_that_no_labels_stand_behind_is_named(make_record):
+    given = {"metric": "BinaryAUROC", "higher_is_better": True}
+    metrics = {"alpha": [0.0] * 5, "beta": [0.0, 0.4, 0.5, 0.6, 0.7]}
+    text = printed(group([make_record(metrics=metrics, **given)])[0])
+    assert "alpha: BinaryAUROC is 0 throughout, as it is where all labels are of one kind; it says nothing." in text
+    assert "beta: BinaryAUROC" not in text
+
+
 def test_every_machine_and_version_that_took_part_is_named(make_record):
     records = [make_record(seed=seed) for seed in range(3)]
     records[1].environment.update(torch="2.14.0", date="2026-01-02")

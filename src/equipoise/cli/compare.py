@@ -10,13 +10,18 @@ import typer
 
 from equipoise.cli.errors import Traceback, plain_errors
 from equipoise.cli.progress import Progress, console
-from equipoise.cli.words import read_settings
+from equipoise.cli.words import check_outputs, read_settings
 
 if TYPE_CHECKING:
     from equipoise.lab.record import Record
     from equipoise.lab.results.comparison import Comparison
 
-Reference = Annotated[str, typer.Option(metavar="METHOD", help="The method that the others are compared with.")]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD", help="The method that the others are compared with; equal, or the first, if omitted."
+    ),
+]
 Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the numbers of the tables to a CSV file.")]
 
 Cluster = Annotated[
@@ -28,7 +33,7 @@ Cluster = Annotated[
 def compare(
     problems: Annotated[list[str], typer.Argument(metavar="PROBLEM...", help="Problems by name, or Python files.")],
     methods: Annotated[str, typer.Option(help="Methods, for instance 'equal,gradnorm(alpha=0.5)'.")] = "equal,gradnorm",
-    reference: Reference = "equal",
+    reference: Reference = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, counted from 0, the same for every method.")] = 5,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps; the problem's own number if omitted.")
@@ -59,10 +64,14 @@ def compare(
     from equipoise.lab.store.store import Store
 
     with plain_errors(runs, trace=trace):
+        page = report or runs / "report.html"
+        check_outputs({"--report": page, "--csv": csv})
         chosen = [load_problem(problem, read_settings(settings or [])) for problem in problems]
         parsed = parse_methods(methods)
-        if reference not in [name for method in parsed for name in (method.name, str(method))] and reference != "equal":
-            raise ValueError(f"--reference: wanted one of {', '.join(map(str, parsed))}; found {reference!r}")
+        # Single tasks are the base of delta_m; they are compared with each other only where there is nothing else.
+        compared = [method for method in parsed if method.name != "single_task"] or parsed
+        if reference is not None and reference not in [name for one in compared for name in (one.name, str(one))]:
+            raise ValueError(f"--reference: wanted one of {', '.join(map(str, compared))}; found {reference!r}")
         total = sum(problem.steps if steps is None else steps for problem in chosen) * len(parsed) * seeds
         with Progress(len(chosen) * len(parsed) * seeds, total) as progress:
             records = run_comparison(
@@ -77,10 +86,10 @@ def compare(
                 device=device,
                 precision=precision,
             )
-        _show(records, reference, report or runs / "report.html", csv)
+        _show(records, reference, page, csv)
 
 
-def _show(records: Sequence[Record], reference: str, report: Path, csv: Path | None) -> None:
+def _show(records: Sequence[Record], reference: str | None, report: Path, csv: Path | None) -> None:
     """Print the tables, write the files, and end with exit status 1 if a run diverged."""
     from equipoise.lab.printable import inert
     from equipoise.lab.results.comparison import group, method_label

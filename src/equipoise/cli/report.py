@@ -10,6 +10,7 @@ import typer
 
 from equipoise.cli.compare import Csv, Reference, write_csv
 from equipoise.cli.errors import Traceback, plain_errors
+from equipoise.cli.words import check_outputs
 
 if TYPE_CHECKING:
     from equipoise.lab.record import Record
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of the records.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
-    reference: Reference = "equal",
+    reference: Reference = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Write the tables as Markdown instead, without -o to standard output.")
     ] = False,
@@ -31,14 +32,29 @@ def report(
     trace: Traceback = False,
 ) -> None:
     """Write the report on all records of some folders (report.html in the first of them if -o is omitted)."""
-    from equipoise.lab.results.comparison import group
+    from equipoise.lab.printable import inert
+    from equipoise.lab.results.comparison import group, without_reference
     from equipoise.lab.results.forest import to_svg
     from equipoise.lab.results.markdown import to_document
     from equipoise.lab.results.report import write_report
 
     with plain_errors(runs[0], trace=trace):
+        if markdown and figure:
+            raise ValueError("--figure, --markdown: wanted one of them, found both")
+        if summary and not markdown:
+            raise ValueError("--summary: wanted --markdown beside it, found none")
+        if output is not None and output.suffix.lower() == ".md" and not markdown:
+            raise ValueError(
+                f"--output: wanted --markdown for a file that ends in .md, found {str(output)!r} without it"
+            )
+        page = None if markdown or figure else runs[0] / "report.html"
+        check_outputs({"--output": output or page, "--csv": csv})
         records = _records(runs)
         comparisons = group(records, reference)
+        for each in without_reference(comparisons, reference):
+            typer.echo(
+                inert(f"equipoise: {each.title}: no run of {reference}; compared with {each.reference}"), err=True
+            )
         write_csv(comparisons, csv)
         if figure:
             _write(output, to_svg(_only(comparisons), alone=True), figure)

@@ -12,6 +12,7 @@ import typer
 from equipoise.cli.compare import Cluster
 from equipoise.cli.errors import Traceback, plain_errors
 from equipoise.cli.progress import Progress, console
+from equipoise.cli.words import check_outputs
 
 
 def study(
@@ -40,6 +41,8 @@ def study(
 
     folder = runs or Path("runs") / file.stem
     with plain_errors(folder, trace=trace):
+        for name in ("report.html", "report.md"):
+            check_outputs({"--runs": folder / name})
         declared = load_study(file)
         number = number_of_runs(declared)
         steps = [problem.steps if declared.steps is None else declared.steps for problem in declared.problems]

@@ -52,6 +52,15 @@ def test_the_command_prints_the_tables_and_writes_both_reports(invoke, tmp_path)
     assert again.stdout == result.stdout
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_run(invoke):
+    result = invoke("mine.py", "--runs", "mine.py")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        "equipoise: --runs: wanted a file that can be written, found 'mine.py/report.html': "
+    )
+    assert len(result.stderr.splitlines()) == 1
+
+
 SETS = """
 from equipoise.lab import Candidate, Range, Study, load_problem
 

@@ -201,7 +201,19 @@ def test_a_run_that_diverges_is_the_worst_trial(tmp_path):
     [
         ({"methods": []}, "wanted methods, found none"),
         ({"expectation": ""}, "wanted expectation, found none"),
-        ({"trials": 0}, "trials: wanted at least 1"),
+        ({"trials": 0}, "trials: wanted at least 1, a whole number; found 0"),
+        ({"trials": "3"}, "trials: wanted at least 1, a whole number; found '3'"),
+        ({"methods": [Candidate("equal", trials=0.5)]}, "trials: wanted at least 1, a whole number; found 0.5"),
+        ({"steps": 0}, "steps: wanted at least 1, a whole number; found 0"),
+        ({"seeds": [101, 101]}, "^seeds: 101 occurs twice"),
+        ({"tuning_seeds": [0, 0]}, "tuning_seeds: 0 occurs twice"),
+        ({"seeds": [-5]}, r"^seeds: wanted whole numbers from 0 to 2\*\*32 - 1, found -5"),
+        ({"problems": [load_problem(TINY), load_problem(TINY)]}, "problems: tiny occurs twice"),
+        ({"space": {"learning_rate": []}}, r"space of 'learning_rate': wanted a Range, .* list of choices, found \[\]"),
+        ({"space": {"learning_rate": 0.1}}, "space of 'learning_rate': wanted a Range, .* list of choices, found 0.1"),
+        ({"space": {"learning_rate": Range(-1.0, 0.1)}}, "learning_rate: wanted a positive, finite number, found -1.0"),
+        ({"space": {"batch_size": Range(4, 16)}}, "setting 'batch_size' of problem 'Tiny': wanted int, found 4.0"),
+        ({"space": {"warmup": [0, 6]}}, "warmup: wanted at least 0 and fewer than the 6 steps of the run, found 6"),
         ({"seeds": [1, 2]}, "seeds: 1 serves for tuning too"),
         ({"figures": ["costs"]}, "unknown figure 'costs': did you mean 'cost'"),
         ({"reference": "equl"}, "unknown method in reference 'equl': did you mean 'equal'"),
@@ -225,11 +237,20 @@ def test_a_study_that_cannot_be_carried_out_is_refused(changes, message):
         (("gradnrom",), "unknown method 'gradnrom'"),
         (("gradnorm", {"alpa": 1}), "unknown setting of method 'gradnorm' 'alpa'"),
         (("gradnorm", {"alpha": 1}, {"alpha": [1]}), "'alpha' is both fixed and searched"),
+        (("gradnorm", {}, {"alpha": [0.5, "a"]}), "setting 'alpha' of method 'gradnorm': wanted float, found 'a'"),
+        (("gradnorm", {}, {"alpha": ()}), r"space of 'alpha': wanted .* a list of choices, found \(\)"),
     ],
 )
 def test_a_method_that_is_not_known_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         Candidate(*given)
+
+
+def test_a_value_that_a_method_refuses_is_known_before_the_first_run(tmp_path):
+    study = declared(methods=[Candidate("equal"), Candidate("gradnorm", space={"alpha": [0.5, -1.0]})])
+    with pytest.raises(ValueError, match=r"method 'gradnorm\(alpha=-1.0\)': .*alpha"):
+        run_study(study, store=Store(tmp_path / "runs"), jobs=1)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("ends", [(1.0, 1.0, False), (2.0, 1.0, False), (0.0, 1.0, True)])

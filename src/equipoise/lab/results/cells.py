@@ -168,7 +168,9 @@ def compared(ours: Readings, theirs: Readings | None, higher_is_better: bool) ->
 
 
 def _mean(values: Sequence[Values]) -> dict[int, float]:
-    return {seed: statistics.fmean(each[seed] for each in values) for seed in values[0]}
+    """The mean over the quantities, of the seeds that all of them have."""
+    common = [seed for seed in values[0] if all(seed in each for each in values)]
+    return {seed: statistics.fmean(each[seed] for each in values) for seed in common}
 
 
 def _side(difference: Estimate, higher_is_better: bool) -> Verdict:

@@ -61,27 +61,41 @@ class Comparison:
         return sorted({seed for runs in self.runs.values() for seed in runs})
 
 
-def group(records: Iterable[Record], reference: str = "equal") -> list[Comparison]:
+def group(records: Iterable[Record], reference: str | None = None) -> list[Comparison]:
     """Sorts runs into comparisons, so that different settings, budgets or code are never averaged together.
 
     Args:
         records: Runs, in any order.
-        reference: Method (or label) that the others are compared with. Where a comparison lacks it, its first method
-            takes its place.
+        reference: Method (or label) that the others are compared with; None: equal weights. Where a comparison lacks it, its
+            first method takes its place.
 
     Returns:
         The comparisons in the order of their first records, those of older code last.
 
     Raises:
-        ValueError: If the same run occurs twice, or runs that should agree on their tasks or steps do not.
+        ValueError: If the same run occurs twice, runs that should agree on their tasks or steps do not, or no comparison has
+            the method that is named as the reference.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(common_settings(record.spec), []).append(record)
-    found = _titled([_comparison(runs, reference) for runs in groups.values()])
+    found = _titled([_comparison(runs, reference or "equal") for runs in groups.values()])
+    labels = dict.fromkeys(label for comparison in found for label in comparison.runs)
+    if found and reference is not None and not any(_is_reference(each, reference) for each in found):
+        raise ValueError(f"reference: wanted one of {', '.join(labels)}; found {reference!r}")
     newest = {_settings(comparison): comparison for comparison in sorted(found, key=_date)}
     dated = [replace(each, older=each is not newest[_settings(each)]) for each in found]
     return sorted(dated, key=lambda comparison: comparison.older)
+
+
+def without_reference(comparisons: Iterable[Comparison], reference: str | None) -> list[Comparison]:
+    """The comparisons that lack the method named as the reference, so that another one takes its place."""
+    return [each for each in comparisons if reference is not None and not _is_reference(each, reference)]
+
+
+def _is_reference(comparison: Comparison, reference: str) -> bool:
+    first = next(iter(comparison.runs[comparison.reference].values()))
+    return reference in (comparison.reference, first.spec.method)
 
 
 def common_settings(spec: RunSpec) -> str:

@@ -17,6 +17,7 @@ _COLUMNS = [
     *(
         "difference",
         "difference_half_width",
+        "difference_n",
         "p_holm",
         "mark",
         "no_mark_because",
@@ -28,7 +29,11 @@ _COLUMNS = [
 
 
 def to_csv(comparisons: Iterable[Comparison]) -> str:
-    """All numbers of the tables, unrounded: half-widths are those of 95 % t-intervals; a number that is not there is empty."""
+    """All numbers of the tables, unrounded; a number that is not there is empty.
+
+    Half-widths are those of 95 % t-intervals. ``n`` is the number of seeds behind the value, and ``difference_n`` the number
+    of those that the method and the reference have in common.
+    """
     text = io.StringIO()
     table = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     table.writeheader()
@@ -48,10 +53,11 @@ def _lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "unit": row.unit,
                 "better": better,
                 "method": method,
-                "n": len(runs),
+                "n": cell.value.n or len(runs),
                 "p_holm": cell.p_value,
                 **_numbers("value", cell.value),
                 **_numbers("difference", cell.difference),
+                "difference_n": cell.difference.n if cell.difference else None,
                 **_numbers("last_value", cell.last),
                 **_numbers("last_difference", cell.last_difference),
                 "mark": cell.verdict,

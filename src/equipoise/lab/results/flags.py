@@ -7,26 +7,65 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from equipoise.lab.record import Record
+from equipoise.lab.results.cells import metrics_of
 from equipoise.lab.results.comparison import Comparison
 from equipoise.lab.results.selection import converged, criterion, divergence, measure, read_early
 
 
 def flags(comparison: Comparison) -> list[str]:
-    """Runs that diverged, that were read early, that have not converged, steps left out, and weights held at a bound."""
-    found = []
-    for method, runs in comparison.runs.items():
+    """Seeds without a partner, runs that diverged, were read early or have not converged, steps left out, weights held."""
+    found = list(_unpaired(comparison))
+    tasks = [task.name for task in comparison.tasks]
+    alone = {f"single_task(task={task!r})": runs for task, runs in comparison.single_task.items()}
+    if lacking := [task for task in tasks if comparison.single_task and task not in comparison.single_task]:
+        found.append(
+            f"There are runs of {', '.join(alone)}, but none of {', '.join(lacking)} alone: changes against single-task "
+            "training are left out."
+        )
+    for method, runs in {**comparison.runs, **alone}.items():
         found += [f"{method}, seed {seed}: diverged; {why}." for seed, run in runs.items() if (why := divergence(run))]
-        found += _unsettled(method, runs)
-        found += _held(method, runs, [task.name for task in comparison.tasks])
+        if method in comparison.runs:
+            found += _unsettled(method, runs)
+            found += _held(method, runs, tasks)
+    found += _meaningless(comparison)
     if not all(np.isfinite(criterion(record)).any() for record in comparison.records):
         found.append("A validation loss before training was not positive, so its run is read at the last evaluation.")
     return found
 
 
+def _meaningless(comparison: Comparison) -> Iterator[str]:
+    """Areas under the ROC curve that torchmetrics gives as 0, for want of labels of both kinds."""
+    runs = comparison.records
+    for task in comparison.tasks:
+        for name, metric in metrics_of(task).items():
+            found = [run.test.more_metrics[task.name][name] if name else run.test.metrics[task.name] for run in runs]
+            if "AUROC" in metric.name and not any(map(any, found)):
+                yield f"{task.name}: {metric.name} is 0 throughout, as it is where all labels are of one kind; it says nothing."
+
+
+def _unpaired(comparison: Comparison) -> Iterator[str]:
+    """The methods whose seeds are not those of the reference, and over how many the differences are taken."""
+    reference = comparison.runs[comparison.reference]
+    for method, runs in comparison.runs.items():
+        if runs.keys() != reference.keys():
+            yield (
+                f"{method}: values are means over its own {len(runs)} seeds, differences from {comparison.reference} over the "
+                f"{len(runs.keys() & reference.keys())} that both have; {comparison.reference} has {len(reference)}."
+            )
+    for task, alone in comparison.single_task.items():
+        if lacking := [seed for seed in comparison.seeds if seed not in alone]:
+            yield (
+                f"single_task(task={task!r}): no run with seed {', '.join(map(str, lacking))}; changes against single-task "
+                "training are over the other seeds."
+            )
+
+
 def _unsettled(method: str, runs: Mapping[int, Record]) -> Iterator[str]:
     sound = [run for run in runs.values() if not divergence(run)]
-    if early := sum(map(read_early, sound)):
-        yield f"{method}: {early} of {len(runs)} runs are read before a fifth of their steps; what followed made them worse."
+    if early := [run for run in sound if read_early(run)]:
+        worse = all(criterion(run)[-1] > np.nanmin(criterion(run)) for run in early)
+        followed = "what followed made them worse" if worse else "what followed made them no better"
+        yield f"{method}: {len(early)} of {len(runs)} runs are read before a fifth of their steps; {followed}."
     if falling := sum(converged(run) is False for run in sound):
         yield (
             f"{method}: {falling} of {len(runs)} runs have not converged: their smallest {measure(sound[0], 'validation')} "

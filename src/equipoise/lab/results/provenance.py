@@ -44,7 +44,7 @@ def command(comparison: Comparison) -> str:
 
     A problem that the library does not know is a file in the working folder. No ``equipoise compare`` makes runs that differ in
     more than method and seed, as after a search of each method's learning rate; nor those of a method whose settings depend on
-    the seed; nor runs that were trained together; nor seeds that are not counted from 0.
+    the seed; nor runs that were trained together; nor seeds that are not counted from 0 or not the same for all methods.
     """
     if comparison.command:
         return comparison.command
@@ -53,7 +53,8 @@ def command(comparison: Comparison) -> str:
     spec = of_methods[0][0].spec
     differ = {common_settings(record.spec) for records in of_methods for record in records} != {common_settings(spec)}
     seeds = comparison.seeds
-    if differ or spec.vectorized or any(len(each) > 1 for each in written) or seeds != list(range(len(seeds))):
+    unpaired = any({record.spec.seed for record in records} != set(range(len(seeds))) for records in of_methods)
+    if differ or unpaired or spec.vectorized or any(len(each) > 1 for each in written):
         return ""
     known = PROBLEMS.get(spec.problem)
     defaults = {field.name: field.default for field in fields(known)} if known else {}

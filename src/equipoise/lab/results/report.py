@@ -35,16 +35,16 @@ from equipoise.lab.results.rows import summarise
 _ASSETS = Path(__file__).parent / "assets"
 
 
-def write_report(records: Iterable[Record], path: Path, reference: str = "equal") -> None:
+def write_report(records: Iterable[Record], path: Path, reference: str | None = None) -> None:
     """Write the report on runs: one self-contained HTML file, which opens anywhere and loads nothing.
 
     Args:
         records: Runs of any number of problems; `group` sorts them into comparisons.
         path: The file. Its folder is made if need be.
-        reference: The method that the others are compared with.
+        reference: The method that the others are compared with; see `group`.
 
     Raises:
-        ValueError: There are no records, or they contradict each other.
+        ValueError: There are no records, they contradict each other, or none is of the reference.
     """
     comparisons = group(records, reference)
     if not comparisons:

@@ -21,7 +21,7 @@ from equipoise.lab.results.cells import (
 )
 from equipoise.lab.results.changes import change_rows
 from equipoise.lab.results.comparison import Comparison
-from equipoise.lab.results.selection import converged, read_at, read_early
+from equipoise.lab.results.selection import converged, diverged_at, read_at, read_early
 from equipoise.lab.results.statistics import CONFIDENCE, estimate, holm
 
 
@@ -98,7 +98,8 @@ def _run_rows(comparison: Comparison) -> list[Row]:
     reads, ends, times = [], [], []
     for runs in comparison.runs.values():
         records = list(runs.values())
-        reads.append(Cell(text=_range([read_at(run) for run in records]), note=_early(records)))
+        sound = [run for run in records if diverged_at(run) is None]
+        reads.append(Cell(text=_range([read_at(run) for run in sound]) if sound else "none", note=_early(sound)))
         ends.append(Cell(text=_converged(records)))
         if any(run.spec.vectorized for run in records):
             times.append(Cell(text="trained with others"))

@@ -108,7 +108,8 @@ def check_data(splits: Splits, problem: Problem) -> Splits:
         _check_labels(part, split, names)
         _check_finite(f"split {part!r}, inputs", split.inputs, None)
         for task, targets in split.targets.items():
-            _check_finite(f"split {part!r}, targets of task {task!r}", targets, split.labelled.get(task))
+            remedy = f"; where {task!r} has no label, say so in Split.labelled"
+            _check_finite(f"split {part!r}, targets of task {task!r}", targets, split.labelled.get(task), remedy)
     return splits
 
 
@@ -152,14 +153,14 @@ def _check_labels(part: str, split: Split, names: list[str]) -> None:
             raise ValueError(f"split {part!r}, task {task!r}: wanted a label, found none")
 
 
-def _check_finite(where: str, values: Tensor, there: Tensor | None) -> None:
+def _check_finite(where: str, values: Tensor, there: Tensor | None, remedy: str = "") -> None:
     finite = values.isfinite().reshape(len(values), -1).all(dim=1)
     bad = (~finite if there is None else ~finite & there).nonzero().flatten()
     if len(bad):
         row = int(bad[0])
         value = next(v for v in values[row].reshape(-1).tolist() if not math.isfinite(v))
         more = f", and in {len(bad) - 1} more rows" if len(bad) > 1 else ""
-        raise ValueError(f"{where}: wanted finite numbers, found {value} in row {row}{more}")
+        raise ValueError(f"{where}: wanted finite numbers, found {value} in row {row}{more}{remedy}")
 
 
 def _check_batch(network: nn.Module, batch: Split, problem: Problem) -> None:

@@ -127,9 +127,8 @@ class Method:
         if self.name not in METHODS:
             raise ValueError(unknown("method", self.name, METHODS))
         known = parameters_of(self.name)
-        hints = _hints(self.name)
         owner = f"method {self.name!r}"
-        read = read_settings(owner, self.settings, {name: hints[name] for name in known})
+        read = read_settings(owner, self.settings, hints_of(self.name))
         for name, parameter in known.items():
             if parameter.default is parameter.empty and name not in read:
                 raise ValueError(f"{owner} needs the setting {name!r}")
@@ -257,9 +256,19 @@ def _balancer_of_a_fork(setting: str, text: str) -> str:
     return str(methods[0])
 
 
-def _hints(name: str) -> dict[str, Any]:
+def hints_of(name: str) -> dict[str, Any]:
+    """The annotation of every setting of a method.
+
+    Raises:
+        ValueError: A setting has none.
+    """
     factory, _ = METHODS[name]
-    return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    known = parameters_of(name)
+    for setting in known:
+        if setting not in hints:
+            raise ValueError(f"method {name!r}: wanted an annotation of its setting {setting!r}, found none")
+    return {setting: hints[setting] for setting in known}
 
 
 def _read_method(node: ast.expr) -> Method:

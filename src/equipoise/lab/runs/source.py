@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -95,14 +96,31 @@ def title_of(problem: Problem) -> str:
     return written(Path(source_of(problem)).stem, differing)
 
 
+def check_names(problems: Iterable[Problem]) -> None:
+    """Refuse two files of one name, for tables, reports and records call a problem by the name of its file.
+
+    Raises:
+        ValueError: Two problems come from files of one name in different folders.
+    """
+    sources: dict[str, str] = {}
+    for source in map(source_of, problems):
+        name = Path(source).stem
+        if sources.setdefault(name, source) != source:
+            raise ValueError(f"problems: wanted one file of the name {name!r}, found {sources[name]} and {source}")
+
+
 def _hints(cls: type[Problem]) -> dict[str, Any]:
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
 def _execute(path: Path) -> ModuleType:
-    """Import a file under a name that no other module has, from its source and never from a cached byte code."""
-    module = ModuleType(f"equipoise_problem_{path.stem}")
+    """Import a file under a name that no other module has, from its source and never from a cached byte code.
+
+    A class is found by its module's name, so that two files of one name in different folders must not share it.
+    """
+    folder = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
+    module = ModuleType(f"equipoise_problem_{path.stem}_{folder}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look up annotations there
     try:

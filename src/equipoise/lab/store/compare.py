@@ -16,7 +16,7 @@ from equipoise.lab.problem import Problem
 from equipoise.lab.record import Record, RunSpec
 from equipoise.lab.runs.checks import check_problem
 from equipoise.lab.runs.methods import Method
-from equipoise.lab.runs.source import source_of
+from equipoise.lab.runs.source import check_names, source_of
 from equipoise.lab.runs.train import specify
 from equipoise.lab.store.cluster import perform_on_cluster
 from equipoise.lab.store.codec import run_key
@@ -99,7 +99,8 @@ def compare(
         The records in the order problem, seed, method.
 
     Raises:
-        ValueError: The grid is empty or has a run twice, or a method cannot be built for a problem.
+        ValueError: The grid is empty or has a run twice, two problem files have one name, or a method cannot be built for a
+            problem.
         OSError: The folder of the store cannot be written to.
         ComparisonError: A run failed. The others were done first.
     """
@@ -239,6 +240,7 @@ def _grid(
         if not values:
             raise ValueError(f"{name}: wanted at least one, found none")
     Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]  # refuses unknown names
+    check_names(problems)
     for problem in problems:
         check_problem(problem, methods)
     grid = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from equipoise.lab.problem import Problem
@@ -17,7 +17,7 @@ from equipoise.lab.store.codec import run_key
 from equipoise.lab.store.compare import Event, complete
 from equipoise.lab.store.store import Store
 from equipoise.lab.studies.search import Run, Search, runs_of
-from equipoise.lab.studies.study import Candidate, Study
+from equipoise.lab.studies.study import Candidate, Study, corners
 
 Complete = Callable[[Sequence[Run]], Sequence[Record]]
 
@@ -86,7 +86,7 @@ def run_study(
         return [by_key[run_key(spec)] for _, spec in runs]
 
     for problem in study.problems:
-        check_problem(problem, [])
+        check_problem(problem, list(_corners(study, problem)))
     return _carry_out(study, complete_once)
 
 
@@ -174,6 +174,13 @@ def _candidates(study: Study, problem: Problem) -> list[Candidate]:
     """The methods that are searched, with a single task each where all are asked for."""
     searched = [candidate for candidate in study.methods if not candidate.averaged_from]
     return [one for candidate in searched for one in _expanded(candidate, problem)]
+
+
+def _corners(study: Study, problem: Problem) -> Iterator[Method]:
+    """The methods with settings from all ends of their search spaces, so that what a method refuses is known beforehand."""
+    for candidate in _candidates(study, problem):
+        for point in corners(candidate.space, len(problem.tasks)):
+            yield Method(candidate.method, {**candidate.settings, **point})
 
 
 def _expanded(candidate: Candidate, problem: Problem) -> list[Candidate]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from typing import Any, Literal
 
 from equipoise.lab.problem import Problem
-from equipoise.lab.runs.methods import METHODS, parameters_of
-from equipoise.lab.settings import unknown, written
+from equipoise.lab.runs.checks import check_settings
+from equipoise.lab.runs.methods import METHODS, hints_of, parameters_of
+from equipoise.lab.runs.source import check_names, settings_of, title_of
+from equipoise.lab.settings import read_settings, unknown, written
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,23 @@ Space = Range | Simplex | Sequence[Any]
 """The search space of one setting: a range, weights, or a list of choices."""
 
 
+def corners(spaces: Mapping[str, Space], tasks: int) -> Iterator[dict[str, Any]]:
+    """Settings out of their spaces, in all combinations: of a range its ends, of a list every choice, and equal weights."""
+    for name, space in spaces.items():
+        if not isinstance(space, Range | Simplex) and (
+            isinstance(space, str) or not isinstance(space, Sequence) or not len(space)
+        ):
+            raise ValueError(f"space of {name!r}: wanted a Range, a Simplex or a list of choices, found {space!r}")
+    ends = [_ends(space, tasks) for space in spaces.values()]
+    return (dict(zip(spaces, values, strict=True)) for values in product(*ends))
+
+
+def _ends(space: Space, tasks: int) -> Sequence[Any]:
+    if isinstance(space, Range):
+        return [float(space.low), float(space.high)]
+    return [(1.0,) * tasks] if isinstance(space, Simplex) else space
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A method of a study with the search space of its own settings.
@@ -67,7 +87,7 @@ class Candidate:
             averaged over the run, as static ones (GradNorm Static). Nothing more is searched.
 
     Raises:
-        ValueError: The method or a setting is unknown, or a setting is both fixed and searched.
+        ValueError: The method or a setting is unknown, a setting is both fixed and searched, or a value does not fit.
     """
 
     method: str
@@ -85,6 +105,8 @@ class Candidate:
                 raise ValueError(unknown(f"setting of method {self.method!r}", name, parameters_of(self.method)))
         if both := self.settings.keys() & self.space.keys():
             raise ValueError(f"method {self.method!r}: {min(both)!r} is both fixed and searched")
+        for point in corners(self.space, 1):
+            read_settings(f"method {self.method!r}", {**self.settings, **point}, hints_of(self.method))
         if self.averaged_from and self.method != "static":
             raise ValueError(f"averaged_from: wanted the method 'static', found {self.method!r}")
         if not self.label:
@@ -117,7 +139,8 @@ class Study:
         precision: Fabric's precision.
 
     Raises:
-        ValueError: Something is missing, occurs twice or is unknown, or a seed serves for tuning and for the final runs.
+        ValueError: Something is missing, occurs twice, is unknown or out of range, or a seed serves for tuning and for the
+            final runs.
     """
 
     title: str
@@ -141,8 +164,14 @@ class Study:
         for name in ("title", "expectation", "problems", "methods", "tuning_seeds", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"study: wanted {name}, found none")
-        if self.trials < 1 or any(c.trials is not None and c.trials < 1 for c in self.methods):
-            raise ValueError("trials: wanted at least 1")
+        own = [candidate.trials for candidate in self.methods if candidate.trials is not None]
+        for trials in [self.trials, *own]:
+            if not _is_whole(trials) or trials < 1:
+                raise ValueError(f"trials: wanted at least 1, a whole number; found {trials!r}")
+        if self.steps is not None and (not _is_whole(self.steps) or self.steps < 1):
+            raise ValueError(f"steps: wanted at least 1, a whole number; found {self.steps!r}")
+        _check_seeds("tuning_seeds", self.tuning_seeds)
+        _check_seeds("seeds", self.seeds)
         if both := set(self.tuning_seeds) & set(self.seeds):
             raise ValueError(f"seeds: {min(both)} serves for tuning too; wanted others for the final runs")
         if self.vectorized and self.sampler != "sobol":
@@ -161,8 +190,32 @@ class Study:
                 raise ValueError(unknown("figure", figure, ("cost", "trials")))
         if self.reference not in labels:
             raise ValueError(unknown("method in reference", self.reference, labels))
+        self._check_problems()
+
+    def _check_problems(self) -> None:
         for problem in self.problems:
             for name in self.space:
                 known = [field.name for field in fields(problem)]
                 if name not in known or name == "steps":
                     raise ValueError(unknown(f"setting of problem {type(problem).__name__!r} in space", name, known))
+            for point in corners(self.space, 1):
+                changed = replace(problem, **point)
+                settings_of(changed)
+                check_settings(changed, problem.steps if self.steps is None else self.steps)
+        check_names(self.problems)
+        titles = [title_of(problem) for problem in self.problems]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"problems: {title} occurs twice")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_seeds(name: str, seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        if not _is_whole(seed) or not 0 <= seed < 2**32:
+            raise ValueError(f"{name}: wanted whole numbers from 0 to 2**32 - 1, found {seed!r}")
+        if list(seeds).count(seed) > 1:
+            raise ValueError(f"{name}: {seed} occurs twice")
