@@ -24,9 +24,8 @@ def flags(comparison: Comparison) -> list[str]:
         )
     for method, runs in {**comparison.runs, **alone}.items():
         found += [f"{method}, seed {seed}: diverged; {why}." for seed, run in runs.items() if (why := divergence(run))]
-        if method in comparison.runs:
-            found += _unsettled(method, runs)
-            found += _held(method, runs, tasks)
+        found += _unsettled(method, runs)
+        found += _held(method, runs, tasks)
     found += _meaningless(comparison)
     if not all(np.isfinite(criterion(record)).any() for record in comparison.records):
         found.append("A validation loss before training was not positive, so its run is read at the last evaluation.")
