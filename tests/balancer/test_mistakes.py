@@ -251,7 +251,7 @@ def _note(change):
 
         return advance
 
-    return _patch(driver, "advance", make)
+    return _patch(driver.Driver, "_advance", make)
 
 
 def _targets(change):
