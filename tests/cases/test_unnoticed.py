@@ -18,32 +18,38 @@ ABC = ("a", "b", "c")
 LACKS = {"each another": [("c",), ("b",)], "one of them": [(), ("c",)], "one has none": [ABC, ()]}
 
 
-def balanced_first(rank, world, lacks):
+def balanced_first(rank, world, lacks, at_features):
     """The weights that are balanced from the first batch, and those of the averaged gradients."""
     processes.connect()
     torch.manual_seed(0)
     network = MLP(ABC)
+    if at_features:
+        network.fork = eq.Fork(None, ABC)
     balancer = eq.GradNorm(network.fork, initial_weights="balanced")
     ((x, y),) = batches(1, ABC, units=[1.0, 10.0, 100.0])
     rows = slice(rank, None, world)
-    losses = mse(network(x[rows]), {task: target[rows] for task, target in y.items()})
-    weight = network.fork.shared_layer.weight
-    own = {task: gradient(loss, [weight]).tolist() for task, loss in losses.items() if task not in lacks[rank]}
+    below = network.trunk(x[rows])
+    outputs = {task: network.heads[task](own) for task, own in network.fork(below).items()}
+    losses = mse(outputs, {task: target[rows] for task, target in y.items()})
+    where = below if at_features else network.fork.shared_layer.weight
+    own = {task: gradient(loss, [where]).tolist() for task, loss in losses.items() if task not in lacks[rank]}
     found = [None] * world
     distributed.all_gather_object(found, own)
     balancer({task: None if task in lacks[rank] else loss for task, loss in losses.items()})
     inverse = {}
     for task in ABC:
         parts = [torch.tensor(each[task]) for each in found if task in each]
-        inverse[task] = 1 / (sum(parts) / world).norm()
+        inverse[task] = world / (torch.cat(parts) if at_features else sum(parts)).norm()
     mean = sum(inverse.values()) / len(inverse)
     return balancer.weights, torch.stack([inverse[task] / mean for task in ABC])
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("at_features", [False, True])
 @pytest.mark.parametrize("lacks", LACKS.values(), ids=LACKS)
-def test_weights_are_balanced_from_the_gradients_of_all_processes(lacks):
-    for weights, expected in processes.run(balanced_first, 2, lacks):
+def test_weights_are_balanced_from_the_gradients_of_all_processes(lacks, at_features):
+    """Each sample has features of its own, so that the squares at them add up."""
+    for weights, expected in processes.run(balanced_first, 2, lacks, at_features):
         close(weights, expected)
 
 

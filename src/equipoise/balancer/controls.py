@@ -1,4 +1,4 @@
-"""What a user and a trainer have of a balancer beside its steps: switches, its step called by others, its log and its repr."""
+"""A balancer between two steps: its switches, its step called by others, its log and its repr."""
 
 from __future__ import annotations
 
