@@ -34,3 +34,14 @@ def test_the_log_of_a_step_without_any_task_has_norms_only_where_they_are_measur
         close(each.log()["weights"], torch.ones(2))
     assert balancer.log()["gradient_norms"].isnan().all()
     assert "gradient_norms" not in names_only.log()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_number_of_losses_whose_mean_is_the_initial_loss_stays_theirs(steps):
+    balancer = eq.InverseInitialLoss(("a", "b"), initial_steps=steps)
+    for number in range(1, 6):
+        losses = {task: torch.tensor(float(number), requires_grad=True) for task in ("a", "b")}
+        balancer(losses).backward()
+        balancer.step()
+        assert balancer.initial_seen.tolist() == [min(number, steps)] * 2
+    close(balancer.initial_losses, torch.full((2,), (1 + steps) / 2))
