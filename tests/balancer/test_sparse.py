@@ -202,6 +202,21 @@ def test_a_fraction_of_a_task_without_labels_is_refused(build):
         balancer(losses_of(network, *step_data(2)), dict.fromkeys(TASKS, 1.0))
 
 
+def test_fractions_count_in_the_steps_between_two_measured_ones():
+    network, balancer = network_and(eq.GradNorm, TASKS, every=3)
+    x = torch.randn(SIZE, 6)
+    fractions = {"a": 0.5, "b": 1.0, "c": 2.0}
+    for _ in range(4):
+        losses = {task: output.square().mean() for task, output in network(x).items()}
+        total = balancer(losses, fractions)
+        expected = [
+            fractions[task] * weight * losses[task] for task, weight in zip(TASKS, balancer.weights, strict=True)
+        ]
+        close(total, sum(expected))
+        total.backward()
+        balancer.step()
+
+
 def test_fractions_of_one_change_nothing():
     network, balancer = network_and(eq.Equal, TASKS)
     losses = losses_of(network, *step_data(0))
