@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from equipoise.lab.results.changes import Changes
-from equipoise.lab.results.statistics import Estimate, estimate
-
 from . import everything
 from .contrasts import Contrast, against
 from .everything import EQUAL
@@ -24,13 +21,6 @@ def by_accuracy() -> list[Contrast]:
 def table_by_accuracy() -> str:
     """The same as a table."""
     return table(by_accuracy(), everything.of(STUDY))
-
-
-def _behind_single_tasks() -> Estimate:
-    """How far the accuracy of equal weights is behind that of networks of one task each, in %, over seeds."""
-    comparison = everything.of(STUDY)[STUDY]
-    changes = [*Changes(comparison, comparison.single_task.__getitem__).of(EQUAL).values()]
-    return estimate([sum(each[seed] for each in changes) / len(changes) for seed in changes[0]])
 
 
 def predictions() -> list[Prediction | None]:
