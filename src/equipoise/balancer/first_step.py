@@ -157,7 +157,7 @@ class FirstStep:
 
     def _look(self, source: GradientSource, losses: Mapping[str, Tensor], values: Tensor) -> None:
         """Take the references of these losses; a later look is left out where they cannot be had."""
-        dtypes = precisions(source, values)
+        dtypes = precisions(source, [values])
         self._limit, self._half = tolerance(dtypes), torch.float16 in dtypes
         try:
             self._expected = [] if self._later and self._half else references(source, losses, past=self._later)

@@ -94,7 +94,7 @@ def check(
             found += findings.in_place(source)
         found += findings.of_losses(balancer, losses)
         if expected:
-            limit = tolerance(precisions(source, given.values))
+            limit = tolerance(precisions(source, [given.values]))
             try:
                 values = source.tap(given.each, given.values) if source.taps else given.values
                 norms = measure(source, values.sum())

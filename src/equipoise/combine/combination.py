@@ -17,7 +17,7 @@ from torch import Tensor
 
 from equipoise.balancer.first_step import FirstStep
 from equipoise.engine import Fork
-from equipoise.engine.audit import look, tolerance, wrapper_of
+from equipoise.engine.audit import look, scales_of, tolerance, wrapper_of
 from equipoise.engine.node import ForkCall, ForkNode
 from equipoise.engine.probe import Probe
 from equipoise.engine.processes import BackwardCollective
@@ -141,7 +141,7 @@ class Combination:
             left_out = wrapper_of([loss], layer.values())
             try:
                 if not left_out:
-                    seen = look(fork, task, loss, targets, past=True)
+                    seen = look(fork, task, loss, targets, scales_of(fork, [loss]), past=True)
                     deviation = torch.tensor([*seen.past.values()]).max()
                     reads = ", ".join(fork.reads.format(fork.tasks[i]) for i in seen.reads)
             except RuntimeError as error:  # a part of the graph that can be used once only

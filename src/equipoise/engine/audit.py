@@ -70,17 +70,24 @@ def references(source: GradientSource, losses: Mapping[str, Tensor], *, past: bo
     if why or not any(targets.values()):
         raise RuntimeError(why or "the model was compiled as a whole, and there is no W")
     past = (past or not w) and not source.taps
-    return [look(source, task, loss, targets, past=past) for task, loss in losses.items()]
+    scales = scales_of(source, losses.values())
+    return [look(source, task, loss, targets, scales, past=past) for task, loss in losses.items()]
 
 
 def look(
-    source: GradientSource, task: str, loss: Tensor, targets: Mapping[str, Sequence[Tensor]], *, past: bool
+    source: GradientSource,
+    task: str,
+    loss: Tensor,
+    targets: Mapping[str, Sequence[Tensor]],
+    scales: Sequence[float],
+    *,
+    past: bool,
 ) -> Look:
     """Differentiate the loss of a task down to groups of tensors, by name; see `references`."""
     number, tensors = source.tasks.index(task), [tensor for group in targets.values() for tensor in group]
     places = [(i, alias) for i, aliases in source.aliases.items() for alias in aliases]
     found: list[Tensor | None] = []
-    for scale in _scales(source, loss):
+    for scale in scales:
         raw = differentiate(
             source, [loss], [*tensors, *(alias for _, alias in places)], [torch.ones_like(loss) * scale]
         )
@@ -139,7 +146,7 @@ def differentiate(
 
 def measure(source: GradientSource, total: Tensor) -> Tensor:
     """The norms ``(T,)`` that the source measures of the losses that ``total`` sums; no parameter's ``.grad`` is written."""
-    for scale in _scales(source, total):
+    for scale in scales_of(source, [total]):
         source.clear()
         if total.requires_grad:
             total.backward(torch.ones_like(total) * scale, inputs=[p.leaf for p in source._probes], retain_graph=True)
@@ -156,15 +163,16 @@ def deviations(norms: Tensor, expected: Tensor) -> Tensor:
     return (norms - expected).abs() / torch.where(larger > 0, larger, 1.0)
 
 
-def _scales(source: GradientSource, loss: Tensor) -> Sequence[float]:
-    """The factors of a loss to be tried in turn; 1 alone where no other helps, as a backward pass may not be linear."""
-    return (_HALF_SCALE, 1.0) if torch.float16 in precisions(source, loss) else (1.0,)
+def scales_of(source: GradientSource, losses: Iterable[Tensor]) -> Sequence[float]:
+    """The factors of losses to be tried in turn; 1 alone where no other helps, as a backward pass may not be linear."""
+    return (_HALF_SCALE, 1.0) if torch.float16 in precisions(source, losses) else (1.0,)
 
 
-def precisions(source: GradientSource, loss: Tensor) -> set[torch.dtype]:
+def precisions(source: GradientSource, losses: Iterable[Tensor]) -> set[torch.dtype]:
     """Those that a gradient passes through on its way from losses to W, also where autocast was on for a part of it."""
-    dtypes = {loss.dtype, *(t.dtype for t in (*source.measured_parameters.values(), *source.features))}
-    for node in _graph([loss], down_to=ForkNode.__name__):
+    losses = [*losses]
+    dtypes = {t.dtype for t in (*losses, *source.measured_parameters.values(), *source.features)}
+    for node in _graph(losses, down_to=ForkNode.__name__):
         dtypes.update(metadata.dtype for metadata in getattr(node, "_input_metadata", ()))
     return {dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex}
 
@@ -225,8 +233,8 @@ def wrapper_of(losses: Iterable[Tensor], parameters: Iterable[Tensor]) -> str:
     return ""
 
 
-def _graph(outputs: Iterable[Tensor], down_to: str = "nowhere") -> Iterator[Any]:
-    """The nodes that the outputs come from; down to those of a class that has this name."""
+def _graph(outputs: Iterable[Tensor], down_to: str | None = None) -> Iterator[Any]:
+    """The nodes that the outputs come from, or those down to the nodes of a class of this name."""
     seen: set[Any] = set()
     stack = [output.grad_fn for output in outputs]
     while stack:
@@ -234,5 +242,5 @@ def _graph(outputs: Iterable[Tensor], down_to: str = "nowhere") -> Iterator[Any]
         if node is not None and node not in seen:
             seen.add(node)
             yield node
-            if not node.name().startswith(down_to):
+            if down_to is None or not node.name().startswith(down_to):
                 stack.extend(below for below, _ in node.next_functions)

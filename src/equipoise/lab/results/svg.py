@@ -1,4 +1,4 @@
-"""What all pictures in SVG share: the frame, and the colours of text and lines.
+"""The frame of all pictures in SVG, and the colours of their text and lines.
 
 A picture has no ground of its own, and its colours can be seen on white and on black: in a page that embeds it, it follows
 the page's theme. Where it is a part of the page it takes the page's own ``--text`` and ``--quiet``.
