@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import re
 from html.parser import HTMLParser
 
 import pytest
@@ -173,7 +172,7 @@ def test_it_begins_anew_with_the_balancer():
 
 
 class Rows(HTMLParser):
-    """The cells of a table: text, width of the bar in per cent and points of the curve. Every tag must be closed."""
+    """The caption of a table and the texts of its cells. Every tag must be closed, and none may ask for a file."""
 
     def __init__(self, html):
         super().__init__()
@@ -182,20 +181,12 @@ class Rows(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
+        assert not attrs
         self.open.append(tag)
-        assert not any(value.startswith(("http", "//")) for name, value in attrs if name != "style")
         if tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th"):
-            self.rows[-1].append({"text": ""})
-        elif bar := re.search(r"width:([\d.]+)%", attributes.get("style", "")):
-            self.rows[-1][-1]["bar"] = float(bar[1])
-
-    def handle_startendtag(self, tag, attrs):
-        assert tag == "polyline"
-        points = dict(attrs)["points"].split()
-        self.rows[-1][-1]["curve"] = [tuple(map(float, point.split(","))) for point in points]
+            self.rows[-1].append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -204,7 +195,7 @@ class Rows(HTMLParser):
         if "caption" in self.open:
             self.caption += data
         elif self.rows and self.rows[-1]:
-            self.rows[-1][-1]["text"] += data.strip()
+            self.rows[-1][-1] += data.strip()
 
 
 def test_a_notebook_shows_weights_norms_and_losses():
@@ -212,83 +203,33 @@ def test_a_notebook_shows_weights_norms_and_losses():
     train(network, balancer, batches(4, TASKS, units=[1.0, 5.0, 30.0]))
     html = Rows(balancer._repr_html_())
     head, *rows = html.rows
-    assert [cell["text"] for cell in head] == ["task", "weight", "", "gradient norm", "loss"]
+    assert head == ["task", "weight", "gradient norm", "loss"]
     assert "GradNorm(" in html.caption
     assert "alpha=0.5" in html.caption
     scalars, weights = balancer.scalars(), balancer.weights.tolist()
+    assert len(set(weights)) == 3
     for task, weight, row in zip(TASKS, weights, rows, strict=True):
         numbers = [weight, scalars[f"gradient_norm/{task}"], scalars[f"loss/{task}"]]
-        assert [row[0]["text"], row[1]["text"], row[3]["text"], row[4]["text"]] == [
-            task,
-            *(f"{n:.4g}" for n in numbers),
-        ]
-        assert row[2]["bar"] == pytest.approx(100 * weight / max(weights), abs=0.1)
-    assert len({row[2]["bar"] for row in rows}) == 3
-
-
-def test_the_table_has_the_course_of_the_weights_where_it_is_kept():
-    _, balancer, seen = trained(steps=5)
-    head, *rows = Rows(balancer._repr_html_()).rows
-    assert head[-1]["text"] == "weight, last 5 steps"
-    for task, row in zip(TASKS, rows, strict=True):
-        weights = [scalars[f"weight/{task}"] for scalars in seen]
-        x, y = zip(*row[-1]["curve"], strict=True)
-        assert x == (0, 30, 60, 90, 120)
-        assert all(0 <= value <= 20 for value in y)
-        assert (y[-1] < y[0]) == (weights[-1] > weights[0])  # upwards is less
-        assert row[-1]["text"] == f"{min(weights):.4g} to {max(weights):.4g}"
-
-
-def test_a_long_history_is_thinned_out_and_one_step_is_no_curve():
-    _, balancer, _ = trained("Static", steps=200, kept=200)
-    _, *rows = Rows(balancer._repr_html_()).rows
-    curve = rows[0][-1]["curve"]
-    assert len(curve) == 60
-    assert (curve[0][0], curve[-1][0]) == (0, 120)
-    assert {y for _, y in curve} == {10.0}  # a weight that does not move
-    assert Rows(trained(steps=1)[1]._repr_html_()).rows[1][-1]["curve"] == [(0.0, 10.0)]
-
-
-@pytest.mark.parametrize(
-    ("weights", "bars"),
-    [([-1.0, 1.0, 2.0], [0, 50, 100]), ([1.0, float("inf"), 4.0], [25, 0, 100]), ([-1.0, -2.0, 0.0], [0, 0, 0])],
-)
-def test_a_weight_that_has_no_length_has_no_bar(weights, bars):
-    balancer = eq.Equal(TASKS)
-    balancer.weights.copy_(torch.tensor(weights))
-    rows = Rows(balancer._repr_html_()).rows[1:]
-    assert [row[2]["bar"] for row in rows] == bars
-    assert [float(row[1]["text"]) for row in rows] == weights
-
-
-def test_a_weight_that_hardly_moves_looks_like_it():
-    network, balancer, _ = trained("Equal", steps=1)
-    balancer.weights.mul_(1.001)
-    train(network, balancer, batches(1, TASKS))
-    (_, first), (_, second) = Rows(balancer._repr_html_()).rows[1][-1]["curve"]
-    assert 0 < first - second < 1  # of 20 pixels
+        assert row == [task, *(f"{n:.4g}" for n in numbers)]
 
 
 def test_the_table_of_a_balancer_that_knows_little():
     head, *rows = Rows(eq.Equal(TASKS)._repr_html_()).rows
-    assert [cell["text"] for cell in head] == ["task", "weight", ""]
-    assert [cell["text"] for cell in rows[0]] == ["a", "1", ""]
+    assert head == ["task", "weight"]
+    assert rows[0] == ["a", "1"]
     with torch.device("meta"):
         balancer = eq.GradNorm(MLP().fork)
-    row = Rows(balancer._repr_html_()).rows[1]
-    assert [cell["text"] for cell in row] == ["a", "", ""]
-    assert row[2]["bar"] == 0
+    assert Rows(balancer._repr_html_()).rows[1] == ["a", ""]
     network, balancer = build("GradNorm")
     ((x, y),) = batches(1, TASKS)
     balancer({**mse(network(x), y), "b": None}).backward()
     balancer.step()
-    rows = Rows(balancer._repr_html_()).rows
-    assert [cell["text"] for cell in rows[2]][3:] == ["", ""]
+    assert Rows(balancer._repr_html_()).rows[2][2:] == ["", ""]
 
 
 def test_names_of_tasks_are_text():
     names = ("<script>alert(1)</script>", 'a "b" & <i>c</i>')
     _, balancer, _ = trained(tasks=names)
     html = balancer._repr_html_()
-    assert [row[0]["text"] for row in Rows(html).rows[1:]] == [*names]
+    assert [row[0] for row in Rows(html).rows[1:]] == [*names]
     assert "<script" not in html

@@ -212,19 +212,19 @@ class Controls(Driver):
         """The settings and the weights."""
         values = [] if self.weights.is_meta else self.weights.tolist()
         weights = ", ".join(f"{task}: {weight:.4g}" for task, weight in zip(self.tasks, values, strict=False))
-        settings = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
         audit = [f"audit left out: {self._first.left_out}"] if self._first.left_out else []
-        return "\n".join([f"weights: {weights}", settings, *audit])
+        return "\n".join([f"weights: {weights}", self._settings(), *audit])
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows of it."""
         return table(self)
 
-    def _settings(self) -> Mapping[str, Any]:
-        """The settings of the method, for the repr: the attributes that the constructor's arguments are kept in."""
+    def _settings(self) -> str:
+        """The settings of the method: the attributes that the constructor's arguments are kept in."""
         names = [name for name in inspect.signature(type(self)).parameters if name not in ("tasks", "fork")]
         kept = {name: getattr(self, f"_{name}", getattr(self, name, None)) for name in names}
-        return {name: value for name, value in kept.items() if value is not None and not isinstance(value, Tensor)}
+        shown = [(name, value) for name, value in kept.items() if value is not None and not isinstance(value, Tensor)]
+        return ", ".join(f"{name}={value!r}" for name, value in shown)
 
     def _skip_missed_step(self) -> None:
         """Before losses are weighed: end a step whose hook was not called, as a loss scaler has skipped the optimiser's.

@@ -123,49 +123,49 @@ class Driver(SavedState, ABC):
         self._advance(Note(*note.unbind()), norms, skip, number == 1 and bool(now.everyone))
 
     def _advance(self, note: Note, norms: Tensor | None, skip: bool, everyone: bool) -> None:
-        """Have the method move, keep the outcome where all of it is finite and no ``skip`` is asked for, and log the step.
+        """Have the method move, log the step, and keep the outcome.
 
         ``norms`` ``(T,)`` are those of the gradients that the backward passes have sent; None where they were not measured.
         ``everyone``: all tasks are known to be present.
         """
-        on_host, weights = reads_without_sync(note.present), self.weights
+        on_host = reads_without_sync(note.present)
         here = None if everyone else note.present != 0  # None: all tasks are present
         if here is not None and on_host:
             if not here.any():
                 names = ["losses", "weights", "training_rates"] + ["gradient_norms"] * (norms is not None)
-                self._log.update(dict.fromkeys(names, (weights.clone(), here)))
+                self._log.update(dict.fromkeys(names, (self.weights.clone(), here)))
                 return
             here = None if here.all() else here
-        losses = note.losses / (note.present if here is None else torch.where(here, note.present, 1.0))
-        if self.weighs:  # the weights were made in the forward pass
-            noted = note.weights / note.present
-            weights = noted if here is None else torch.where(here, noted, weights)
-        else:
-            weights = weights.clone()  # they are about to move
-        norms = None if norms is None else norms.to(losses.dtype) / (note.scale * weights).abs()
-        step = self._step_of(losses, weights, norms, here, self._now.steps, on_host)
-        log: Log = {}
+        step = self._step_of_note(note, norms, here, on_host)
+        shown: dict[str, Any] = {"losses": step.losses, "weights": step.weights, "training_rates": step.training_rates}
+        if step.norms is not None:
+            shown["gradient_norms"] = partial(torch.mul, step.weights, step.norms)
+        new, log = self._moved(step, here) if self._plan.move else ({}, {})
+        self._log.update({name: (value, here) for name, value in {**shown, **log}.items()})
+        self._keep(step, new, here, skip)
+
+    def _moved(self, step: Step, here: Tensor | None) -> tuple[dict[str, Tensor], Log]:
+        """The method's new weights and state by name, with the old entries of absent tasks; and quantities for the log."""
+        old = self.state
+        weights, state, log = self.update(step, old)
         new: dict[str, Tensor] = {}
+        for name, was, now in zip(old._fields, old, state, strict=True):
+            if now is not was:  # the entry of an absent task stays, in what has one for each
+                new[name] = now if here is None or now.shape[-1:] != here.shape else torch.where(here, now, was)
+        new["weights"] = weights if here is None or self.moves_absent else torch.where(here, weights, self.weights)
+        return new, log
+
+    def _keep(self, step: Step, new: dict[str, Tensor], here: Tensor | None, skip: bool) -> None:
+        """Take over new weights and state, and L(0), where all of the step is finite and no ``skip`` is asked for."""
         needed = [step.losses] if step.norms is None or not self.needs_norms else [step.losses, step.norms]
-        if self._plan.move:
-            old = self.state
-            moved, state, log = self.update(step, old)
-            for name, was, now in zip(old._fields, old, state, strict=True):
-                if now is not was:  # the entry of an absent task stays, in what has one for each
-                    new[name] = now if here is None or now.shape[-1:] != here.shape else torch.where(here, now, was)
-            new["weights"] = moved if here is None or self.moves_absent else torch.where(here, moved, self.weights)
-            needed += [value for value in new.values() if value.is_floating_point()]
+        needed += [value for value in new.values() if value.is_floating_point()]
         if not self._settled:
             first = self.initial_seen < self._initial_steps
             first = first if here is None else first & here
             new["initial_losses"] = torch.where(first, step.initial_losses, self.initial_losses)
             new["initial_seen"] = self.initial_seen + first
-        shown: dict[str, Any] = {"losses": step.losses, "weights": weights, "training_rates": step.training_rates}
-        if step.norms is not None:
-            shown["gradient_norms"] = partial(torch.mul, weights, step.norms)
-        self._log.update({name: (value, here) for name, value in {**shown, **log}.items()})
         buffers: list[Any] = [self._buffers[name] for name in new]
-        values, usable = [*new.values()], _all_finite(needed, on_host)
+        values, usable = [*new.values()], _all_finite(needed, step.on_host)
         if isinstance(usable, Tensor):  # on a device, which nothing here waits for
             if self.positive_losses or self.compares_losses:
                 usable = usable & ~outside_domain(self, step.losses).any()
@@ -174,15 +174,26 @@ class Driver(SavedState, ABC):
             self.skipped_steps.add_(some & ~usable)
             usable = usable & some
             values = [torch.where(usable, now, was) for now, was in zip(values, buffers, strict=True)]
-            here = usable.expand(len(weights)) if here is None else usable & here
+            here = usable.expand(len(step.weights)) if here is None else usable & here
         elif skip or not usable:
             self.skipped_steps.add_(1)
             return
         if values:
             torch._foreach_copy_(buffers, values)
         if self._plan.move:
-            self.weight_sums.add_(weights if here is None else torch.where(here, weights, 0.0))
+            self.weight_sums.add_(step.weights if here is None else torch.where(here, step.weights, 0.0))
             self.weight_counts.add_(1 if here is None else here)
+
+    def _step_of_note(self, note: Note, norms: Tensor | None, here: Tensor | None, on_host: bool) -> Step:
+        """The step of which this is the note, with the norms ``(T,)`` of the gradients of its weighted losses."""
+        losses = note.losses / (note.present if here is None else torch.where(here, note.present, 1.0))
+        if self.weighs:  # the weights were made in the forward pass
+            noted = note.weights / note.present
+            weights = noted if here is None else torch.where(here, noted, self.weights)
+        else:
+            weights = self.weights.clone()  # they are about to move
+        norms = None if norms is None else norms.to(losses.dtype) / (note.scale * weights).abs()
+        return self._step_of(losses, weights, norms, here, self._now.steps, on_host)
 
     def _step_of(
         self, losses: Tensor, weights: Tensor, norms: Tensor | None, here: Tensor | None, number: int, on_host: bool
