@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from equipoise.lab.results.comparison import Comparison
+
 from . import everything
 from .contrasts import Contrast, against, contrast, hidden, interval, listed, quoted, tally
 from .forests import forest
 from .measures import LOSS_CHANGE, Measure, mean_metric
 from .page import Page, table
-from .predictions import chosen, no_better, not_ahead
+from .predictions import chosen, expected, no_better, not_ahead
 
 STUDIES = ("yeast", "tox21", "toxcast", "molecules")
 NEEDED = ("yeast", "tox21", "molecules")
@@ -67,6 +69,20 @@ def page() -> Page:
                     ),
                 )
             ),
+            expected(
+                "yeast",
+                "GradNorm and 1 / L(0) are level with them",
+                chosen(loss, "yeast", "GradNorm", "1 / L(0)"),
+                "level",
+            ),
+            expected("tox21", "1 / L(0) is level with equal weights", chosen(loss, "tox21", "1 / L(0)"), "level"),
+            expected("tox21", "GradNorm is level with them", chosen(loss, "tox21", "GradNorm"), "level"),
+            expected(
+                "yeast",
+                "Every way of joint training is ahead of single-task training in the mean AUROC.",
+                _beside_single_tasks(found["yeast"]),
+                "better",
+            ),
             not_ahead("tox21", "by 0.01 of the mean AUROC", _of(metrics, "tox21", AUROC), 0.01),
             *(
                 no_better(name, words, chosen(loss, name, "tuned static"))
@@ -94,6 +110,12 @@ def page() -> Page:
 
 def _of(metrics: list[Contrast], name: str, measure: Measure) -> list[Contrast]:
     return [each for each in metrics if each.problem == f"{name}, {measure.name}"]
+
+
+def _beside_single_tasks(comparison: Comparison) -> list[Contrast]:
+    """Every method against a network of its own for every task, by the mean AUROC."""
+    beside = everything.alone({"yeast": comparison}, [*comparison.runs])
+    return against(beside, everything.SINGLE, AUROC)
 
 
 def _told(metrics: list[Contrast]) -> str:

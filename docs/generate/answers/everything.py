@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import equipoise as eq
@@ -55,12 +55,12 @@ def groupings(found: Mapping[str, Comparison]) -> str:
     return ", ".join(f"{number} {kind}" for number, kind in words if number > 1)
 
 
-def alone(found: Mapping[str, Comparison]) -> dict[str, Comparison]:
-    """Equal weights beside a network of its own for every task, each read where it is best, on the problems that have both."""
+def alone(found: Mapping[str, Comparison], joint: Sequence[str] = (EQUAL,)) -> dict[str, Comparison]:
+    """Joint methods beside a network of its own for every task, each read where it is best, on the problems that have both."""
     beside = {}
     for problem, comparison in found.items():
         if set(comparison.single_task) == {task.name for task in comparison.tasks}:
-            runs = {EQUAL: comparison.runs[EQUAL], SINGLE: _together(comparison.single_task)}
+            runs = {method: comparison.runs[method] for method in joint} | {SINGLE: _together(comparison.single_task)}
             beside[problem] = replace(comparison, runs=runs)
     return beside
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from . import everything
-from .contrasts import Contrast, against, interval, listed, tally
+from .contrasts import Contrast, against, contrast, interval, listed, tally
 from .forests import forest
 from .measures import LOSS_CHANGE
 from .page import Page, table
@@ -53,9 +53,10 @@ def page() -> Page:
             expected(
                 "groups",
                 "nested with equal weights inside the groups is behind both",
-                chosen(nested, "groups", ROOT),
+                [*chosen(nested, "groups", ROOT), contrast(found["groups"], "groups", ROOT, BOTH, LOSS_CHANGE)],
                 "worse",
             ),
+            expected("groups", "and level with equal weights.", chosen(equal, "groups", ROOT), "level"),
             expected(
                 "hierarchy",
                 "The closed form is level whether it is flat or nested at all levels",
