@@ -6,6 +6,8 @@ import inspect
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from math import isnan, nan
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ from torch.utils.hooks import RemovableHandle
 
 from equipoise.arguments import count, described, flag
 from equipoise.balancer.driver import Driver
-from equipoise.balancer.notebook import table
 from equipoise.engine.processes import Processes
 
 
@@ -216,8 +217,20 @@ class Controls(Driver):
         return "\n".join([f"weights: {weights}", self._settings(), *audit])
 
     def _repr_html_(self) -> str:
-        """The table that a notebook shows of it."""
-        return table(self)
+        """The table that a notebook shows: weights, and gradient norms and losses of the last step where they are known."""
+        columns, known = {"weight": [nan] * len(self.tasks)}, {}
+        if not self.weights.is_meta:
+            columns["weight"], known = self.weights.tolist(), self.scalars()
+        for title, name in {"gradient norm": "gradient_norm", "loss": "loss"}.items():
+            values = [known.get(f"{name}/{task}", nan) for task in self.tasks]
+            if not all(map(isnan, values)):
+                columns[title] = values
+        rows = ["<tr>" + "".join(f"<th>{title}</th>" for title in ("task", *columns)) + "</tr>"]
+        for task, *values in zip(self.tasks, *columns.values(), strict=True):
+            cells = "".join("<td></td>" if isnan(value) else f"<td>{value:.4g}</td>" for value in values)
+            rows.append(f"<tr><th>{escape(task)}</th>{cells}</tr>")
+        caption = escape(f"{type(self).__name__}({self._settings()})")
+        return "\n".join(["<table>", f"<caption>{caption}</caption>", *rows, "</table>"])
 
     def _settings(self) -> str:
         """The settings of the method: the attributes that the constructor's arguments are kept in."""
