@@ -5,7 +5,7 @@ import re
 import pytest
 from generate import cost, pages
 
-from equipoise.bench._methods import METHODS
+from equipoise.bench.methods import METHODS
 from equipoise.bench.workloads import workloads
 
 

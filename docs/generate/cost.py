@@ -18,12 +18,12 @@ from torch import nn
 from torch.nn import functional
 
 import equipoise as eq
-from equipoise.bench._methods import FLOOR
-from equipoise.bench._model import fitted
-from equipoise.bench._phases import PHASES, Phases, load, phases, save
-from equipoise.bench._ratio import paired_ratio
-from equipoise.bench._record import Record, load_all
-from equipoise.bench._table import to_markdown
+from equipoise.bench.methods import FLOOR
+from equipoise.bench.model import fitted
+from equipoise.bench.phases import PHASES, Phases, load, phases, save
+from equipoise.bench.ratio import paired_ratio
+from equipoise.bench.record import Record, load_all
+from equipoise.bench.table import to_markdown
 from equipoise.bench.workloads import workloads
 
 from .answers.contrasts import listed

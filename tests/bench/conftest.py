@@ -1,6 +1,6 @@
 import pytest
 
-from equipoise.bench._record import Cost, Record
+from equipoise.bench.record import Cost, Record
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from equipoise import cli
-from equipoise.bench import _methods, _run
+from equipoise.bench import methods
+from equipoise.bench import run as run_module
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def invoke(tmp_path, monkeypatch, make_record):
         how["say"](f"{name}: busy")
         return make_record(name)
 
-    monkeypatch.setattr(_run, "measure", measure)
+    monkeypatch.setattr(run_module, "measure", measure)
 
     def run(*words):
         return CliRunner(env={"TERM": "dumb", "FORCE_COLOR": None}).invoke(cli.app, ["bench", *map(str, words)])
@@ -45,7 +46,7 @@ def test_it_prints_a_table_and_keeps_the_record(invoke):
 def test_everything_is_the_default(invoke):
     invoke()
     assert len(invoke.asked) == 16
-    assert set(invoke.asked[0][1]) == set(_methods.METHODS)
+    assert set(invoke.asked[0][1]) == set(methods.METHODS)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_wrong_word_is_one_line_and_exit_code_2(invoke, words, said):
 
 
 def test_it_says_what_is_not_installed(invoke, monkeypatch):
-    monkeypatch.setattr(_methods, "find_spec", lambda name: None)
+    monkeypatch.setattr(methods, "find_spec", lambda name: None)
     found = invoke("--workloads", "mlp_3")
     assert found.exit_code == 0
     assert found.stderr.splitlines() == [

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.bench._clock import interleaved, steps_at_a_stretch, warm_up
+from equipoise.bench.clock import interleaved, steps_at_a_stretch, warm_up
 
 
 def test_methods_take_turns():

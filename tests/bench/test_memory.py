@@ -3,7 +3,7 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from equipoise.bench._memory import peak_bytes
+from equipoise.bench.memory import peak_bytes
 
 CPU = torch.device("cpu")
 ROW = 1000 * 4

@@ -6,9 +6,10 @@ import pytest
 import torch
 from helpers.reference import close
 
-from equipoise.bench import _case, _methods
-from equipoise.bench._case import CannotRunError, Case
-from equipoise.bench._methods import METHODS
+from equipoise.bench import case as cases
+from equipoise.bench import methods
+from equipoise.bench.case import CannotRunError, Case
+from equipoise.bench.methods import METHODS
 from equipoise.bench.workloads import MLP, Columns, TransformerBlock
 
 CPU = torch.device("cpu")
@@ -17,7 +18,7 @@ PEERS = [name for name, method in METHODS.items() if method.package]
 
 @pytest.fixture(autouse=True)
 def _moving(double, monkeypatch):
-    monkeypatch.setattr(_case, "LEARNING_RATE", 0.1)
+    monkeypatch.setattr(cases, "LEARNING_RATE", 0.1)
 
 
 def train(method, steps=60, workload=None):
@@ -98,7 +99,7 @@ def test_peers_step(method, kind):
 @pytest.mark.parametrize("method", PEERS)
 def test_a_peer_that_is_not_installed_is_left_out(method, monkeypatch):
     assert METHODS[method].refusal(MLP()) == METHODS[method].missing
-    monkeypatch.setattr(_methods, "find_spec", lambda name: None)
+    monkeypatch.setattr(methods, "find_spec", lambda name: None)
     assert METHODS[method].refusal(MLP()).endswith('is not installed: pip install "equipoise[lab,bench]"')
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers.reference import close
 
-from equipoise.bench._model import Model, fitted
-from equipoise.bench._phases import PHASES, Phases, _counted, _steps, load, phases, save
+from equipoise.bench.model import Model, fitted
+from equipoise.bench.phases import PHASES, Phases, _counted, _steps, load, phases, save
 from equipoise.bench.workloads import MLP, Columns
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import jobs
 
-from equipoise.bench._processes import LostError, in_processes
+from equipoise.bench.processes import LostError, in_processes
 
 
 @pytest.fixture(autouse=True)

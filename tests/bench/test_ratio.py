@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from equipoise.bench._ratio import paired_ratio
+from equipoise.bench.ratio import paired_ratio
 
 
 def test_rounds_are_paired():

@@ -1,6 +1,6 @@
 import pytest
 
-from equipoise.bench._record import load_all, save
+from equipoise.bench.record import load_all, save
 
 
 def test_what_is_saved_is_loaded(make_record, tmp_path):

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from equipoise.bench import _run
-from equipoise.bench._record import load_all, save
-from equipoise.bench._run import measure
+from equipoise.bench import run
+from equipoise.bench.record import load_all, save
+from equipoise.bench.run import measure
 from equipoise.bench.workloads import MLP
 
 TINY = MLP(num_tasks=2, width=8, batch_size=4)
@@ -38,11 +38,11 @@ def test_two_processes_are_measured():
 
 def test_what_takes_too_long_is_left_out_with_the_reason(monkeypatch):
     def processes(function, number, threads, workload, *rest, seconds):
-        if function is _run.take_times:
+        if function is run.take_times:
             return {method: [1.0] for method in rest[0]}
         return {"plain": (1.0, 100), "gradnorm": "61 s per step"}[rest[0]]
 
-    monkeypatch.setattr(_run, "in_processes", processes)
+    monkeypatch.setattr(run, "in_processes", processes)
     record = measure("tiny", TINY, ["gradnorm"], rounds=1)
     assert list(record.costs) == ["plain"]
     assert record.not_run == {"gradnorm": "61 s per step"}

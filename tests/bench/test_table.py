@@ -1,6 +1,6 @@
 from rich.console import Console
 
-from equipoise.bench._table import to_markdown, to_rich
+from equipoise.bench.table import to_markdown, to_rich
 
 
 def test_markdown_says_what_the_record_says(make_record):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers.reference import close
 
-from equipoise.bench import _case
-from equipoise.bench._case import Case
-from equipoise.bench._methods import METHODS
+from equipoise.bench import case as cases
+from equipoise.bench.case import Case
+from equipoise.bench.methods import METHODS
 from equipoise.bench.workloads import MLP, Columns, ResNetFCN, SegNet, Transformer, TransformerBlock, workloads
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_every_task_reaches_the_last_shared_layer(workload):
 @pytest.mark.parametrize("method", ["plain", "gradnorm", "per_loss", "paper"])
 @pytest.mark.parametrize("workload", SMALL.values(), ids=SMALL)
 def test_it_steps(workload, method, monkeypatch):
-    monkeypatch.setattr(_case, "LEARNING_RATE", 0.1)
+    monkeypatch.setattr(cases, "LEARNING_RATE", 0.1)
     case = Case(workload, CPU)
     if (method, type(workload)) == ("paper", TransformerBlock):
         pytest.skip("PyTorch cannot differentiate its attention twice")

@@ -110,7 +110,7 @@ def test_the_digest_covers_all_source_that_computes_a_run(tmp_path, monkeypatch)
         "lab/results/report.py",
         "lab/results/statistics.py",
         "lab/problems/yeast.py",
-        "bench/_run.py",
+        "bench/run.py",
         "cli/compare.py",
     ):
         assert after(name, "\nchanged = 1\n") == before

@@ -27,7 +27,10 @@ def bench(
     trace: Traceback = False,
 ) -> None:
     """Measure the cost of balancing: time and memory of a training step, beside a plain one and other packages."""
-    from equipoise.bench import _methods, _record, _run, _table
+    from equipoise.bench.methods import FLOOR, METHODS
+    from equipoise.bench.record import save
+    from equipoise.bench.run import measure
+    from equipoise.bench.table import to_rich
     from equipoise.bench.workloads import workloads as workloads_of
 
     failed = False
@@ -35,15 +38,15 @@ def bench(
         if device not in ("cpu", "cuda"):
             raise ValueError(f"--device: wanted cpu or cuda, found {device!r}")
         known = workloads_of(device)
-        names, wanted = chosen("workload", workloads, known), chosen("method", methods, _methods.METHODS)
-        for missing in dict.fromkeys(filter(None, (_methods.METHODS[method].missing for method in wanted))):
+        names, wanted = chosen("workload", workloads, known), chosen("method", methods, METHODS)
+        for missing in dict.fromkeys(filter(None, (METHODS[method].missing for method in wanted))):
             typer.echo(f"equipoise: {missing}; methods that need it are left out", err=True)
         for name in names:
             try:
-                record = _run.measure(
+                record = measure(
                     name,
                     known[name],
-                    [_methods.FLOOR, *wanted],
+                    [FLOOR, *wanted],
                     device=device,
                     rounds=rounds,
                     threads=threads,
@@ -54,8 +57,8 @@ def bench(
                 typer.echo(f"equipoise: {error}", err=True)
                 failed = True
                 continue
-            path = _record.save(record, output)
-            console().print(_table.to_rich(record))
+            path = save(record, output)
+            console().print(to_rich(record))
             typer.echo(f"record: {path}")
     if failed:
         raise typer.Exit(1)

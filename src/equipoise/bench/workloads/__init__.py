@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from equipoise.bench.workloads._columns import Columns as Columns
-from equipoise.bench.workloads._mlp import MLP as MLP
-from equipoise.bench.workloads._resnet_fcn import ResNetFCN as ResNetFCN
-from equipoise.bench.workloads._segnet import SegNet as SegNet
-from equipoise.bench.workloads._transformer import Transformer as Transformer
-from equipoise.bench.workloads._transformer import TransformerBlock as TransformerBlock
-from equipoise.bench.workloads._workload import Workload as Workload
+from equipoise.bench.workloads.columns import Columns as Columns
+from equipoise.bench.workloads.mlp import MLP as MLP
+from equipoise.bench.workloads.resnet_fcn import ResNetFCN as ResNetFCN
+from equipoise.bench.workloads.segnet import SegNet as SegNet
+from equipoise.bench.workloads.transformer import Transformer as Transformer
+from equipoise.bench.workloads.transformer import TransformerBlock as TransformerBlock
+from equipoise.bench.workloads.workload import Workload as Workload
 
 
 def workloads(device: str) -> Mapping[str, Workload]:

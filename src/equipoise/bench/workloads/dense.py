@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from equipoise.bench.workloads._workload import Heads, Parts, Workload
+from equipoise.bench.workloads.workload import Heads, Parts, Workload
 from equipoise.lab.networks.backbone import Backbone
 
 CHANNELS = {"segmentation": 13, "depth": 1, "normals": 3}

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from equipoise.bench._clock import steps_at_a_stretch
-from equipoise.bench._methods import FLOOR, METHODS
-from equipoise.bench._processes import LostError, in_processes
-from equipoise.bench._record import Cost, Record
-from equipoise.bench._trial import attempt, take_times
+from equipoise.bench.clock import steps_at_a_stretch
+from equipoise.bench.methods import FLOOR, METHODS
+from equipoise.bench.processes import LostError, in_processes
+from equipoise.bench.record import Cost, Record
+from equipoise.bench.trial import attempt, take_times
 from equipoise.bench.workloads import Workload
 from equipoise.lab.runs.environment import environment
 

@@ -28,6 +28,7 @@ class Network(nn.Module):
         self.trunk, self.shared_layer, self.heads = trunk, shared_layer, heads
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The outputs of all tasks."""
         outputs: dict[str, Tensor] = self.heads(self.shared_layer(self.trunk(inputs)))
         return outputs
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
-from equipoise.bench._case import CannotRunError, Case
-from equipoise.bench._clock import interleaved, seconds_per_step, warm_up
-from equipoise.bench._memory import peak_bytes
-from equipoise.bench._methods import METHODS
+from equipoise.bench.case import CannotRunError, Case
+from equipoise.bench.clock import interleaved, seconds_per_step, warm_up
+from equipoise.bench.memory import peak_bytes
+from equipoise.bench.methods import METHODS
 from equipoise.bench.workloads import Workload
 
 

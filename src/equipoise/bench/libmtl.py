@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from equipoise.bench._case import CannotRunError, Case
+from equipoise.bench.case import CannotRunError, Case
 
 
 def libmtl(case: Case) -> Callable[[], None]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from equipoise.bench._case import Case
+from equipoise.bench.case import Case
 
 
 def paper(case: Case, *, through_everything: bool, alpha: float = 1.5, lr: float = 0.025) -> Callable[[], Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from equipoise.bench._phases import Phases
+from equipoise.bench.phases import Phases
 
 
 @dataclass(frozen=True)

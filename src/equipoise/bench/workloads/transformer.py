@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equipoise.bench.workloads._workload import Heads, Parts, Workload
+from equipoise.bench.workloads.workload import Heads, Parts, Workload
 
 _LAYERS, _WIDTH, _CLASSES = 4, 256, 10
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from equipoise.bench.workloads._dense import Dense
-from equipoise.bench.workloads._workload import Parts
+from equipoise.bench.workloads.dense import Dense
+from equipoise.bench.workloads.workload import Parts
 from equipoise.lab.networks import resnet_fcn
 
 

@@ -66,7 +66,7 @@ def interleaved(
         By name, the mean seconds per step of every round.
     """
     found: dict[str, list[float]] = {name: [] for name in steps}
-    with what_is_there_not_collected():
+    with garbage_frozen():
         for _ in range(rounds):
             for name, (step, number) in steps.items():
                 found[name].append(seconds_per_step(step, number, device))
@@ -74,7 +74,7 @@ def interleaved(
 
 
 @contextmanager
-def what_is_there_not_collected() -> Iterator[None]:
+def garbage_frozen() -> Iterator[None]:
     """Within, objects that exist already are no work for the garbage collector."""
     gc.collect()
     gc.freeze()

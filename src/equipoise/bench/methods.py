@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equipoise.bench._case import CannotRunError, Case, Network
-from equipoise.bench._gradnorm_pytorch import gradnorm_pytorch
-from equipoise.bench._libmtl import libmtl
-from equipoise.bench._paper import paper
-from equipoise.bench._torchjd import autogram, mtl_backward
+from equipoise.bench.case import CannotRunError, Case, Network
+from equipoise.bench.gradnorm_pytorch import gradnorm_pytorch
+from equipoise.bench.libmtl import libmtl
+from equipoise.bench.paper import paper
+from equipoise.bench.torchjd import autogram, mtl_backward
 from equipoise.bench.workloads import Columns, Workload
 from equipoise.engine import Fork, PerLoss
 from equipoise.methods import GradNorm

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from equipoise.bench._case import Case
-from equipoise.bench.workloads._workload import Heads
+from equipoise.bench.case import Case
+from equipoise.bench.workloads.workload import Heads
 
 
 def mtl_backward(case: Case, *, aggregator: str) -> Callable[[], None]:

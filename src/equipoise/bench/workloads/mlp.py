@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equipoise.bench.workloads._workload import Heads, Parts, Workload
+from equipoise.bench.workloads.workload import Heads, Parts, Workload
 
 
 @final

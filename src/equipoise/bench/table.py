@@ -9,9 +9,9 @@ from statistics import median
 from rich.table import Table
 from rich.text import Text
 
-from equipoise.bench._methods import FLOOR, METHODS
-from equipoise.bench._ratio import paired_ratio
-from equipoise.bench._record import Record
+from equipoise.bench.methods import FLOOR, METHODS
+from equipoise.bench.ratio import paired_ratio
+from equipoise.bench.record import Record
 
 _MEBIBYTE = 2**20
 _Cell = Callable[[Record, str], str]

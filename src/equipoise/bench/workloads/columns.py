@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from equipoise.bench.workloads._mlp import five_layers
-from equipoise.bench.workloads._workload import Parts, Workload
+from equipoise.bench.workloads.mlp import five_layers
+from equipoise.bench.workloads.workload import Parts, Workload
 
 
 @final
@@ -64,6 +64,7 @@ class Outputs(nn.Module):
         self.activation, self.matrix = nn.ReLU(), nn.Linear(width, num_tasks)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """The outputs of all tasks, as one matrix."""
         return {"columns": self.matrix(self.activation(features))}
 
 

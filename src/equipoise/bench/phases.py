@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from equipoise.bench._case import Case
-from equipoise.bench._clock import what_is_there_not_collected
-from equipoise.bench._methods import balanced
-from equipoise.bench._processes import in_processes
+from equipoise.bench.case import Case
+from equipoise.bench.clock import garbage_frozen
+from equipoise.bench.methods import balanced
+from equipoise.bench.processes import in_processes
 from equipoise.bench.workloads import Workload
 from equipoise.lab.runs.environment import environment
 from equipoise.methods import GradNorm
@@ -108,7 +108,7 @@ def _looked_at(rank: int, workload: Workload, rounds: int) -> dict[str, Any]:
     for _ in range(5):
         for step in steps.values():
             step()
-    with what_is_there_not_collected():
+    with garbage_frozen():
         for _ in range(rounds):
             for kind, step in steps.items():
                 taken[kind].append([1e3 * (end - start) for start, end in pairwise(step())])
