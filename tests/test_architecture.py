@@ -111,15 +111,13 @@ def test_one_gradnorm_step_is_read_in_one_sitting():
 
 def test_the_core_keeps_its_budget():
     """The design asks for 5,000 lines; so far this holds them where they are."""
-    assert sum(map(lines, core_files())) <= 7040
+    assert sum(map(lines, core_files())) <= 7000
     assert {path.name: lines(path) for path in core_files() if lines(path) > 300} == {}
 
 
-def test_nothing_in_the_core_imports_a_private_name_of_another_folder():
+def test_nothing_imports_a_private_name_of_another_folder():
     for path in PACKAGE.rglob("*.py"):
         folder = path.relative_to(PACKAGE).parts[0]
-        if folder in ("lab", "bench", "cli"):
-            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("equipoise."):
                 other = node.module.split(".")[1]
