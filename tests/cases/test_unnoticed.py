@@ -150,3 +150,29 @@ def test_norms_are_positive_where_the_total_loss_is_multiplied_with_a_negative_n
         (-balancer(losses)).backward()
         balancer.step()
         close(balancer.log()["gradient_norms"], expected)
+
+
+@pytest.mark.parametrize("at_features", [False, True])
+def test_retained_gradients_at_the_fork_are_those_of_the_backward_pass_alone(at_features):
+    """``retain_grad`` adds up, and the audit of the first step differentiates as well."""
+    torch.manual_seed(0)
+    network = MLP(ABC)
+    if at_features:
+        network.fork = eq.Fork(None, ABC)
+    balancer = eq.GradNorm(network.fork)
+    ((x, y),) = batches(1, ABC)
+    kept = {}
+
+    def keep(name, tensor):
+        tensor.retain_grad()
+        kept[name] = tensor
+
+    features = network.trunk(x)
+    keep("trunk", features)
+    if not at_features:
+        network.fork.shared_layer.register_forward_hook(lambda layer, given, found: keep("layer", found))
+    own = network.fork(features)
+    keep("alias", own["b"])
+    losses = mse({task: network.heads[task](own[task]) for task in ABC}, y)
+    balancer(losses)
+    assert [name for name, tensor in kept.items() if tensor.grad is not None] == []

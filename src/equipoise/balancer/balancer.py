@@ -30,7 +30,7 @@ class Balancer(Controls):
     refused by name where the two differ by more than the cube root of the precision (0.5 % in float32, 20 % where bfloat16 is
     on the way); ``log()["audit"]`` has the largest deviation. Now and then, and in the step after one whose graph was another,
     it is audited again by the features that its loss reads (7 % in float32): a term that is no task may begin later. Hooks on
-    the gradients of the network run once more for each loss then.
+    the gradients of the network run once more for each loss then, ``retain_grad`` in a head among them: ``.grad`` is a sum.
 
     Where ``torch.distributed`` is initialised, every process (of `process_group`) must take part in every step: losses and
     gradients are averaged over the processes, by one collective in `step`, so that all hold identical weights. A process

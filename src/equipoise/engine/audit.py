@@ -11,7 +11,7 @@ may begin at any time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -134,7 +134,8 @@ def differentiate(
     """The gradients at ``inputs``, unmeasured; None where nothing depends on them. The graph and every ``.grad`` stay."""
     if not inputs or not any(output.requires_grad for output in outputs):
         return [None] * len(inputs)
-    retained = [(tensor, tensor.grad) for tensor in inputs if tensor.retains_grad]
+    on_the_way = [*inputs, *source.features, *chain(*source.aliases.values())]
+    retained = [(tensor, tensor.grad) for tensor in on_the_way if tensor.retains_grad]
     source.paused = True
     try:
         return torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True)
