@@ -30,6 +30,7 @@ class PerLoss(GradientSource):
     columns of one output matrix. It costs one backward pass per task from the loss down to the parameters, where a fork costs
     none; they are taken together in batches where every operation on the way allows it (``is_grads_batched``), and run inside
     the one ``backward()`` that the caller calls on the total loss. With ``every=k`` a balancer measures at each k-th step.
+    Hooks on gradients, and ``retain_grad`` on the way to W, see these passes too.
 
     A model that is compiled as a whole must allow more than one pass: set ``torch._functorch.config.donated_buffer = False``
     before it is compiled.
