@@ -7,7 +7,7 @@ import torch
 from helpers import processes
 from helpers.networks import MLP, mse
 from helpers.reference import close
-from helpers.situation import TASKS, Situation, batch, gradient, norms, one_step
+from helpers.situation import SCALES, TASKS, Situation, batch, gradient, norms, one_step, step_exactly
 from helpers.training import batches
 from torch import distributed, nn
 
@@ -150,3 +150,44 @@ def test_norms_are_positive_where_the_total_loss_is_multiplied_with_a_negative_n
         (-balancer(losses)).backward()
         balancer.step()
         close(balancer.log()["gradient_norms"], expected)
+
+
+EMPTY = {
+    "linear": (lambda: nn.Linear(5, 6), (5,)),
+    "linear on sequences": (lambda: nn.Linear(5, 6), (3, 5)),
+    "convolution": (lambda: nn.Conv1d(5, 6, 3), (5, 4)),
+    "embedding bag": (lambda: nn.EmbeddingBag(7, 6), (5,)),
+    "layer norm": (lambda: nn.LayerNorm(5), (5,)),
+}
+
+
+@pytest.mark.parametrize("layer", EMPTY)
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("empty", [0, 2], ids=["at first", "later"])
+def test_a_batch_without_a_sample_has_gradients_of_zero(layer, accumulate, empty):
+    """As where a detector has found no object, and its losses are sums."""
+    make, shape = EMPTY[layer]
+    net = Situation(layer=make())
+    balancer = eq.GradNorm(net.source, alpha=0.0, accumulate=accumulate)
+    for step in range(4):
+        x = torch.randn(0 if step == empty else 8, *shape)
+        features = net.features(x.long().abs() if layer == "embedding bag" else x)
+        losses = {task: SCALES[task] * (1 + features[task]).square().sum() for task in TASKS}
+        step_exactly(balancer, losses, net.shared.weight)
+    assert balancer.weights[0] > 1.05
+
+
+@pytest.mark.parametrize("entry_point", ["fork", "features", "attach", "per loss"])
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_step_without_any_label_leaves_all_as_it_is(entry_point, accumulate, every):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source, accumulate=accumulate, every=every)
+    for labelled in (False, False, True, True, False, False, True):
+        before = balancer.weights.clone()
+        losses = net.losses(batch())
+        one_step(balancer, losses if labelled else dict.fromkeys(losses))
+        if not labelled:
+            close(balancer.weights, before)
+    assert balancer.skipped_steps == 0
+    assert not torch.equal(balancer.weights, torch.ones(2))

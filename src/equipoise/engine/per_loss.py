@@ -108,7 +108,7 @@ class PerLoss(GradientSource):
 
     def tap(self, losses: Mapping[str, Tensor], values: Tensor) -> Tensor:
         """An alias of every loss. The gradient that arrives there has all that the total loss was multiplied with."""
-        if not self._measures():
+        if not (values.requires_grad and self._measures()):
             return values
         if torch.compiler.is_compiling():
             raise RuntimeError(
