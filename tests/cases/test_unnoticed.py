@@ -191,3 +191,28 @@ def test_a_step_without_any_label_leaves_all_as_it_is(entry_point, accumulate, e
             close(balancer.weights, before)
     assert balancer.skipped_steps == 0
     assert not torch.equal(balancer.weights, torch.ones(2))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_evaluations_of_a_closure_do_not_add_up_at_the_features(accumulate):
+    net = Situation("features")
+    balancer = eq.GradNorm(net.source, accumulate=accumulate)
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=4, lr=0.1)
+    balancer.step_after(optimizer)
+    x, found = batch(), []
+
+    def closure():
+        optimizer.zero_grad()
+        features = net.layer(x)
+        own = net.source(features)
+        losses = {task: 1 + net.heads[task](own[task]).square().mean() for task in TASKS}
+        found.append(norms(losses, features))
+        total = balancer(losses)
+        total.backward()
+        return total
+
+    for _ in range(3):
+        weights = balancer.weights.clone()
+        optimizer.step(closure)
+        close(balancer.log()["gradient_norms"], weights * found[-1])
+    assert len(found) > 6
