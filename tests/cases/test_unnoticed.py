@@ -216,3 +216,66 @@ def test_evaluations_of_a_closure_do_not_add_up_at_the_features(accumulate):
         optimizer.step(closure)
         close(balancer.log()["gradient_norms"], weights * found[-1])
     assert len(found) > 6
+
+
+@pytest.mark.parametrize("entry_point", ["fork", "features", "attach", "per loss"])
+def test_a_task_that_comes_with_a_later_micro_batch_is_audited_there(entry_point):
+    """As where every task has a data set of its own."""
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    for _ in range(3):
+        expected, weights = [], balancer.weights.clone()
+        for task in TASKS:
+            losses = net.losses(batch())
+            if entry_point != "features":
+                expected.append(gradient(losses[task], net.shared.weight).norm() / 2)
+            (balancer(dict.fromkeys(TASKS) | {task: losses[task]}) / 2).backward()
+        balancer.step()
+        if expected:
+            close(balancer.log()["gradient_norms"], weights * torch.stack(expected))
+    assert balancer.log()["audit"] < 1e-12
+    assert balancer.skipped_steps == 0
+
+
+def test_a_mistake_in_a_later_micro_batch_is_refused():
+    net = Situation()
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    balancer(net.losses(batch()) | {"b": None}).backward()
+    features = net.features(batch())
+    balancer({"a": None, "b": net.heads["b"](features["a"] + features["b"]).square().mean()}).backward()
+    with pytest.raises(
+        ValueError, match=r"task 'b': its loss must depend on features\['b'\] alone; found that it reads"
+    ):
+        balancer.step()
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_total_losses_of_several_calls_are_differentiated_after_the_last_of_them(passes):
+    net = Situation()
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    for _ in range(4):
+        first, second, weights = net.losses(batch()), net.losses(batch()), balancer.weights.clone()
+        expected = torch.stack([gradient(first[task] + second[task], net.shared.weight).norm() / 2 for task in TASKS])
+        totals = [balancer(first) / 2, balancer(second) / 2]
+        for total in totals if passes == 2 else [sum(totals)]:
+            total.backward()
+        balancer.step()
+        close(balancer.log()["gradient_norms"], weights * expected)
+    assert balancer.log()["audit"].isnan()
+    assert "audit left out: the balancer's last call was not differentiated alone" in repr(balancer)
+
+
+@pytest.mark.parametrize("begins", [0, 2])
+def test_the_total_loss_of_another_batch_between_a_call_and_its_backward_pass(begins):
+    """As where it is written down beside the one that is trained on."""
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    for step in range(6):
+        losses, weights = net.losses(batch()), balancer.weights.clone()
+        expected = norms(losses, net.shared.weight)
+        total = balancer(losses)
+        if step >= begins:
+            balancer(net.losses(batch())).item()
+        total.backward()
+        balancer.step()
+        close(balancer.log()["gradient_norms"], weights * expected)

@@ -84,10 +84,10 @@ class Driver(SavedState, ABC):
                 self.zero_grad()
             if now.passes == 0:
                 source.clear()
-            elif now.passes == 1:
+            else:
                 self._first.finish(self._probe.numbers, source, self.tasks)
         looks = len(self._first.seen) < len(self.tasks) or (source is not None and source.auditing)
-        if looks and now.passes == 0 and not capturing(self.weights.device):
+        if looks and not capturing(self.weights.device):
             self._first.begin(self, given, source)
         now.present = given.present
         now.everyone = now.everyone is not False and given.present is None
@@ -109,8 +109,7 @@ class Driver(SavedState, ABC):
         if source is not None:
             if note is not None and not skip:
                 check_arrivals(self, source)
-                if now.passes == 1:
-                    self._first.finish(note, source, self.tasks)
+                self._first.finish(note, source, self.tasks)
             if number > 1 and not (source.keep_gradients or source.at_features):
                 keep_gradients(self, source)
         note = torch.zeros_like(self._probe.leaf) if note is None else note.detach()

@@ -112,8 +112,7 @@ class Fork(nn.Module, GradientSource):
         """
         given = [*inputs, *keywords.values(), None][0]
         features = given if self.shared_layer is None else self.shared_layer(*inputs, **keywords)
-        names = self._names_of_aliases
-        combination = self._combination
+        names, combination = self._names_of_aliases, self._combination
         combines = combination is not None and combination.owner is self.owner and not self.measuring and self._trains()
         if not (combines or self._measures()):
             return dict.fromkeys(names, features)

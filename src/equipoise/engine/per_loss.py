@@ -183,8 +183,7 @@ def _gradients(call: LossCall, values: Tensor, each: Sequence[Tensor], scales: S
                 found += _batched(call, values, range(start, min(start + CHUNK, len(each))), scales)
         except RuntimeError:  # an operation on the way that cannot be batched
             found = []
-    if not found:
-        found = [None] * len(each)
+    found = found or [None] * len(each)
     if values.device.type != "cpu" and found[0] is not None:
         return found
     # where nothing was found a loss may be constant at W, or not depend on it at all: asked one by one
