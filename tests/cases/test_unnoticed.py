@@ -279,3 +279,51 @@ def test_the_total_loss_of_another_batch_between_a_call_and_its_backward_pass(be
         total.backward()
         balancer.step()
         close(balancer.log()["gradient_norms"], weights * expected)
+
+
+def test_a_validation_with_labels_missing_leaves_nothing_that_cannot_be_differentiated_with():
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    net.eval()
+    with torch.inference_mode():
+        balancer(net.losses(batch()) | {"b": None})
+    losses = net.losses(batch())
+    (expected,) = torch.autograd.grad(losses["a"], net.shared.weight, retain_graph=True)
+    balancer(losses | {"b": None}).backward()  # a saliency map
+    close(net.shared.weight.grad, expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.parametrize("entry_point", ["fork", "features", "attach"])
+def test_a_trace_in_training_mode_is_that_of_the_network(entry_point):
+    """As that which draws the graph of a network for TensorBoard."""
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source)
+    one_step(balancer, net.losses(batch()))
+    traced = torch.jit.trace(net, batch(), strict=False)
+    x = batch(3)
+    close(traced(x)["b"], net(x)["b"])
+    one_step(balancer, net.losses(batch()))
+    assert balancer.skipped_steps == 0
+
+
+def test_losses_from_a_forward_pass_in_eval_are_refused_with_that_cause():
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    net.eval()
+    losses = net.losses(batch())
+    net.train()
+    balancer(losses).backward()
+    with pytest.raises(
+        RuntimeError, match=r"task 'a': no gradient of its loss has arrived.* the model was in eval\(\)"
+    ):
+        balancer.step()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fork_without_layer_refuses_more_than_one_argument(training):
+    fork = eq.Fork(None, TASKS).train(training)
+    with pytest.raises(TypeError, match="takes one argument; found several: hand in a tuple of them"):
+        fork(batch(), batch())
+    first, second = fork((batch(), batch(2)))["a"]
+    assert (len(first), len(second)) == (8, 2)
