@@ -7,7 +7,7 @@ import torch
 from helpers import processes
 from helpers.networks import MLP, mse
 from helpers.reference import close
-from helpers.situation import TASKS, Situation, batch, gradient, norms, one_step
+from helpers.situation import SCALES, TASKS, Situation, batch, gradient, norms, one_step, step_exactly
 from helpers.training import batches
 from torch import distributed, nn
 
@@ -176,3 +176,180 @@ def test_retained_gradients_at_the_fork_are_those_of_the_backward_pass_alone(at_
     losses = mse({task: network.heads[task](own[task]) for task in ABC}, y)
     balancer(losses)
     assert [name for name, tensor in kept.items() if tensor.grad is not None] == []
+
+
+EMPTY = {
+    "linear": (lambda: nn.Linear(5, 6), (5,)),
+    "linear on sequences": (lambda: nn.Linear(5, 6), (3, 5)),
+    "convolution": (lambda: nn.Conv1d(5, 6, 3), (5, 4)),
+    "embedding bag": (lambda: nn.EmbeddingBag(7, 6), (5,)),
+    "layer norm": (lambda: nn.LayerNorm(5), (5,)),
+}
+
+
+@pytest.mark.parametrize("layer", EMPTY)
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("empty", [0, 2], ids=["at first", "later"])
+def test_a_batch_without_a_sample_has_gradients_of_zero(layer, accumulate, empty):
+    """As where a detector has found no object, and its losses are sums."""
+    make, shape = EMPTY[layer]
+    net = Situation(layer=make())
+    balancer = eq.GradNorm(net.source, alpha=0.0, accumulate=accumulate)
+    for step in range(4):
+        x = torch.randn(0 if step == empty else 8, *shape)
+        features = net.features(x.long().abs() if layer == "embedding bag" else x)
+        losses = {task: SCALES[task] * (1 + features[task]).square().sum() for task in TASKS}
+        step_exactly(balancer, losses, net.shared.weight)
+    assert balancer.weights[0] > 1.05
+
+
+@pytest.mark.parametrize("entry_point", ["fork", "features", "attach", "per loss"])
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_step_without_any_label_leaves_all_as_it_is(entry_point, accumulate, every):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source, accumulate=accumulate, every=every)
+    for labelled in (False, False, True, True, False, False, True):
+        before = balancer.weights.clone()
+        losses = net.losses(batch())
+        one_step(balancer, losses if labelled else dict.fromkeys(losses))
+        if not labelled:
+            close(balancer.weights, before)
+    assert balancer.skipped_steps == 0
+    assert not torch.equal(balancer.weights, torch.ones(2))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_evaluations_of_a_closure_do_not_add_up_at_the_features(accumulate):
+    net = Situation("features")
+    balancer = eq.GradNorm(net.source, accumulate=accumulate)
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=4, lr=0.1)
+    balancer.step_after(optimizer)
+    x, found = batch(), []
+
+    def closure():
+        optimizer.zero_grad()
+        features = net.layer(x)
+        own = net.source(features)
+        losses = {task: 1 + net.heads[task](own[task]).square().mean() for task in TASKS}
+        found.append(norms(losses, features))
+        total = balancer(losses)
+        total.backward()
+        return total
+
+    for _ in range(3):
+        weights = balancer.weights.clone()
+        optimizer.step(closure)
+        close(balancer.log()["gradient_norms"], weights * found[-1])
+    assert len(found) > 6
+
+
+@pytest.mark.parametrize("entry_point", ["fork", "features", "attach", "per loss"])
+def test_a_task_that_comes_with_a_later_micro_batch_is_audited_there(entry_point):
+    """As where every task has a data set of its own."""
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    for _ in range(3):
+        expected, weights = [], balancer.weights.clone()
+        for task in TASKS:
+            losses = net.losses(batch())
+            if entry_point != "features":
+                expected.append(gradient(losses[task], net.shared.weight).norm() / 2)
+            (balancer(dict.fromkeys(TASKS) | {task: losses[task]}) / 2).backward()
+        balancer.step()
+        if expected:
+            close(balancer.log()["gradient_norms"], weights * torch.stack(expected))
+    assert balancer.log()["audit"] < 1e-12
+    assert balancer.skipped_steps == 0
+
+
+def test_a_mistake_in_a_later_micro_batch_is_refused():
+    net = Situation()
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    balancer(net.losses(batch()) | {"b": None}).backward()
+    features = net.features(batch())
+    balancer({"a": None, "b": net.heads["b"](features["a"] + features["b"]).square().mean()}).backward()
+    with pytest.raises(
+        ValueError, match=r"task 'b': its loss must depend on features\['b'\] alone; found that it reads"
+    ):
+        balancer.step()
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_total_losses_of_several_calls_are_differentiated_after_the_last_of_them(passes):
+    net = Situation()
+    balancer = eq.GradNorm(net.source, accumulate=True)
+    for _ in range(4):
+        first, second, weights = net.losses(batch()), net.losses(batch()), balancer.weights.clone()
+        expected = torch.stack([gradient(first[task] + second[task], net.shared.weight).norm() / 2 for task in TASKS])
+        totals = [balancer(first) / 2, balancer(second) / 2]
+        for total in totals if passes == 2 else [sum(totals)]:
+            total.backward()
+        balancer.step()
+        close(balancer.log()["gradient_norms"], weights * expected)
+    assert balancer.log()["audit"].isnan()
+    assert "audit left out: the balancer's last call was not differentiated alone" in repr(balancer)
+
+
+@pytest.mark.parametrize("begins", [0, 2])
+def test_the_total_loss_of_another_batch_between_a_call_and_its_backward_pass(begins):
+    """As where it is written down beside the one that is trained on."""
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    for step in range(6):
+        losses, weights = net.losses(batch()), balancer.weights.clone()
+        expected = norms(losses, net.shared.weight)
+        total = balancer(losses)
+        if step >= begins:
+            balancer(net.losses(batch())).item()
+        total.backward()
+        balancer.step()
+        close(balancer.log()["gradient_norms"], weights * expected)
+
+
+def test_a_validation_with_labels_missing_leaves_nothing_that_cannot_be_differentiated_with():
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    net.eval()
+    with torch.inference_mode():
+        balancer(net.losses(batch()) | {"b": None})
+    losses = net.losses(batch())
+    (expected,) = torch.autograd.grad(losses["a"], net.shared.weight, retain_graph=True)
+    balancer(losses | {"b": None}).backward()  # a saliency map
+    close(net.shared.weight.grad, expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.parametrize("entry_point", ["fork", "features", "attach"])
+def test_a_trace_in_training_mode_is_that_of_the_network(entry_point):
+    """As that which draws the graph of a network for TensorBoard."""
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source)
+    one_step(balancer, net.losses(batch()))
+    traced = torch.jit.trace(net, batch(), strict=False)
+    x = batch(3)
+    close(traced(x)["b"], net(x)["b"])
+    one_step(balancer, net.losses(batch()))
+    assert balancer.skipped_steps == 0
+
+
+def test_losses_from_a_forward_pass_in_eval_are_refused_with_that_cause():
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    net.eval()
+    losses = net.losses(batch())
+    net.train()
+    balancer(losses).backward()
+    with pytest.raises(
+        RuntimeError, match=r"task 'a': no gradient of its loss has arrived.* the model was in eval\(\)"
+    ):
+        balancer.step()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fork_without_layer_refuses_more_than_one_argument(training):
+    fork = eq.Fork(None, TASKS).train(training)
+    with pytest.raises(TypeError, match="takes one argument; found several: hand in a tuple of them"):
+        fork(batch(), batch())
+    first, second = fork((batch(), batch(2)))["a"]
+    assert (len(first), len(second)) == (8, 2)

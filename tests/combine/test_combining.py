@@ -444,3 +444,40 @@ def test_nothing_of_it_is_left_where_the_sum_is_asked_for():
     data = list(batches(3, TASKS))
     for (ours, _), (theirs, _) in zip(steps(network, balancer, data), steps(plain, equal, data), strict=True):
         close(ours, theirs)
+
+
+@pytest.mark.parametrize("absent", [("b",), ("a", "c")])
+def test_an_absent_task_whose_features_get_zeros_is_left_out(method, absent):
+    """As where the outputs of all heads are joined, and the loss of one is taken or not."""
+
+    def trained(joined):
+        network, balancer = build(method)
+        for step, (x, y) in enumerate(batches(4, TASKS)):
+            outputs = network(x)
+            if joined:
+                outputs = dict(zip(TASKS, torch.cat([*outputs.values()], 1).split(2, 1), strict=True))
+            losses = {task: unit * loss for (task, loss), unit in zip(mse(outputs, y).items(), UNITS, strict=True)}
+            network.zero_grad()
+            balancer(losses | (dict.fromkeys(absent) if step else {})).backward()
+            balancer.step()
+        return gradient_of_all(network), balancer.log()
+
+    def gradient_of_all(network):
+        return torch.cat(
+            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in network.parameters()]
+        )
+
+    (expected, log), (found, joined) = trained(False), trained(True)
+    close(found, expected)
+    for name in log:
+        close(joined[name], log[name], equal_nan=True)
+
+
+def test_encodec_on_a_batch_without_a_sample():
+    network, balancer = build(METHODS["EnCodec"])
+    for samples in (4, 0, 4):
+        outputs = network(torch.randn(samples, 6))
+        balancer({task: output.square().sum() for task, output in outputs.items()}).backward()
+        balancer.step()
+    assert balancer.skipped_steps == 1
+    assert balancer.norm_counts.isfinite().all()

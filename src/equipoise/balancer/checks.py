@@ -70,8 +70,7 @@ def check_arrivals(balancer: Driver, source: GradientSource) -> None:
             f"task {repeated[0]!r}: its gradient has arrived at several calls of the fork, whose norms do not add up: where a "
             f"step calls the fork several times, {type(balancer).__name__}(..., accumulate=True) keeps gradients, which do"
         )
-    present = present or (True,) * len(balancer.tasks)
-    missing = [] if torch.compiler.is_compiling() else source.not_arrived(present)
+    missing = [] if torch.compiler.is_compiling() else source.not_arrived(present or (True,) * len(balancer.tasks))
     if missing:
         raise RuntimeError(
             f"task {missing[0]!r}: no gradient of its loss has arrived where it is measured: "

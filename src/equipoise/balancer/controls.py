@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.utils.hooks import RemovableHandle
 
 from equipoise.arguments import count, described, flag
-from equipoise.balancer.driver import Driver
+from equipoise.balancer.driver import Driver, gradients_of
 from equipoise.engine.processes import Processes
 
 
@@ -89,10 +89,10 @@ class Controls(Driver):
             )
 
         def before(*_: Any) -> None:
-            self._in_closure = True
+            self._stepping = inner
 
         def after(*_: Any) -> None:
-            self._in_closure = False
+            self._stepping = None
             if self._now.passes or self._now.weighed:
                 self.step()
             elif self._now.model_in_eval:
@@ -244,10 +244,9 @@ class Controls(Driver):
 
         Gradients have been set to zero then, unlike between two micro-batches.
         """
-        if torch.compiler.is_compiling() or self._in_closure or not self._plan.measure:
+        if torch.compiler.is_compiling() or self._stepping or not self._plan.measure:
             return
-        groups = [group for optimizer in self._hooked.values() for group in optimizer.param_groups]
-        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        gradients = gradients_of(self._hooked.values())
         if not (gradients if self._accumulate else any(bool(g.any()) for g in gradients)):
             self.step(skip=True)
 

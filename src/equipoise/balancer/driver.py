@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any, ClassVar, NamedTuple
@@ -80,14 +80,14 @@ class Driver(SavedState, ABC):
         now, source = self._now, self._source if self._plan.measure else None
         if source is not None:
             check_source(self, source)
-            if self._in_closure and not (self._accumulate and source.has_gradient()):
+            if self._stepping and not (self._accumulate and any(g.any() for g in gradients_of([self._stepping]))):
                 self.zero_grad()
             if now.passes == 0:
                 source.clear()
-            elif now.passes == 1:
+            else:
                 self._first.finish(self._probe.numbers, source, self.tasks)
         looks = len(self._first.seen) < len(self.tasks) or (source is not None and source.auditing)
-        if looks and now.passes == 0 and not capturing(self.weights.device):
+        if looks and not capturing(self.weights.device):
             self._first.begin(self, given, source)
         now.present = given.present
         now.everyone = now.everyone is not False and given.present is None
@@ -109,8 +109,7 @@ class Driver(SavedState, ABC):
         if source is not None:
             if note is not None and not skip:
                 check_arrivals(self, source)
-                if now.passes == 1:
-                    self._first.finish(note, source, self.tasks)
+                self._first.finish(note, source, self.tasks)
             if number > 1 and not (source.keep_gradients or source.at_features):
                 keep_gradients(self, source)
         note = torch.zeros_like(self._probe.leaf) if note is None else note.detach()
@@ -249,6 +248,12 @@ class Driver(SavedState, ABC):
             if auditing != source.auditing:
                 source.auditing = auditing
             source.forget_aliases()
+
+
+def gradients_of(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
+    """Those that are there: none after ``zero_grad()``, or zeros."""
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _all_finite(values: Sequence[Tensor], on_host: bool) -> Tensor | bool:

@@ -57,12 +57,9 @@ class FirstStep:
         self.left_out = ""
         self.again, self.balances = False, balances
         self._expected: list[Look] = []
-        self._limit, self._later = 0.0, False
-        self._half = False
-        self._begun = False
+        self._limit, self._next_task = 0.0, 0
+        self._later = self._half = self._begun = self._changed = False
         self._graphs: set[int] = set()
-        self._changed = False
-        self._next_task = 0
 
     def due(self, number: int) -> bool:
         """Whether the measured step of this number is audited again."""
@@ -89,15 +86,18 @@ class FirstStep:
                 from gradients that cannot be had. The message names the task.
         """
         self._begun, self._expected = True, []  # those of a step that was skipped are of another batch
+        self._values = given.values.detach()
         each = given.each or ({} if given.present else dict(zip(balancer.tasks, given.values.unbind(), strict=True)))
-        for task, loss in each.items():
-            if task not in self.seen:
-                check_first_loss(balancer, task, loss.item())
+        for task in (task for task in each if task not in self.seen):
+            check_first_loss(balancer, task, each[task].item())
         self.seen |= each.keys()
         if source is None:
             return
         losses = {task: loss for task, loss in each.items() if self.balances or task not in self.audited}
-        self._later = not losses
+        note = balancer._probe.numbers
+        if note is not None:  # a later micro-batch, with tasks whose gradient is a sum by now
+            losses = {task: loss for task, loss in losses.items() if not note[1, source.tasks.index(task)]}
+        self._later = note is None and not losses
         if self._later and self.again:
             losses = self._in_turn(source, each)
         try:
@@ -105,7 +105,7 @@ class FirstStep:
                 self._look(source, losses, given.values)
         finally:
             source.forget_aliases()
-        if self.balances:
+        if self.balances and note is None:
             self._balance(balancer, source, self._expected)
 
     def finish(self, note: Tensor | None, source: GradientSource, tasks: Sequence[str]) -> None:
@@ -122,6 +122,11 @@ class FirstStep:
         loose = self._limit**0.5
         limit = loose if self._later else self._limit  # gradients may be small against their terms by now
         places = [look.task for look in expected]
+        given, passed = self._values[places], (note[0] / note[1])[places]
+        if bool(((passed - given).abs() > 1e-5 * given.abs()).any()):
+            if not self._later:
+                self._none_for([tasks[i] for i in places], "the balancer's last call was not differentiated alone")
+            return
         scaled = note[2].detach().double().abs()[places]
         unknown = torch.full_like(scaled[0], torch.nan)
         arrived = torch.stack([source.alias_squares.get(i, unknown).to(unknown) for i in places]).sqrt() / scaled

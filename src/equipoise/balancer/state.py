@@ -150,7 +150,7 @@ class SavedState(nn.Module):
         everyone = torch.ones_like(self.weights, dtype=torch.bool)
         self._masks: dict[tuple[bool, ...], tuple[Tensor, Tensor]] = {(True,) * len(self.tasks): (everyone, self._ones)}
         self._now.begin()
-        self._in_closure = False
+        self._stepping: torch.optim.Optimizer | None = None  # the one whose step is under way, perhaps with a closure
         self._probe = Probe((NOTE_ROWS, len(self.tasks)), self.weights.dtype, self.weights.device, self._passed)
         self._plan_next_step()
 
@@ -192,7 +192,7 @@ class SavedState(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """The log and the note of a backward pass belong to the step at hand, and do not travel."""
         log = {name: (value, None) for name, value in self._logged().items()}
-        return {**self.__dict__, "_probe": None, "_log": log, "_hooked": OrderedDict()}
+        return {**self.__dict__, "_probe": None, "_log": log, "_hooked": OrderedDict(), "_stepping": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the balancer, with a probe of its own."""

@@ -67,7 +67,7 @@ class Combination:
         self.collective = BackwardCollective(probe.leaf.dtype)
         self._combine, self._at_layer = combine, at_layer
         self._scale: Tensor | None = None
-        self._present: Sequence[bool] = ()
+        self._present: Sequence[bool] = (True,) * len(fork.tasks)
         self._done, self.passes, self.auditing = False, 0, True
         self.fan_out = torch.compiler.disable(self._fan_out)
 
@@ -222,13 +222,15 @@ class _Node(ForkNode):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        """Combine those of the tasks; those of other terms are added to the result as they are."""
+        """Combine those of the tasks present; others, also zeros for an absent task, are added to the result as they are."""
         call, size, tensors = ctx.call, ctx.features, ctx.saved_tensors  # to be read once only
         kept, features = tensors[:-size], tensors[-size:]
-        columns = [gradients[i::size] for i in range(size)]
-        own = [column[: call.tasks] for column in columns]
+        present = (*ctx.combination._present, *(False,) * call.others)
+        columns = [[*zip(gradients[i::size], present, strict=True)] for i in range(size)]
+        own = [[g if here else None for g, here in column[: call.tasks]] for column in columns]
         record, results = ctx.combination.arrive(call.rule, kept, features, own)
-        sums = [added_up([result, *column[call.tasks :]]) for result, column in zip(results, columns, strict=True)]
+        others = [[g for g, here in column if not here] for column in columns]
+        sums = [added_up([result, *more]) for result, more in zip(results, others, strict=True)]
         return None, None, record, *(None,) * call.kept, *sums
 
 

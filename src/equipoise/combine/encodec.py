@@ -108,7 +108,7 @@ class EnCodec(CombiningBalancer):
 
     def _batch_norms(self, arrived: FeatureGradients, tasks: int) -> Tensor:
         """The mean ``(T,)`` of the norms of the samples' gradients, over all features and the samples on all processes."""
-        squares = [g.reshape(*g.shape[:2], -1).square().sum(-1) for g in arrived.gradients]
+        squares = [g.unsqueeze(-1).flatten(2).square().sum(-1) for g in arrived.gradients]
         norms = torch.stack(squares).sum(0).sqrt() if squares else self.weights.new_zeros(tasks, 0)
         total = self._combination.collective.sum(torch.cat([norms.sum(1), norms.new_full((1,), norms.shape[1])]))
         return (total[:-1] / total[-1]).to(self.weights.dtype)

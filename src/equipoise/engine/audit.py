@@ -3,9 +3,6 @@
 The reference is taken before the backward pass, from the loss alone. Afterwards the two are compared. So whatever makes them
 differ is found by one comparison, and refused with its likely cause: a loss that reads another task's features, or W past the
 fork; a term of the total loss that is no task; a layer that does not compute as its rule says.
-
-Later steps are audited now and then, by the features that each loss reads: a term that is no task, or a way past the fork,
-may begin at any time.
 """
 
 from __future__ import annotations

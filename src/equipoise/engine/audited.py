@@ -78,8 +78,8 @@ class Audited:
         """Why no gradient of a task may have arrived, for a message."""
         return (
             f"its loss does not depend on {self.reads.format(task)}, or something on the way is detached, in a checkpoint "
-            "that needs use_reentrant=False, or computed in torch.func, where PerLoss measures; or the model calls another "
-            "fork than the one that this balancer measures at, as where one of the two is a copy"
+            "that needs use_reentrant=False, or computed in torch.func, where PerLoss measures; or the model was in "
+            "eval(), or calls another fork than the one that this balancer measures at, as where one of the two is a copy"
         )
 
     def forget_aliases(self) -> None:

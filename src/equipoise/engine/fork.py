@@ -111,9 +111,10 @@ class Fork(nn.Module, GradientSource):
             The features, once per task, by name. Every head must read its own.
         """
         given = [*inputs, *keywords.values(), None][0]
+        if self.shared_layer is None and len(inputs) + len(keywords) > 1:
+            raise TypeError("a Fork without shared_layer takes one argument; found several: hand in a tuple of them")
         features = given if self.shared_layer is None else self.shared_layer(*inputs, **keywords)
-        names = self._names_of_aliases
-        combination = self._combination
+        names, combination = self._names_of_aliases, self._combination
         combines = combination is not None and combination.owner is self.owner and not self.measuring and self._trains()
         if not (combines or self._measures()):
             return dict.fromkeys(names, features)

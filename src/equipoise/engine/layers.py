@@ -39,9 +39,8 @@ def _is_plain(layer: nn.Module, inputs: Any, output: Tensor) -> bool:
         *everywhere._global_backward_pre_hooks.values(),
         *everywhere._global_backward_hooks.values(),
     ]
-    if not all(str(getattr(hook, "__module__", "")).startswith(_LOOKS_ON) for hook in hooks):
-        return False
-    if not isinstance(inputs, Tensor) or output.is_complex():
+    change_nothing = all(str(getattr(hook, "__module__", "")).startswith(_LOOKS_ON) for hook in hooks)
+    if not (change_nothing and isinstance(inputs, Tensor)) or output.is_complex():
         return False
     return inputs.layout == output.layout == torch.strided and not (inputs.is_nested or output.is_nested)
 

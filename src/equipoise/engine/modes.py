@@ -13,15 +13,15 @@ def in_transform() -> bool:
 
 
 def exporting() -> bool:
-    """Whether the model is being exported, whose graph must hold no fork.
+    """Whether the model is being exported or traced, whose graph must hold no fork.
 
     The flag is read directly: `torch.compiler.is_exporting` came with PyTorch 2.7, and at first was true in whatever
     `torch.compile` traced. A strict export in training mode is known by the flag only, from 2.10 on.
     """
     compiler = torch.compiler
-    return compiler.is_compiling() and (
-        not compiler.is_dynamo_compiling() or getattr(compiler, "_is_exporting_flag", False)
-    )
+    if not compiler.is_compiling():
+        return bool(torch._C._is_tracing())
+    return not compiler.is_dynamo_compiling() or bool(getattr(compiler, "_is_exporting_flag", False))
 
 
 def capturing(device: torch.device) -> bool:

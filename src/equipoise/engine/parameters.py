@@ -48,10 +48,9 @@ def _named(layer: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
         if not trained:
             found = "all of them are frozen" if own else "it has no parameters"
             raise ValueError(
-                f"the last shared layer, {type(layer).__name__}, must have a parameter that is trained; found that "
-                f"{found}. Hand "
-                "in the module that holds those that are trained, as that of an adapter. To go on with weights that stay, take "
-                "Static(tasks, balancer.averaged())"
+                f"the last shared layer, {type(layer).__name__}, must have a parameter that is trained; found that {found}. "
+                "Hand in the module that holds those that are trained, as that of an adapter. To go on with weights that stay, "
+                "take Static(tasks, balancer.averaged())"
             )
         return trained
     if not names:

@@ -109,7 +109,7 @@ class PerLoss(GradientSource):
 
     def tap(self, losses: Mapping[str, Tensor], values: Tensor) -> Tensor:
         """An alias of every loss. The gradient that arrives there has all that the total loss was multiplied with."""
-        if not self._measures():
+        if not (values.requires_grad and self._measures()):
             return values
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -184,8 +184,7 @@ def _gradients(call: LossCall, values: Tensor, each: Sequence[Tensor], scales: S
                 found += _batched(call, values, range(start, min(start + CHUNK, len(each))), scales)
         except RuntimeError:  # an operation on the way that cannot be batched
             found = []
-    if not found:
-        found = [None] * len(each)
+    found = found or [None] * len(each)
     if values.device.type != "cpu" and found[0] is not None:
         return found
     # where nothing was found a loss may be constant at W, or not depend on it at all: asked one by one

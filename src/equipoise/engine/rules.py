@@ -72,9 +72,8 @@ class GhostNorm(LayerRule):
         """The squared norm of the weight's gradient ``()``."""
         (gram,), (g,) = kept, gradients
         assert g is not None
-        samples = gram.shape[0]
-        g = g.reshape(samples, -1)
-        if g.shape[1] > samples:
+        g = g.reshape(-1, g.shape[-1])  # there may be no sample at all
+        if g.shape[1] > g.shape[0]:
             return torch.dot((g @ g.mT).view(-1), gram.view(-1))
         return torch.dot((gram @ g).view(-1), g.reshape(-1))
 

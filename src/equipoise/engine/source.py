@@ -136,11 +136,6 @@ class GradientSource(Audited, ABC):
             return []
         return [self.tasks[i] for i, nodes in self._arrived.items() if nodes > 1]
 
-    def has_gradient(self) -> bool:
-        """Whether W has a gradient already, as after a micro-batch, and not as after an optimiser's ``zero_grad``."""
-        found = [p.grad for p in self.measured_parameters.values() if p.is_leaf]
-        return self.at_features or any(g is not None and bool(g.any()) for g in found)
-
     def _measures(self) -> bool:
         """Whether the forward pass at hand is measured."""
         if not (self.measuring and self._trains()):
