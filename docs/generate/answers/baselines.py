@@ -111,7 +111,7 @@ def counts(contrasts: Sequence[Contrast]) -> str:
         errors = {each.problem: interval(each.ends, unit) for each in ours}
         cells += [errors.get(problem, "") for problem in by_error]
         lines.append(f"| {' | '.join(map(escape, cells))} |")
-    note = "(n‡): on so many of them a task goes the other way, or the mean hangs on one."
+    note = "(n‡): on so many of them a task goes the other way, or one task decides the mean."
     if averaged:
         note += f" Mean, with its 95 % interval, and median over the problems that all rows have: {listed(common)}."
     return "\n".join(lines) + f"\n\n{escape(note)}"

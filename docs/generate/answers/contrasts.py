@@ -100,7 +100,7 @@ class Contrast:
 
     @property
     def hides(self) -> bool:
-        """Whether a task goes the other way, or the mean hangs on a single one."""
+        """Whether a task goes the other way, or one task decides the mean."""
         return self.outcome in ("better", "worse") and self.cell.withheld == HIDES
 
     @property
@@ -174,9 +174,7 @@ def of_search(comparisons: Mapping[str, Comparison]) -> str:
         return ""
     most = max(same, key=lambda each: abs(each.ends.mean))
     where = f", most on {most.problem}" if len(same) > 1 else ""
-    differ = (
-        f"differ by the learning rate alone{where}, by {interval(most.ends, ' %')}: so large is the noise of a search"
-    )
+    differ = f"differ by the learning rate alone{where}, by {interval(most.ends, ' %')}: that is how noisy a search is"
     return (
         f"The search for static weights returned equal weights on {len(same)} of {len(ours)} problems "
         f"({listed([each.problem for each in same])}): there “tuned static” and equal "
@@ -185,13 +183,13 @@ def of_search(comparisons: Mapping[str, Comparison]) -> str:
 
 
 def hidden(contrasts: Sequence[Contrast]) -> str:
-    """On how many of some problems a task goes the other way, or the mean hangs on one, in words; empty if on none."""
+    """On how many of some problems a task goes the other way, or one task decides the mean, in words; empty if on none."""
     number, total = sum(each.hides for each in contrasts), len(contrasts)
     if not number:
         return ""
     all_of_them = {1: "there", 2: "on both"}.get(total, f"on all {total}")
     of = all_of_them if number == total else f"on {'one' if number == 1 else number} of them"
-    return f"{of} a task goes the other way or the mean hangs on one"
+    return f"{of} a task goes the other way or one task decides the mean"
 
 
 def said(one: Contrast, *, where: bool = True) -> str:
@@ -218,7 +216,7 @@ def figures(one: Contrast) -> str:
     """The figures of a contrast: the difference with its interval, the p-value, the number of seeds."""
     p = f", p = {one.cell.p_value:.2g}" if math.isfinite(one.cell.p_value) else ""
     turned = ", but the last step turns it around" if one.is_significant and one.cell.withheld == TURNED else ""
-    hides = ", though a task goes the other way or the mean hangs on one" if one.hides else ""
+    hides = ", though a task goes the other way or one task decides the mean" if one.hides else ""
     return f"{interval(one.ends, one.measure.unit)}{p}, n = {one.seeds}{turned}{hides}"
 
 

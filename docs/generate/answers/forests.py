@@ -30,7 +30,7 @@ def forest(contrasts: Sequence[Contrast], title: str) -> str:
         "✓ better, ✗ worse, = level, no mark: not told apart",
     ]
     if any(each.hides for each in contrasts):
-        legend.append("‡ a task goes the other way, or the mean hangs on one")
+        legend.append("‡ a task goes the other way, or one task decides the mean")
     return draw(blocks, limit=_limit(contrasts), title=title, legend=legend, alone=True)
 
 

@@ -39,7 +39,7 @@ def gap_table(pairs: Sequence[Pair], found: Mapping[str, Comparison], more: Sequ
     text = "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *more])
     return (
         f"{text}\n\nPaired differences of the task-normalised test loss with 95 % intervals; above 0 the first method is "
-        f"worse. ✗ worse and ✓ better: p < 0.05 after {CORRECTION}; ‡ a task goes the other way, or the mean hangs on one."
+        f"worse. ✗ worse and ✓ better: p < 0.05 after {CORRECTION}; ‡ a task goes the other way, or one task decides the mean."
     )
 
 

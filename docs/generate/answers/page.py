@@ -23,7 +23,7 @@ _RULE = (
     "or the largest losses, the corrected tests decide."
 )
 CORRECTION = (
-    "Holm's correction for all methods of the study on the problem, against that of the two which the study names first"
+    "Holm's correction over all methods of the study on the problem (of two, the study's first is the reference)"
 )
 """The correction in words: a contrast has the same verdict on all pages."""
 
@@ -217,6 +217,6 @@ def legend(contrasts: Sequence[Contrast]) -> str:
     )
     return (
         f"{kind[0].upper()}{kind[1:]}. ✓ better, ✗ worse: p < 0.05 by the paired t-test after {CORRECTION}, with the same sign "
-        f"at the last step; ‡ a task goes the other way, or the mean hangs on one. = level: the whole interval lies inside "
+        f"at the last step; ‡ a task goes the other way, or one task decides the mean. = level: the whole interval lies inside "
         f"{margins}. No mark: not told apart."
     )

@@ -81,45 +81,44 @@ def _study(name: str) -> str:
 
 _STUDIES = """# The studies behind the answers
 
-All runs of a study, here of `plateau`, are made anew by:
+To repeat all runs of a study, here `plateau`:
 
 ```sh
 equipoise study studies/plateau.py --runs runs/plateau
 ```
 
-Their records are put in the place of the committed ones by:
+To replace the committed records by the new ones:
 
 ```sh
 python -m docs.generate.answers keep plateau runs/plateau
 ```
 
-One committed record, drawn at random, is run again and compared to the last digit by:
+To run one committed record again, drawn at random, and compare it to the last digit:
 
 ```sh
 python -m docs.generate.answers rerun plateau
 ```
 
-All pages are written from the committed records by `make answers`. The title of a study leads to its tables, unless it has too
-many problems for them: every row, and the search of every method. Its file `studies/NAME.py` has the expectation, which was
-written before the runs. Each study says below what it was to cost, what a larger machine would add, and what it took."""
+All pages are written from the committed records by `make answers`. The title of a study links to its tables (every row, and
+the search of every method), unless it has too many problems for them. Its file `studies/NAME.py` has the expectation, which was
+written before the runs. Below stand the planned cost of each study, what a larger machine would add, and the actual cost."""
 
 
 def _index(lines: list[str]) -> str:
     return f"""# Answers to the reviewers
 
-Two reviews of the GradNorm paper asked the following. Each answer is generated from the committed records of studies that
-give every method the same search, and compare on other seeds. The expectations were written down before the runs, and the
-pages say so where the figures disagree.
+Two reviews of the GradNorm paper asked the following questions. Each answer is generated from the committed records of studies
+that give every method the same search and compare the methods on other seeds. The expectations were written down before the
+runs, and the pages say where the figures disagree with them.
 
 {chr(10).join(lines)}
 
 A difference counts if its paired t-test is significant after {CORRECTION}, and the last step agrees. The correction was
-changed after the runs: it used to be for all differences of a table, so that one comparison could have different verdicts on
-different pages. Now it has one verdict on all of them.
+changed after the runs: before, it covered all differences of a table, so that one comparison could have different verdicts on
+different pages. Now it has the same verdict on all pages.
 
 Two questions are answered in words: [what Section 3.1 means](../how/gradnorm.md), and
-[how it is implemented](../how/implementation.md). One page has the [budgets, tables and commands](studies.md) of all
-studies.
+[how it is implemented](../how/implementation.md). [One page](studies.md) has the budgets, tables and commands of all studies.
 
 ```{{toctree}}
 :hidden:

@@ -34,7 +34,7 @@ def legend(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     found = {cell.withheld for row in rows for cell in row.cells}
     reasons = {
         TURNED: "no mark, as at the last step the difference has the other sign.",
-        HIDES: "no mark, as the mean hides a task that goes the other way, or hangs on a single task.",
+        HIDES: "no mark, as the mean hides a task that goes the other way, or depends on a single task.",
     }
     return lines + [f"{WITHHELD[reason]} {text}" for reason, text in reasons.items() if reason in found]
 

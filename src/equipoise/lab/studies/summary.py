@@ -90,8 +90,8 @@ def summary(result: Result) -> str:
     if behind:
         text.append(f"Behind {best}: {_listed(behind)}.")
     text.append(
-        "In brackets the 95 % interval of the paired difference and its p-value after Holm's correction for all methods "
-        "against that of the two which the study names first."
+        "In brackets the 95 % interval of the paired difference and its p-value after Holm's correction over all methods "
+        "(of two methods, the study's first is the reference)."
     )
     return " ".join(text if others else text[:1]) + lost
 
