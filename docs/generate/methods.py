@@ -20,18 +20,22 @@ COST = {
     "task gradients inside the fork": "T gradients at the features or at W, combined within the one backward pass",
 }
 """The need of a method -> its cost in a step that is measured."""
+_PAGES = {"losses": "losses.md", "gradient norms at W": "norms.md", "task gradients inside the fork": "gradients.md"}
+"""The need of a method -> the page of the reference that describes it."""
 
 
 HEAD = """# All methods
 
-Generated from the code (`python -m docs.generate.methods`); do not edit. How each differs from its paper is said in its
-docstring.
+Which methods there are, when to use each, and what each needs and keeps. [Which method](start/which_method.md) helps you
+choose. The name of a method links to its docstring, with the formula and the differences from the paper.
+
+<!-- Generated from the code by python -m docs.generate.methods; do not edit. -->
 
 """
 BETWEEN = """
 
-W is the last shared layer, or other parameters that are measured; T is the number of tasks. The state of every balancer
-(weights, their mean, `L_i(0)`, counts of steps) is not listed, nor the buffers of an aggregator that is handed in.
+W is the last shared layer, or the other parameters at which gradients are measured; T is the number of tasks. *Keeps* lists the
+state beyond that of every balancer (weights, their mean, `L_i(0)`, counts of steps), without the buffers of a given aggregator.
 
 """
 
@@ -69,7 +73,8 @@ def page() -> str:
         handed_in = ", and the values handed to `observe`" if hasattr(cls, "observe") else ""
         kept = ", ".join(f"`{entry}`" for entry in state(cls)) or "nothing"
         reference = section(cls, "References") or "none"
-        when.append(f"| `eq.{name}` | {summary(inspect.getdoc(cls))} | {section(cls, 'When to use')} |")
+        link = f"[`eq.{name}`](reference/{_PAGES[needed]})"
+        when.append(f"| {link} | {summary(inspect.getdoc(cls))} | {section(cls, 'When to use')} |")
         costs.append(f"| `eq.{name}` | {needed}{handed_in} | {COST[needed]} | {kept} | {reference} |")
     return HEAD + "\n".join(when) + BETWEEN + "\n".join(costs) + "\n"
 

@@ -133,8 +133,9 @@ def page() -> str:
     lines = [
         "# The problems of the lab",
         "",
-        "Each has a training, a validation and a test split that do not depend on the seed of a run. `equipoise list` shows",
-        "all settings; `--set KEY=VALUE` changes one; a problem of your own is [a Python file](guides/write_a_problem.md).",
+        "The problems on which `equipoise compare NAME` and `equipoise study` train methods. The training, validation and test",
+        "splits of each do not depend on the seed of a run. `equipoise list` shows all settings, and `--set KEY=VALUE` changes",
+        "one. A problem of your own is [a Python file](guides/write_a_problem.md).",
         "",
         "| name | tasks | problem |",
         "|:--|--:|:--|",
@@ -144,10 +145,10 @@ def page() -> str:
         lines.append(f"| [`{name}`](#{name}) | {count} | {summary(inspect.getdoc(cls))} |")
     lines += [
         "",
-        "Below, each problem with one short run of GradNorm or its closed form, seed 0, beside the best constant",
-        "prediction: the same output for every sample, with the smallest training loss. It shows that the problem can be",
-        "learnt in this time, and nothing about methods. Test split, where the task-normalised validation loss is smallest,",
-        "or the validation error of the task that the problem names as `judged_by`.",
+        "Each problem is shown with one short run of GradNorm or its closed form, seed 0, beside the best constant",
+        "prediction: the output, the same for every sample, with the smallest training loss. The run shows that the problem",
+        "can be learnt in this time, and says nothing about methods. Results are those on the test split at the step with the",
+        "smallest task-normalised validation loss, or validation error of the task that the problem names as `judged_by`.",
     ]
     for name, cls in PROBLEMS.items():
         lines += ["", f"({name})=", f"## {name}", "", *_described(cls), ""]

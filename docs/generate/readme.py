@@ -54,8 +54,8 @@ def headline() -> str:
     found = everything.of(*baselines.STUDIES)
     contrasts = baselines.changes(found)
     lines = [
-        f"Against equal weights on the {len(found)} problems of the studies ({everything.groupings(found)}): behind and ahead "
-        "by the 95 % interval of each problem, worse and better after Holm's correction for all methods.",
+        f"Against equal weights on the {len(found)} problems of the studies ({everything.groupings(found)}): “behind” and "
+        "“ahead” go by each problem's 95 % interval, “worse” and “better” by Holm's correction over all methods.",
         "",
     ]
     for method, name in _HEADLINE.items():
@@ -92,9 +92,9 @@ def first_table() -> str:
     legend = (
         f"Results: the median of {seeds} seeds on the test split, in brackets the smallest and the largest. Difference: the "
         "mean of the paired differences from equal weights with its 95 % interval; ✗ worse, ✓ better (p < 0.05 by the paired "
-        "t-test after Holm's correction), ‡ although a task goes the other way or the mean hangs on one, = level (the whole "
-        f"interval lies inside {listed(margins)}), no mark: not told apart. Every method had the same search for its learning "
-        "rate, tuned static weights shared theirs with the weights. The closed form has a balanced start, alpha = 0 on `pinn`."
+        "t-test after Holm's correction), ‡ although a task goes the other way or one task decides the mean, = level (the "
+        f"whole interval lies inside {listed(margins)}), no mark: not told apart. Every method had the same search for its "
+        "learning rate; that of tuned static had the weights too. The closed form starts balanced, on `pinn` with alpha = 0."
     )
     verdicts = [_verdict(name, list(rows), contrasts[name]) for name in found]
     verdicts.append(of_search({f"`{name}`": comparison for name, comparison in found.items()}))

@@ -33,8 +33,8 @@ class Aggregated(CombiningBalancer):
     gradient of W is then the aggregate of the gradients at W.
 
     When to use:
-        Tasks pull the trunk in directions that conflict, and a rule against that is wanted: UPGrad has every task gain,
-        MGDA the one that is worst off. Where gradients differ in size alone, weights on the losses cost less.
+        Tasks pull the trunk in conflicting directions: UPGrad lets every task gain, MGDA helps the one that is worst
+        off. Where gradients differ only in size, weights on the losses cost less.
 
     Args:
         fork: Where the network splits into tasks: a `Fork`.

@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 @final
 class EnCodec(CombiningBalancer):
-    r"""Each loss gets a given fraction of the gradient at the fork, large or small: for several losses on one output.
+    r"""Each loss gets a fixed share of the gradient at the fork, whatever its size: for several losses on one output.
 
     With :math:`g_i` the gradient of the loss :math:`L_i` at the features, the trunk is trained with
 
@@ -45,8 +45,8 @@ class EnCodec(CombiningBalancer):
     dimension, of the norm of one sample's gradient.
 
     When to use:
-        Several losses on one output (a codec, a generator with a discriminator), each of which shall count as given,
-        however large it is and however that drifts.
+        Several losses on one output (a codec, a generator with a discriminator), each of which should have a fixed
+        share of the gradient, however large it is and however it drifts.
 
     Args:
         fork: Where the losses part: ``Fork(None, tasks)`` at the output, or any other `Fork`, at whose features it

@@ -27,7 +27,7 @@ def sign_masks(signed: Tensor, purity: Tensor, uniform: Tensor) -> Tensor:
 
 @final
 class GradDrop(CombiningBalancer):
-    r"""At every feature one sign is drawn, and only the gradients of that sign go on: gradient sign dropout.
+    r"""Gradient sign dropout: at every feature one sign is drawn, and only gradients of that sign pass.
 
     With :math:`g_i` the gradient of the loss :math:`L_i` at the features A of a batch (their first dimension), and
     :math:`G_i` its sum over the batch after it is multiplied with the sign of A,
@@ -41,7 +41,7 @@ class GradDrop(CombiningBalancer):
     ``GradDrop``, which `Aggregated` takes, draws for every number that is aggregated: for gradients at parameters.
 
     When to use:
-        Many tasks that disagree in the sign of their gradients, and some noise in training is welcome.
+        Many tasks whose gradients disagree in sign, where some noise in training is welcome.
 
     Args:
         fork: Where the network splits into tasks: a `Fork`, at whose features it works.

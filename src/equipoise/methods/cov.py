@@ -30,7 +30,7 @@ class CoV(Balancer):
     with means and standard deviation over all steps so far. A loss that has settled weighs less, in any unit.
 
     When to use:
-        Many loss terms of one output, where those that have settled shall give way to those that still move.
+        Many loss terms of one output, where those that have settled should give way to those that still change.
 
     Args:
         initial_weights: The weights of the steps before a task's third; see `Balancer`. ``None``: 1.

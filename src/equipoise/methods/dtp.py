@@ -20,7 +20,7 @@ class State(NamedTuple):
 
 @final
 class DTP(Balancer):
-    r"""Weights from how well the tasks do by a measure of their own, such as accuracy: the worst comes first.
+    r"""Weights from a measure of how well each task does, such as accuracy: the worst task weighs most.
 
     .. math:: w_i = -(1 - \bar\kappa_i)^\gamma \log \bar\kappa_i, \qquad
         \bar\kappa_i \leftarrow \alpha\,\kappa_i + (1 - \alpha)\,\bar\kappa_i
@@ -29,7 +29,7 @@ class DTP(Balancer):
     first indicator it has the weight 1.
 
     When to use:
-        Every task has a measure of success in [0, 1], and the worst shall be trained most, whatever its loss says.
+        Every task has a measure of success in [0, 1], and the worst should be trained most, whatever its loss.
 
     Args:
         alpha: How much a new indicator says, in (0, 1].

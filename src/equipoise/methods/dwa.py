@@ -21,8 +21,8 @@ class DWA(Balancer):
     where :math:`L_i(e)` is the mean loss of epoch e. :math:`\sum_i w_i = T`; a task that falls more slowly weighs more.
 
     When to use:
-        Losses of a similar size that fall at different speeds, with epochs long enough for means that say something. It
-        does nothing about losses of different size.
+        Losses of a similar size that fall at different speeds, with epochs long enough for stable means. It does not
+        correct for losses of different size.
 
     Args:
         epoch_steps: How many steps make an epoch, for instance ``len(loader)``.

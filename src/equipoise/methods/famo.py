@@ -38,7 +38,7 @@ class FAMO(Balancer):
     `observe`. Without, those of the next batch take their place: free, noisier, and the weights move one step later.
 
     When to use:
-        Many tasks, where gradients of each would cost too much, and all shall come down at the same relative rate.
+        Many tasks, where a gradient of each would cost too much, and all losses should fall at the same relative rate.
 
     Args:
         lr: Adam's learning rate for the logits.

@@ -106,9 +106,9 @@ class GradNorm(GradNormFamily):
     trains on :math:`\sum_i w_i L_i` with the weights from before the step.
 
     When to use:
-        After equal weights and `InverseInitialLoss`: gradients at a shared trunk differ about tenfold in norm, and some
-        tasks learn more slowly than others. The weights move by at most ``lr`` a step; where they have to differ by more
-        than that, take `GradNormClosedForm`.
+        After equal weights and `InverseInitialLoss`: gradient norms at a shared trunk differ about tenfold, and some
+        tasks learn more slowly than others. The weights move by about ``lr`` a step; where the norms change faster than
+        they can follow, take `GradNormClosedForm`.
 
     Args:
         fork: Where the network splits into tasks: a `Fork`, or the result of `attach` or `PerLoss`.

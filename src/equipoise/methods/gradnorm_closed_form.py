@@ -26,7 +26,7 @@ class State(NamedTuple):
 
 @final
 class GradNormClosedForm(GradNormFamily):
-    r"""The weights at which GradNorm's rule rests, taken at once: no learning rate.
+    r"""The weights at which GradNorm's rule comes to rest, set at once: no learning rate.
 
     .. math::
         w_i = T \, \frac{p_i \, r_i^\alpha / \lVert g_i \rVert}{\sum_j p_j \, r_j^\alpha / \lVert g_j \rVert}

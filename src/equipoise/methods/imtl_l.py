@@ -28,8 +28,8 @@ class IMTLL(Balancer):
     s is trained by an Adam of its own, with its gradient in closed form. At rest, :math:`w_i = e^{s_i} = 1 / L_i`.
 
     When to use:
-        As `SI`, where the weights shall follow slowly, through noise, instead of at once. The weight of a loss that
-        stays at zero or below grows without end.
+        As `SI`, where the weights should follow noisy losses slowly instead of at once. The weight of a loss that
+        stays at zero or below grows without bound.
 
     Args:
         lr: Adam's learning rate for s.

@@ -23,8 +23,8 @@ class InverseGradientNorm(Balancer):
     of the norms; the weights do not sum to T. This is not `GradNorm`, whose weights learn and let slow tasks catch up.
 
     When to use:
-        Terms of a physics-informed network, or other losses, whose gradients differ by orders of magnitude and shall
-        count alike. For weights that follow within tens of steps take `GradNormClosedForm` with ``alpha=0``.
+        Terms of a physics-informed network, or other losses, whose gradients differ by orders of magnitude and should
+        count alike. For weights that adapt within tens of steps take `GradNormClosedForm` with ``alpha=0``.
 
     Args:
         fork: A `Fork`, or the result of `attach` or `PerLoss`. The paper's W is all of the network:

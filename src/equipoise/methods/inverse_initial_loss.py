@@ -26,7 +26,7 @@ class InverseInitialLoss(Balancer):
     The first step is weighted with them already. A task that is not yet seen weighs 1; the others sum to their number.
 
     When to use:
-        After equal weights: losses differ in size because their units do, and ``L_i(0)`` is a fair measure of the unit. Not
+        After equal weights: the losses differ in size because of their units, which ``L_i(0)`` measures fairly. Not
         where losses mean different things: a physics-informed network learnt nothing with it.
 
     Args:

@@ -40,8 +40,8 @@ class InverseLossVariance(Balancer):
     decay of 1 over all, they are the plain mean and variance. Ten times the loss, a hundredth of the weight.
 
     When to use:
-        Losses that scatter differently over the batches. A loss that still falls counts as scattered and is held back:
-        not for tasks that start at different times.
+        Losses that scatter differently over the batches. A loss that still falls counts as scattered and weighs little,
+        so it is not for tasks that start at different times.
 
     Args:
         decay: How much of the running values remains at each step, in (0, 1].

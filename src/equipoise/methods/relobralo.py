@@ -25,7 +25,7 @@ class State(NamedTuple):
 
 @final
 class ReLoBRaLo(Balancer):
-    r"""Weights from how far each loss has come since the last step, and now and then since the first.
+    r"""Weights from how far each loss has fallen since the last step, and now and then since the first.
 
     .. math::
         \lambda_i^{\mathrm{bal}}(t, t') = T\,\mathrm{softmax}_i\!\left(\frac{L_i(t)}{\tau L_i(t')}\right), \qquad

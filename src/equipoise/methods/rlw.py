@@ -20,7 +20,7 @@ class RLW(Balancer):
     and untouched by all other draws of random numbers.
 
     When to use:
-        As a control: a method that adapts should beat weights that know nothing.
+        As a control: a method that adapts should beat random weights.
 
     Args:
         seed: An integer of at least 0 that the random numbers follow from.

@@ -23,8 +23,8 @@ class Scalarized(Balancer):
     With these weights the network is trained along the gradient of :math:`S(L_1, \ldots, L_T)`.
 
     When to use:
-        A function of your own, or ``COSMOS`` and ``PBI`` of TorchJD with a preference among the tasks. Where a method
-        is here under its own name, take that: it needs no second library, and knows absent tasks.
+        A function of your own, or ``COSMOS`` and ``PBI`` of TorchJD with a preference among the tasks. If this
+        library has the method under its own name, take that: it needs no second library, and handles absent tasks.
 
     Args:
         scalarizer: Turns the losses ``(T,)``, in task order, into one number. It may be a module, such as those of

@@ -15,7 +15,7 @@ class SI(Balancer):
     r"""Weights :math:`w_i = 1 / L_i`, with the gradient of :math:`\sum_i \log L_i`: the unit of a loss does not matter.
 
     When to use:
-        Positive losses over many orders of magnitude, of which each shall fall by the same factor. Not for losses that
+        Positive losses over many orders of magnitude, each of which should fall by the same factor. Not for losses that
         come near zero: their weights explode.
 
     Args:

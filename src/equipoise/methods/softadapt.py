@@ -14,7 +14,7 @@ from equipoise.methods.epoch_means import EpochMeans
 
 @final
 class SoftAdapt(Balancer):
-    r"""Weights from the slopes of the losses: with :math:`\beta > 0`, the task that falls least weighs most.
+    r"""Weights from the slopes of the losses: with :math:`\beta > 0`, the loss that falls least weighs most.
 
     .. math:: w_i = T \frac{\exp(\beta s_i)}{\sum_j \exp(\beta s_j)}, \qquad s_i = L_i(e) - L_i(e - 1)
 
@@ -22,8 +22,8 @@ class SoftAdapt(Balancer):
     :math:`w_i \propto L_i(e) \exp(\beta s_i)`. The two can be combined.
 
     When to use:
-        Few terms of one objective, where those that rise or stall shall gain weight at once. Slopes of noisy batches
-        are noise: give it ``epoch_steps``.
+        Few terms of one objective, where those that rise or stall should gain weight at once. With noisy batches
+        the slopes are noise: set ``epoch_steps``.
 
     Args:
         beta: How much the slopes say; negative to favour the task that falls most.

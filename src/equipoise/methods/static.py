@@ -21,8 +21,8 @@ class Equal(Balancer):
     """Every weight is 1.
 
     When to use:
-        First, on standardised targets, and as the baseline of every comparison. Losses of one kind and one size leave
-        little to balance.
+        First, on standardised targets, and as the baseline of every comparison. Losses of the same kind and size
+        leave little to balance.
 
     Args:
         tasks, every, accumulate: See `Balancer`.
@@ -49,8 +49,8 @@ class Static(Balancer):
 
     When to use:
         You know how much each task matters, or train again with the mean weights of a run: ``balancer.averaged()``. For
-        regressions with squared errors whose targets were not standardised:
-        ``Static(tasks, {task: 1 / variance, ...})``, which is the same as training on targets of unit variance.
+        squared errors on targets that were not standardised, ``Static(tasks, {task: 1 / variance, ...})`` weights the
+        losses as if the targets had unit variance.
 
     Args:
         weights: A positive number for every task.

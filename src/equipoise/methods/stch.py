@@ -14,7 +14,7 @@ from equipoise.methods.static import unchanged
 
 @final
 class STCH(Balancer):
-    r"""A smooth maximum of the relative losses: the task that has fallen least weighs most.
+    r"""A smooth maximum of the relative losses: the loss that has fallen least weighs most.
 
     .. math:: w_i = \frac{T}{L_i}\,\mathrm{softmax}_i\!\left(\frac{1}{\mu} \log \frac{L_i}{L_i(0)}\right)
 
@@ -22,7 +22,7 @@ class STCH(Balancer):
     the task takes part as if it stood there; where that is so for all, :math:`w_i = 1 / L_i`.
 
     When to use:
-        The worst task matters most: a small ``mu`` trains on the task that has come least far.
+        The worst task matters most: a small ``mu`` trains the task whose loss has fallen least.
 
     Args:
         mu: How smooth the maximum is: the smaller, the more the worst task alone counts.

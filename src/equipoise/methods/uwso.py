@@ -18,7 +18,7 @@ class UWSO(Balancer):
     Uncertainty weighting rests at inverse losses; this is a softened form of them that needs no training.
 
     When to use:
-        Losses of a similar size, with a search over the temperature: without one it may put all weight on one loss.
+        Losses of a similar size, with a tuned temperature: an untuned one may put all weight on one loss.
 
     Args:
         temperature: :math:`\tau`, in the unit of an inverse loss, to be tuned to the losses: larger, more equal
