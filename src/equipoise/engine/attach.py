@@ -27,19 +27,19 @@ def attach(
 
     Every head's input is given an alias of its own when the head is called. The gradient that arrives there is carried on to
     the last shared layer along the original graph, whatever lies between, inside the one backward pass. While it is measured, a
-    head must not begin with an operation in place, as ``nn.ReLU(inplace=True)``. Attaching the same heads once more, as a
-    notebook's cell does that is run again, takes the place of the first time.
+    head must not begin with an in-place operation, as ``nn.ReLU(inplace=True)``. Attaching the same heads again, as when a
+    notebook cell is run again, replaces the first attachment.
 
     Args:
         model: The model. Its code, its parameters and the keys of its ``state_dict`` stay as they are.
         shared_layer: Path of the last shared layer in the model, for instance ``"backbone.layer4"``. It is looked up in every
-            forward pass, so that a layer that takes its place later is the one that is measured.
+            forward pass, so that a layer that replaces it later is measured instead.
         heads: Path of the head of every task, by task name. The head is a module that only this task's loss goes through.
         parameters: Names of the parameters of the shared layer that make up W. ``None``: as for a `Fork`, its ``weight``, or
             all that are trained.
 
     Returns:
-        The source that a balancer takes in the place of a fork.
+        The source that a balancer takes instead of a fork.
 
     Raises:
         TypeError: ``model`` is not a module, a path is not a string, or ``parameters`` is no sequence of names.

@@ -24,20 +24,20 @@ class Fork(nn.Module, GradientSource):
     by one, and the gradient of each at W is taken there. The network's own gradients are those of the plain total loss. While
     no balancer measures, and in ``eval()``, every task is handed the layer's output unchanged.
 
-    W is the parameter named ``weight``, where the layer has one of its own that is trained, else all its trained parameters.
+    W is the layer's own parameter named ``weight`` if it has one that is trained, otherwise all its trained parameters.
     For a plain Linear, Conv, ConvTranspose, Embedding or LayerNorm the gradient at the weight is computed from the layer's
-    inputs. In all other cases (a block, a frozen weight, an adapter, a hook that changes the layer's output, parameters that
-    are named) it comes from the original graph, which is not run again. This is decided anew in every forward pass.
+    inputs. In all other cases (a block, a frozen weight, an adapter, a hook that changes the layer's output, parameters given
+    by name) it comes from the original graph, which is not run again. This is decided anew in every forward pass.
 
-    All heads read the same memory, so none may begin with an operation in place, as ``nn.ReLU(inplace=True)`` or ``x += 1``.
-    While the fork is measured, PyTorch raises an error then, which names the task in the first step.
+    All heads read the same memory, so no head may begin with an in-place operation, as ``nn.ReLU(inplace=True)`` or ``x += 1``.
+    While the fork is measured, PyTorch then raises an error, which names the task in the first step.
 
     Args:
-        shared_layer: The last shared layer. ``None``: the input of the fork is taken for the features, and gradients are
+        shared_layer: The last shared layer. ``None``: the input of the fork is used as the features, and gradients are
             measured at the features.
         tasks: The names of the tasks, in the order of every tensor ``(T,)``.
-        parameters: Names of the parameters of ``shared_layer`` that make up W, where it is to be another choice.
-        others: Names of further aliases, for terms of the total loss that are no task, such as a penalty of a fixed weight.
+        parameters: Names of the parameters of ``shared_layer`` that make up W, if not the default.
+        others: Names of further aliases, for terms of the total loss that are not tasks, such as a penalty of a fixed weight.
             Their gradients go on into the trunk and are not measured.
 
     Raises:
@@ -108,7 +108,7 @@ class Fork(nn.Module, GradientSource):
             keywords: Its keyword arguments.
 
         Returns:
-            The features, once per task, by name. Every head must read its own.
+            The features, once per task, by name. Every head must read those of its own task.
         """
         given = [*inputs, *keywords.values(), None][0]
         if self.shared_layer is None and len(inputs) + len(keywords) > 1:

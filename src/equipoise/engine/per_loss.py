@@ -23,7 +23,7 @@ CHUNK = 32
 
 
 class PerLoss(GradientSource):
-    r"""Measures where there is no fork: the gradient of every loss by a first-order ``autograd.grad`` of its own.
+    r"""Measures without a fork: the gradient of every loss by its own first-order ``autograd.grad``.
 
     For losses that come from different forward passes (the terms of a physics-informed network), several losses on one
     output (codecs, variational autoencoders), losses that use derivatives of the network, and hundreds of losses on the
@@ -36,9 +36,9 @@ class PerLoss(GradientSource):
     before it is compiled.
 
     Args:
-        parameters: The last shared layer, whose W is that of a `Fork`; or W itself, a parameter or a list of parameters.
+        parameters: The last shared layer, with W as for a `Fork`; or W itself, as a parameter or a list of parameters.
         tasks: The names of the tasks.
-        names: Where ``parameters`` is a module: the names of those of its parameters that make up W.
+        names: If ``parameters`` is a module: the names of its parameters that make up W.
 
     Raises:
         TypeError: ``parameters`` is none of these.
