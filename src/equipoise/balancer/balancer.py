@@ -22,19 +22,19 @@ class Balancer(Controls):
     """Weights for T losses, and the rule that moves them.
 
     ``balancer(losses)`` returns the weighted sum, on which the caller calls ``backward()`` once; ``balancer.step()`` then
-    moves the weights. In ``eval()``, its own or the model's at the fork, and without gradients it returns the weighted sum and
+    moves the weights. In ``eval()`` (its own, or the model's at the fork) and without gradients it returns the weighted sum but
     updates no state. All state is in ``state_dict``, as tensors of at least single precision. The weights are buffers: no
     optimiser ever holds them.
 
     In a task's first measured step the source's measurement is compared with one ``autograd.grad`` of the task's loss, and
     refused by name where the two differ by more than the cube root of the precision (0.5 % in float32, 20 % where bfloat16 is
-    on the way); ``log()["audit"]`` has the largest deviation. Now and then, and in the step after one whose graph was another,
-    it is audited again by the features that its loss reads (7 % in float32): a term that is no task may begin later. Hooks on
-    the gradients of the network run once more for each loss then, ``retain_grad`` in a head among them: ``.grad`` is a sum.
+    on the way); ``log()["audit"]`` has the largest deviation. From time to time, and in the step after a change of the
+    graph, the features that its loss reads are audited again (7 % in float32), as another term may be added later. Hooks on
+    the gradients of the network then run once more for each loss, so that ``.grad`` by ``retain_grad`` in a head is a sum.
 
     Where ``torch.distributed`` is initialised, every process (of `process_group`) must take part in every step: losses and
     gradients are averaged over the processes, by one collective in `step`, so that all hold identical weights. A process
-    without labels hands in ``None`` for its tasks and steps all the same.
+    without labels passes ``None`` for its tasks and still steps.
 
     A method overrides at most three of its own: `init_state`, `update` and `weigh`; all are pure functions of their
     arguments. Its class attributes declare its needs. The last line of its ``__init__`` is ``self.reset_parameters()``.
@@ -42,13 +42,13 @@ class Balancer(Controls):
     Args:
         tasks: The fork (or the result of `attach` or `PerLoss`) whose tasks are balanced, or their names for a method that
             needs no gradients.
-        every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs more than names. A method that
-            moves its weights at those steps only is a weighted sum and no more in between, once every task has its ``L_i(0)``.
+        every: Gradient norms are measured at each ``every``-th step; ``None``: never. Needs more than names. In between, a
+            method that moves its weights only at those steps is just a weighted sum, once every task has its ``L_i(0)``.
         start: The number of steps before the method begins to move the weights. ``L_i(0)`` is recorded from the first step on.
         accumulate: Whether a measured step is made of several backward passes (micro-batches), or calls the fork several
             times. Task gradients are kept then, which add up, and not their norms alone.
         initial_losses: ``L_i(0)`` by task name; ``None``: measured.
-        initial_steps: Where it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
+        initial_steps: If it is measured, the number of a task's first losses of which ``L_i(0)`` is the mean.
         initial_weights: The weights of the first step: by task name, scaled so that they sum to T; ``"balanced"``, in inverse
             proportion to the gradient norms of the first batch; ``None``: those of the method.
 
@@ -122,7 +122,7 @@ class Balancer(Controls):
         Raises:
             TypeError: A loss is not a real floating-point tensor.
             ValueError: A task is unknown or missing, a loss is not a scalar, carries no gradient, lies on another device than
-                the weights or at first is not finite, or a label fraction is out of its range.
+                the weights or is not finite at first, or a label fraction is out of its range.
             RuntimeError: Another balancer measures at the fork.
         """
         if self._hooked and self._now.passes:
@@ -160,17 +160,17 @@ class Balancer(Controls):
     def step(self, *, skip: bool = False) -> None:
         """Move the weights, from the measurement of the backward passes since the last step.
 
-        A step in which a loss or a norm is not finite, or would make the state so, changes nothing and is counted in
-        ``skipped_steps``. One without any loss, on whatever process, changes nothing either.
+        A step in which a loss, a norm or the new state is not finite changes nothing and is counted in
+        ``skipped_steps``. A step in which no process has a loss changes nothing either.
 
         Args:
-            skip: Have this step change nothing and counted as well. For a loss scaler that has found an overflow where no
-                balancer looks, in a head: ``balancer.step(skip=scaler.get_scale() < scale)``, with ``scale`` the
+            skip: Whether this step changes nothing and is counted too. For a loss scaler that has found an overflow in a
+                head, which no balancer sees: ``balancer.step(skip=scaler.get_scale() < scale)``, with ``scale`` the
                 value of ``get_scale()`` before ``scaler.update()``.
 
         Raises:
             RuntimeError: No backward pass has gone through the total loss since the last step; or no gradient of a task has
-                arrived at the fork, or other backward passes than those of the total loss.
+                arrived at the fork, or those of backward passes other than the total loss's.
             ValueError: The audit of a task's first step failed; the message names the task and the likely cause.
         """
         skip, number = flag("skip", skip), self._processes.number

@@ -43,10 +43,10 @@ class Controls(Driver):
 
     @property
     def process_group(self) -> Any:
-        """The processes that share out every batch; None, as long as nothing else is set: all.
+        """The processes over which every batch is divided; None, the default: all.
 
-        To be set where some processes train another model; and, for gradients taken at the features, where some hold parts of
-        one model and see the same batch (on a mesh: its data-parallel group). It stays out of ``state_dict``.
+        Set it if some processes train another model; and, for gradients taken at the features, if some hold parts of one
+        model and see the same batch (on a mesh: its data-parallel group). It is not in ``state_dict``.
         """
         return self._processes.group
 
@@ -66,12 +66,12 @@ class Controls(Driver):
         self._plan_next_step()
 
     def step_after(self, optimizer: Any) -> Any:
-        """Step after every step of ``optimizer``, so that the loop has no line for it: right in any trainer.
+        """Step after every step of ``optimizer``, so that the loop needs no line for it: for use in any trainer.
 
-        The optimiser's own hook calls `step`, in accumulation once for all micro-batches, with a loss scaler only where the
-        optimiser has stepped, and in a closure that is evaluated several times once. A step of the optimiser without a backward
-        pass through the total loss is none; where the model in ``eval()`` is the reason, a warning says it. An optimiser that
-        takes the place of another needs a call of its own.
+        A hook of the optimiser calls `step`: with accumulation once for all micro-batches, with a loss scaler only where the
+        optimiser has stepped, and with a closure that is evaluated several times once. If no backward pass has gone through
+        the total loss, the balancer does not step; if the reason is a model in ``eval()``, a warning says so. An optimiser
+        that replaces another needs its own call.
 
         Args:
             optimizer: A ``torch.optim.Optimizer``, or a trainer's wrapper of one, which holds it as ``.optimizer``.
@@ -127,7 +127,7 @@ class Controls(Driver):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the backward passes since the last step, as an optimiser's ``zero_grad`` does.
 
-        A step that is thrown away needs it, and a closure that is evaluated several times before one step.
+        Call it when a step is discarded, and in a closure that is evaluated several times before one step.
         """
         self._probe.clear()
         self._now.begin()
@@ -138,8 +138,8 @@ class Controls(Driver):
     def freeze(self) -> None:
         """Hold the weights and the state of the method where they are, until `unfreeze`.
 
-        Losses, and gradient norms at each ``every``-th step, go on into the log, and a task that is seen for the first time
-        has its ``L_i(0)`` recorded.
+        Losses, and gradient norms at each ``every``-th step, are still logged, and the ``L_i(0)`` of a task that is seen
+        for the first time is recorded.
         """
         self._frozen = True
         self._plan_next_step()
@@ -154,7 +154,7 @@ class Controls(Driver):
 
         Returns:
             By task name, :math:`\mathrm{mean}_t w_i(t)` of the weights that the task's losses were weighted with: over the
-            steps in which it was present and the method moved. The weight as it is, where there was no such step. Reading them
+            steps in which it was present and the method moved. The current weight, if there was no such step. Reading them
             synchronises.
 
         References:
@@ -186,13 +186,13 @@ class Controls(Driver):
         return numbers(self.log(), self.tasks)
 
     def keep_history(self, steps: int = 1000) -> None:
-        """Keep the last steps from now on, for `history`; by itself a balancer keeps none.
+        """Keep the last steps from now on, for `history`; by default a balancer keeps none.
 
         They are kept as tensors, so that no step waits for the device; each costs the few small operations of `log`. They
         travel with copies and pickles of the balancer, but not in its ``state_dict``.
 
         Args:
-            steps: How many steps, the last of those kept so far among them; 0: none any more.
+            steps: The number of steps, including those kept so far; 0: stop keeping any.
 
         Raises:
             TypeError: ``steps`` is not an integer.
