@@ -40,14 +40,14 @@ class Hierarchy(nn.Module):
         T leaves; ``weights`` and the log's ``losses`` and ``weights`` are ``(T,)``, in the order of ``tasks``.
 
     Log:
-        ``losses`` and ``weights`` of the leaves, the weights those that the losses had in the total: products along the path.
-        Then the log of every balancer under its path: ``"root/gradient_norms"``, ``"stress/weights"``. The log of a balancer
-        under its path is seen from its own fork: the weights of a group's tasks within the group.
+        ``losses`` and ``weights`` of the leaves, with the weights that the losses had in the total: products along the path.
+        Then the log of every balancer under its path: ``"root/gradient_norms"``, ``"stress/weights"``. In that of a group,
+        the weights of its tasks are those within the group.
 
     Differs from the paper:
         GradNorm has one fork. Here each rule runs as published, on the groups as on the tasks of each group. A group's loss
-        is a weighted sum whose weights move, and so are its training rate and its gradient; with weights that sum to their
-        number, as GradNorm's do, it moves little.
+        is a weighted sum whose weights move, which also moves its training rate and its gradient; if the weights sum to
+        their number, as GradNorm's do, only a little.
 
     Example:
         >>> from equipoise import Equal, Static

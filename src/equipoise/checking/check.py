@@ -30,13 +30,13 @@ def check(
 ) -> CheckReport:
     """Look at one batch: is every task measured, and is there anything to balance?
 
-    It is the audit of a task's first step, the norms measured against one ``autograd.grad`` per task, with the cause where they
+    It compares the measured norms with one ``autograd.grad`` per task, as a task's first step does, and names the cause if they
     differ: a loss that is detached, goes past the fork or reads another task's features; a layer that does not compute what its
     rule says. It also finds heads that work in place, tasks without gradient, layers shared above the fork, losses that the
     method cannot start from, scales far apart and opposed gradients; and says whether there is anything to balance at all.
 
     Nothing is changed: no ``.grad``, no state of the balancer, no log, no buffer, no random number. A compiled model is run as
-    it was written. Of several processes each sees its own part of the batch, alone.
+    it was written. Each of several processes checks its own part of the batch.
 
     Args:
         model: The model, a fork in it, or the result of `attach` or `PerLoss`.
@@ -49,7 +49,7 @@ def check(
         (``fully_shard``, DDP's ``static_graph``, a reentrant checkpoint) there are no gradients in it, and it says why.
 
     Raises:
-        TypeError: The balancer does not take these losses; or it is none, as a `Hierarchy`, whose balancers are checked apart.
+        TypeError: The balancer does not take these losses; or it is a `Hierarchy`, whose balancers are checked separately.
         ValueError: As above; there is no loss; there is nothing that measures, or it has other tasks than the balancer.
 
     Example:

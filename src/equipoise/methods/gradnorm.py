@@ -116,9 +116,9 @@ class GradNorm(GradNormFamily):
         lr: Adam's learning rate for w: about the largest change of a weight in one step.
         betas: Adam's decay rates.
         priors: How important a task is, by name: its target is multiplied by it. Scaled to a mean of 1.
-        floor: The smallest weight, between 0 and 1; Adam's steps would carry a small one past zero.
-        cap: The largest weight; more than 1. ``None``: T, which no weight can pass. It stops the weight of a task that
-            is stuck, which is raised without end (the paper's stated limitation).
+        floor: The smallest weight, between 0 and 1; without it Adam's steps could carry a small one past zero.
+        cap: The largest weight; more than 1. ``None``: T, which no weight can pass. It limits the weight of a task that
+            cannot be learnt, which would keep growing (the paper's stated limitation).
         every, start, accumulate, initial_losses, initial_steps: See `Balancer`.
         initial_weights: See `Balancer`; ``"balanced"`` is multiplied by the priors.
 
@@ -137,9 +137,9 @@ class GradNorm(GradNormFamily):
         become negative stop at ``floor``, and the sum is kept. The paper has no priors, no cap, no absent tasks: means
         and renormalisation run over the tasks present, which keep the sum that they had together.
 
-        At rest the weights swing by about ``lr`` around the steady state, since the derivative is a sign. That state is
+        Settled weights oscillate by about ``lr`` around the steady state, since the derivative is a sign. That state is
         ``w_i`` in proportion to ``r_i^alpha / norm(g_i)`` where the mean of ``r^alpha`` is 1; elsewhere the rule as
-        published settles off it (where norms and targets differ by 1.8 % in their sums, weights by 4.4 %; 11 %, 27 %).
+        published settles beside it (by 4.4 % if the sums of norms and targets differ by 1.8 %; by 27 % if by 11 %).
         Where all norms lie below their targets, Adam with the renormalisation still changes the weights.
 
     Example:
