@@ -28,7 +28,7 @@ class Rooms(DenseProblem):
     A room has walls, floor and ceiling, windows, a door and pictures, and the furniture of a bedroom, living room, study or
     dining room, all from primitive solids with random sizes, colours and textures; a lamp and a window give light with
     soft shadows. The thirteen classes are those of NYUv2. Rooms are drawn from a seed by ``trimesh`` and ``embreex``, which are
-    under the MIT and the BSD licence; the images are yours alone.
+    under the MIT and the BSD licence; the images are yours.
 
     The keypoints are the corners of the room, as in room layout estimation, whether furniture hides them or not: one heat
     map each for the floor and the ceiling, left and right of the image's middle. A map is a Gaussian about the corner nearest

@@ -22,7 +22,7 @@ _SIGMAS = {2: (1.0, 100.0), 10: (48.0, 3.0, 54.0, 16.0, 9.0, 30.0, 52.0, 26.0, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Toy(Problem):
-    r"""The paper's toy: regressions that differ in nothing but their scale and a little of their matrix.
+    r"""The paper's toy: regressions that differ only in their scale and slightly in their matrix.
 
     Task i is to learn :math:`f_i(x) = \sigma_i \tanh((B + \epsilon_i) x)` from 250 inputs to 100 outputs, with a matrix B
     that all tasks share and a smaller one for each. The trunk has four layers of 100 ReLU neurons, the fourth of which is

@@ -22,7 +22,7 @@ class Yeast(Problem):
     """Which of 14 functions has a yeast gene? Biological data, 14 imbalanced binary tasks.
 
     2417 genes with 103 features each (micro-array expression and phylogenetic profile); a gene has several functions at
-    once. The rarest function, ``Class14``, is that of 34 genes, the most frequent, ``Class12``, that of 1816. The loss of
+    once. The rarest function, ``Class14``, has 34 genes, the most frequent, ``Class12``, has 1816. The loss of
     a task is binary cross entropy, its metric the area under the ROC curve.
 
     The data lie inside the package ``river``, from version 0.26 on, which needs Python 3.11. A random permutation splits
