@@ -30,11 +30,11 @@ def plot(history: Sequence[Mapping[str, float]], steps: Sequence[float] | None =
 
     A quantity that no step has is left out. An axis is logarithmic where its values are positive and span more than
     100-fold. Where a task was absent, its line joins the steps before and after. With more than 40 tasks there is no legend,
-    and the mouse tells their names. In a notebook the figure shows itself; ``figure.write_html("weights.html")`` saves it.
+    but hovering shows their names. In a notebook the figure shows itself; ``figure.write_html("weights.html")`` saves it.
 
     Args:
         history: The results of ``balancer.scalars()`` after each step, oldest first, such as ``balancer.history``. Entries
-            that are no ``weight/...``, ``gradient_norm/...`` or ``loss/...`` are not drawn.
+            other than ``weight/...``, ``gradient_norm/...`` or ``loss/...`` are not drawn.
         steps: The number of each of these steps; None: 1, 2, 3, ..., counted from the first in ``history``.
 
     Returns:

@@ -13,29 +13,29 @@ from equipoise.balancer.losses import Losses
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor | None:
-    r"""The mean of ``values`` over the samples that have a label; ``None`` where none has.
+    r"""The mean of ``values`` over the samples that have a label; ``None`` if none has.
 
     .. math:: L_i = \frac{1}{n_i} \sum_{b \in \mathrm{labelled}} \ell_{i,b}
 
-    Divided by the number of labelled samples :math:`n_i`, not by the size of the batch, with which the loss would rise and
-    fall with the share of samples that have a label: and the training rates and gradient norms with it.
+    The divisor is the number of labelled samples :math:`n_i`. With the size of the batch instead, the loss, its training
+    rate and its gradient norm would depend on the share of samples that have a label.
 
-    Whether there is a label has to be known on the host. Where the mask is on an accelerator, the call waits for it; hand in
-    a mask on the CPU, as the data loader has it, and nothing waits.
+    Whether there is a label is decided on the host, so the call waits for a mask that is on an accelerator. Pass a mask on
+    the CPU, as the data loader makes it, and nothing waits.
 
     Args:
         values: The loss of every sample, without reduction.
         mask: Which samples have a label, bool.
 
     Returns:
-        A scalar, in single precision at least; or ``None``, to be handed in to a balancer as it is. Micro-batches and
-        processes with different numbers of labels: see ``label_fractions`` of `Balancer.forward`.
+        A scalar, in single precision at least, or ``None``: both can be passed to a balancer. For micro-batches and processes
+        with different numbers of labels see ``label_fractions`` of `Balancer.forward`.
 
     Raises:
         TypeError: The mask is not bool.
-        ValueError: The mask has not the shape of ``values``, or of its first dimensions. On the CPU, where it can be seen
-            without waiting, also: the loss of a sample without label is not finite, so that its gradient would be NaN, as
-            zero times infinity is. A label that is missing must be a number when the loss is computed.
+        ValueError: The mask does not have the shape of ``values``, or of its first dimensions. On the CPU, where it can be
+            seen without waiting, also: the loss of a sample without label is not finite, so that its gradient would be NaN
+            (zero times infinity). Replace a missing label by a number before the loss is computed.
 
     Shape:
         ``values`` is ``(B, *)``; ``mask`` is ``(B,)``, or more of the dimensions of ``values``, from the first on.

@@ -78,13 +78,13 @@ class Candidate:
 
     Attributes:
         method: A key of ``METHODS``. ``"single_task"`` without the setting ``task`` stands for every task trained alone, each
-            tuned by itself: the base of ``delta_m``.
+            tuned separately: the base of ``delta_m``.
         settings: Settings of the method that are fixed.
         space: The search space of its other settings, by name.
         label: Its name in tables; by default the method as it is written on the command line.
-        trials: Number of trials, where it is not that of the study; tables show it.
-        averaged_from: For ``"static"``: the label of another candidate. Its tuned runs are repeated with their own weights,
-            averaged over the run, as static ones (GradNorm Static). Nothing more is searched.
+        trials: Number of trials, if not that of the study; tables show it.
+        averaged_from: For ``"static"``: the label of another candidate. Each of its tuned runs is repeated with its weights,
+            averaged over the run, as static ones (GradNorm Static). Nothing else is searched.
 
     Raises:
         ValueError: The method or a setting is unknown, a setting is both fixed and searched, or a value does not fit.
