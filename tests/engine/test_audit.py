@@ -165,13 +165,14 @@ def train(network, balancer, calls, steps, absent=lambda step: ()):
     return list(calls)
 
 
-def test_a_task_is_differentiated_once_and_looked_at_now_and_then(calls):
-    """The second look is at steps whose number is a power of two."""
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_task_is_differentiated_once_and_looked_at_now_and_then(calls, every):
+    """The second look is at the measured steps whose number is a power of two."""
     network, source = build("Fork, by rule")
-    found = train(network, eq.GradNorm(source), calls, 30)
+    found = train(network, eq.GradNorm(source, every=every), calls, 30 * every)
     assert found[0] == len(TASKS)
-    assert sum(found[i] > 0 for i in range(1, 30)) < 8
-    assert not any(found[17:])
+    looked = {step for step, number in enumerate(found) if number}
+    assert looked == {every * number for number in (0, 1, 2, 4, 8, 16)}
 
 
 def test_a_task_that_appears_later_is_audited_then(calls):
