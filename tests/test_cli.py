@@ -75,6 +75,7 @@ def test_settings_reach_the_problem(compare):
         (["--methods", "nothing"], "unknown method 'nothing'"),
         (["--methods", "gradnorm(beta=1)"], "beta"),
         (["--methods", "gradnorm(alpha='x')"], "setting 'alpha' of method 'gradnorm': wanted float, found 'x'"),
+        (["--methods", "gradnorm(alpha=1, alpha=2)"], "method 'gradnorm': setting 'alpha' is given twice"),
         (["--methods", "equal,equal"], "'equal' is given twice"),
         (["--set", "nothing=1"], "'nothing'"),
         (["--set", "batch_size"], "--set: wanted KEY=VALUE, found 'batch_size'"),
