@@ -236,6 +236,19 @@ def test_an_error_in_a_problem_file_names_its_line_and_the_traceback_is_there_on
     assert long.stderr.splitlines()[-1] == line
 
 
+def test_an_error_of_any_kind_in_a_part_of_a_problem_is_one_line(invoke):
+    text = (
+        Path(TINY)
+        .read_text()
+        .replace('    """Two linear', '    groups = property(lambda self: {}["no such key"])\n    """Two linear')
+    )
+    Path("mine.py").write_text(text)
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "no such key" in line)
+    result = invoke("compare", "mine.py")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"equipoise: KeyError: 'no such key' (mine.py, line {line})\n"
+
+
 def test_an_error_in_a_run_names_the_line_too(compare):
     text = Path(TINY).read_text().replace("exec(self.code, {})", "raise KeyError('no such column')")
     Path("mine.py").write_text(text)
