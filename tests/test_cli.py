@@ -83,6 +83,12 @@ def test_settings_reach_the_problem(compare):
             ["--set", "batch_size=4", "--set", "batch_size=8"],
             "--set: wanted one value of 'batch_size', found '4' and '8'",
         ),
+        (["--set", "steps=7"], "--set: wanted --steps for the number of steps, found 'steps=7'"),
+        (
+            ["--set", "scaled_heads=true"],
+            "setting 'scaled_heads' of problem 'tiny': wanted True or False, found 'true'",
+        ),
+        (["--runs", TINY], f"--runs: wanted a file that can be written, found '{TINY}/report.html': Not a directory"),
         (["--report", "."], "--report: wanted a file, found the folder '.'"),
         (["--csv", f"{TINY}/x.csv"], "/tiny.py/x.csv': Not a directory"),
         (["--report", "a", "--csv", "./a"], "--csv: wanted another file than that of --report, found 'a' for both"),
@@ -164,7 +170,10 @@ def test_report_writes_html_or_markdown(compare, invoke):
     [
         (["--summary"], "--summary: wanted --markdown beside it, found none"),
         (["--markdown", "--figure", "forest"], "--figure, --markdown: wanted one of them, found both"),
-        (["-o", "x.md"], "--output: wanted --markdown for a file that ends in .md, found 'x.md' without it"),
+        (["-o", "x.md"], "--output: wanted --markdown for a file that ends in .md, found 'x.md'"),
+        (["-o", "x.svg"], "--output: wanted --figure for a file that ends in .svg, found 'x.svg'"),
+        (["-o", "x.csv", "--markdown"], "--output: wanted --csv for a file that ends in .csv, found 'x.csv'"),
+        (["a file"], "there is no folder 'a file'"),
         (["-o", "runs"], "--output: wanted a file, found the folder 'runs'"),
         (
             ["--csv", "runs/report.html"],

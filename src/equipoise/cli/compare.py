@@ -65,7 +65,7 @@ def compare(
 
     with plain_errors(runs, trace=trace):
         page = report or runs / "report.html"
-        check_outputs({"--report": page, "--csv": csv})
+        check_outputs({"--report" if report else "--runs": page, "--csv": csv})
         chosen = [load_problem(problem, read_settings(settings or [])) for problem in problems]
         parsed = parse_methods(methods)
         # Single tasks are the base of delta_m; they are compared with each other only where there is nothing else.
