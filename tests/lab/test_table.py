@@ -290,6 +290,10 @@ def test_every_machine_and_version_that_took_part_is_named(make_record):
     assert facts["machine"] == "x86_64, 2 cores"
 
 
+def test_no_digit_is_cut_where_even_a_line_per_method_is_too_wide(comparison):
+    assert "…" not in printed(comparison, 34)
+
+
 @pytest.mark.parametrize(("width", "said"), [(130, "│ alpha"), (80, "│ alpha"), (62, "task, method")])
 def test_a_narrow_terminal_has_the_fullest_table_that_fits(comparison, width, said):
     text = printed(comparison, width)
