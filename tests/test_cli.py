@@ -1,4 +1,5 @@
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -334,3 +335,23 @@ def test_a_message_with_escape_sequences_is_written_out(compare):
         assert result.exit_code in (1, 2)
         assert not CONTROL.search(result.output)
         assert "x1b[" in result.stderr
+
+
+def test_a_reader_that_has_seen_enough_and_an_encoding_without_our_signs_cost_no_report(compare):
+    assert compare().exit_code == 0
+    words = ["compare", TINY, "--seeds", "2", "--steps", "6", "--jobs", "1"]
+    script = "from equipoise.cli import main; main()"
+    for given, name in (({"PYTHONIOENCODING": "ascii"}, "signs.html"), ({}, "pipe.html")):
+        done = subprocess.Popen(
+            [sys.executable, "-c", script, *words, "--report", name],
+            env={**os.environ, **given},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        if not given:
+            done.stdout.close()
+            done.stdout = None
+        text, errors = done.communicate()
+        assert b"equipoise:" not in errors
+        assert text is None or b"\\u2193" in text
+        assert Path(name).is_file()

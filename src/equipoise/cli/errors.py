@@ -26,7 +26,7 @@ def plain_errors(
     """
     try:
         yield
-    except typer.Exit:  # a RuntimeError, and no error
+    except (typer.Exit, BrokenPipeError):  # no errors: the second is a reader, such as head, that has seen enough
         raise
     except KeyboardInterrupt:
         typer.echo(f"equipoise: stopped. Finished runs are kept in {runs}; {again}.", err=True)
