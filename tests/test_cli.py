@@ -246,6 +246,16 @@ def test_an_error_in_a_problem_file_names_its_line_and_the_traceback_is_there_on
     assert long.stderr.splitlines()[-1] == line
 
 
+def test_an_error_that_no_line_of_a_problem_raises_is_one_line_too(invoke):
+    text = Path(TINY).read_text().replace('    """Two linear', '    groups = "no groups"\n    """Two linear')
+    Path("mine.py").write_text(text)
+    result = invoke("compare", "mine.py")
+    assert (result.exit_code, result.stdout) == (2, "")
+    said = "AttributeError: 'str' object has no attribute 'values'; --traceback shows where"
+    assert result.stderr == f"equipoise: {said}\n"
+    assert "in tasks_by_group" in invoke("compare", "mine.py", "--traceback").stderr
+
+
 def test_an_error_of_any_kind_in_a_part_of_a_problem_is_one_line(invoke):
     text = (
         Path(TINY)

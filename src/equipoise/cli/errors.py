@@ -35,11 +35,9 @@ def plain_errors(
         from equipoise.lab.errors import user_line
         from equipoise.lab.store.compare import ComparisonError
 
-        place, kind = user_line(error), ""
-        if not isinstance(error, (ValueError, OSError, ImportError, RuntimeError)):
-            if not place:  # a fault of the library's own
-                raise
-            kind = f"{type(error).__name__}: "
+        kind, place = "", user_line(error)
+        if not isinstance(error, (ValueError, OSError, ImportError, RuntimeError)):  # its message alone may say little
+            kind, place = f"{type(error).__name__}: ", place or "; --traceback shows where"
         if trace:
             _say("".join(traceback.format_exception(error)))
         if not isinstance(error, ComparisonError):
