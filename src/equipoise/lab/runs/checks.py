@@ -120,6 +120,9 @@ def check_data(splits: Splits, problem: Problem) -> Splits:
 
 
 def _check_tasks(problem: Problem) -> None:
+    found: object = problem.tasks
+    if not isinstance(found, (list, tuple)) or not all(isinstance(task, Task) for task in found):
+        raise ValueError(f"tasks: wanted a property with some Task(...), found {found!r:.80}")
     names = [task.name for task in problem.tasks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"tasks: wanted one or more, each name once; found {', '.join(names) or 'none'}")
