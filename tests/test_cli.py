@@ -1,4 +1,5 @@
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def test_settings_reach_the_problem(compare):
         (["--methods", "nothing"], "unknown method 'nothing'"),
         (["--methods", "gradnorm(beta=1)"], "beta"),
         (["--methods", "gradnorm(alpha='x')"], "setting 'alpha' of method 'gradnorm': wanted float, found 'x'"),
+        (["--methods", "gradnorm(alpha=1, alpha=2)"], "method 'gradnorm': setting 'alpha' is given twice"),
         (["--methods", "equal,equal"], "'equal' is given twice"),
         (["--set", "nothing=1"], "'nothing'"),
         (["--set", "batch_size"], "--set: wanted KEY=VALUE, found 'batch_size'"),
@@ -82,6 +84,12 @@ def test_settings_reach_the_problem(compare):
             ["--set", "batch_size=4", "--set", "batch_size=8"],
             "--set: wanted one value of 'batch_size', found '4' and '8'",
         ),
+        (["--set", "steps=7"], "--set: wanted --steps for the number of steps, found 'steps=7'"),
+        (
+            ["--set", "scaled_heads=true"],
+            "setting 'scaled_heads' of problem 'tiny': wanted True or False, found 'true'",
+        ),
+        (["--runs", TINY], f"--runs: wanted a file that can be written, found '{TINY}/report.html': Not a directory"),
         (["--report", "."], "--report: wanted a file, found the folder '.'"),
         (["--csv", f"{TINY}/x.csv"], "/tiny.py/x.csv': Not a directory"),
         (["--report", "a", "--csv", "./a"], "--csv: wanted another file than that of --report, found 'a' for both"),
@@ -163,7 +171,10 @@ def test_report_writes_html_or_markdown(compare, invoke):
     [
         (["--summary"], "--summary: wanted --markdown beside it, found none"),
         (["--markdown", "--figure", "forest"], "--figure, --markdown: wanted one of them, found both"),
-        (["-o", "x.md"], "--output: wanted --markdown for a file that ends in .md, found 'x.md' without it"),
+        (["-o", "x.md"], "--output: wanted --markdown for a file that ends in .md, found 'x.md'"),
+        (["-o", "x.svg"], "--output: wanted --figure for a file that ends in .svg, found 'x.svg'"),
+        (["-o", "x.csv", "--markdown"], "--output: wanted --csv for a file that ends in .csv, found 'x.csv'"),
+        (["a file"], "there is no folder 'a file'"),
         (["-o", "runs"], "--output: wanted a file, found the folder 'runs'"),
         (
             ["--csv", "runs/report.html"],
@@ -233,6 +244,29 @@ def test_an_error_in_a_problem_file_names_its_line_and_the_traceback_is_there_on
     long = invoke("compare", "broken.py", "--traceback")
     assert "in half" in long.stderr
     assert long.stderr.splitlines()[-1] == line
+
+
+def test_an_error_that_no_line_of_a_problem_raises_is_one_line_too(invoke):
+    text = Path(TINY).read_text().replace('    """Two linear', '    groups = "no groups"\n    """Two linear')
+    Path("mine.py").write_text(text)
+    result = invoke("compare", "mine.py")
+    assert (result.exit_code, result.stdout) == (2, "")
+    said = "AttributeError: 'str' object has no attribute 'values'; --traceback shows where"
+    assert result.stderr == f"equipoise: {said}\n"
+    assert "in tasks_by_group" in invoke("compare", "mine.py", "--traceback").stderr
+
+
+def test_an_error_of_any_kind_in_a_part_of_a_problem_is_one_line(invoke):
+    text = (
+        Path(TINY)
+        .read_text()
+        .replace('    """Two linear', '    groups = property(lambda self: {}["no such key"])\n    """Two linear')
+    )
+    Path("mine.py").write_text(text)
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "no such key" in line)
+    result = invoke("compare", "mine.py")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"equipoise: KeyError: 'no such key' (mine.py, line {line})\n"
 
 
 def test_an_error_in_a_run_names_the_line_too(compare):
@@ -311,3 +345,23 @@ def test_a_message_with_escape_sequences_is_written_out(compare):
         assert result.exit_code in (1, 2)
         assert not CONTROL.search(result.output)
         assert "x1b[" in result.stderr
+
+
+def test_a_reader_that_has_seen_enough_and_an_encoding_without_our_signs_cost_no_report(compare):
+    assert compare().exit_code == 0
+    words = ["compare", TINY, "--seeds", "2", "--steps", "6", "--jobs", "1"]
+    script = "from equipoise.cli import main; main()"
+    for given, name in (({"PYTHONIOENCODING": "ascii"}, "signs.html"), ({}, "pipe.html")):
+        done = subprocess.Popen(
+            [sys.executable, "-c", script, *words, "--report", name],
+            env={**os.environ, **given},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        if not given:
+            done.stdout.close()
+            done.stdout = None
+        text, errors = done.communicate()
+        assert b"equipoise:" not in errors
+        assert text is None or b"\\u2193" in text
+        assert Path(name).is_file()

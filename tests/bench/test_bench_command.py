@@ -55,6 +55,10 @@ def test_everything_is_the_default(invoke):
         (["--workloads", "nothing"], "unknown workload 'nothing'; wanted some of segnet, resnet_fcn, mlp_2"),
         (["--methods", "plain,nothing"], "unknown method 'nothing'; wanted some of plain, gradnorm"),
         (["--device", "tpu"], "--device: wanted cpu or cuda, found 'tpu'"),
+        (
+            ["-o", __file__],
+            f"--output: wanted a file that can be written, found '{__file__}/record.json': Not a directory",
+        ),
         (["--device", "cuda", "--workloads", "mlp_3_ddp_2"], "unknown workload 'mlp_3_ddp_2'"),
     ],
 )

@@ -1,15 +1,17 @@
 """Data and parts of a problem that do not fit are refused before a run; missing labels are seen by nobody."""
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torchmetrics import MeanSquaredError
+from torchmetrics import MeanMetric, MeanSquaredError, R2Score
 from torchmetrics.classification import MulticlassAccuracy
 
 from equipoise import Equal
@@ -284,3 +286,81 @@ def test_a_problem_is_judged_by_an_error_alone(monkeypatch):
     monkeypatch.setattr(type(problem), "judged_by", "scale_2")
     with pytest.raises(ValueError, match=r"judged_by: .* \(scale_1, scale_10\), found 'scale_2'"):
         check_problem(problem, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "regress"}, "task 'scale_1': kind must be 'regression' or 'classification'; found 'regress'"),
+        (
+            {"metric": MeanMetric},
+            "task 'scale_1': its metric MeanMetric does not say if higher is better; derive a class",
+        ),
+        ({"metric": MulticlassAccuracy}, "task 'scale_1': its metric cannot be built by .*: Argument `num_classes`"),
+        ({"metric": MeanSquaredError()}, "task 'scale_1': its metric cannot be built by MeanSquaredError"),
+        ({"metric": dict}, "task 'scale_1': its metric must be one of torchmetrics; found {}"),
+        ({"more_metrics": {"m": MeanMetric}}, "task 'scale_1': its metric MeanMetric does not say if higher is better"),
+        ({"name": "scale_10"}, "tasks: wanted one or more, each name once; found scale_10, scale_10"),
+    ],
+)
+def test_a_task_that_could_not_be_recorded_is_refused_before_the_first_run(change, message, monkeypatch):
+    problem = load_problem(TINY)
+    first, *others = problem.tasks
+    monkeypatch.setattr(type(problem), "tasks", (replace(first, **change), *others))
+    with pytest.raises(ValueError, match=message):
+        check_problem(problem, [Method("equal")])
+
+
+@pytest.mark.parametrize(
+    "draw", [torch.randn, lambda *size: torch.from_numpy(np.random.default_rng().normal(size=size))]
+)
+def test_data_that_are_drawn_anew_each_time_are_refused(draw, monkeypatch):
+    problem = load_problem(TINY)
+    splits = problem.splits()
+
+    def drawn(self):
+        return replace(splits, validation=replace(splits.validation, inputs=draw(20, 4).float()))
+
+    monkeypatch.setattr(type(problem), "splits", drawn)
+    with pytest.raises(
+        ValueError, match="split 'validation': wanted the same data each time, found others the second time"
+    ):
+        check_problem(problem, [Method("equal")])
+
+
+def test_data_that_are_no_tensors_are_refused_by_name(monkeypatch):
+    problem = load_problem(TINY)
+    splits = problem.splits()
+    targets = {name: values.numpy() for name, values in splits.test.targets.items()}
+    for found, message in (
+        (replace(splits, test=replace(splits.test, inputs=splits.test.inputs.numpy())), "split 'test', inputs"),
+        (replace(splits, test=replace(splits.test, targets=targets)), "split 'test', targets of task 'scale_1'"),
+    ):
+        monkeypatch.setattr(type(problem), "splits", lambda self, found=found: found)
+        with pytest.raises(ValueError, match=f"{message}: wanted a tensor, found ndarray"):
+            check_problem(problem, [Method("equal")])
+    monkeypatch.setattr(type(problem), "splits", lambda self: (splits.train, splits.validation, splits.test))
+    with pytest.raises(ValueError, match=r"splits: wanted Splits\(train, validation, test\), found tuple"):
+        check_problem(problem, [Method("equal")])
+
+
+def test_a_loss_may_warn(monkeypatch):
+    def loss(outputs, targets):
+        warnings.warn("it will have another name", FutureWarning, stacklevel=2)
+        return functional.mse_loss(outputs, targets)
+
+    problem = load_problem(TINY)
+    monkeypatch.setattr(type(problem), "tasks", tuple(replace(task, loss=loss) for task in problem.tasks))
+    with pytest.warns(FutureWarning, match="another name"):
+        check_problem(problem, [Method("equal")])
+
+
+def test_a_metric_that_fails_on_a_split_names_it(monkeypatch):
+    problem = load_problem(TINY)
+    splits = problem.splits()
+    validation = splits.validation
+    one = Split(validation.inputs[:1], {name: targets[:1] for name, targets in validation.targets.items()})
+    monkeypatch.setattr(type(problem), "splits", lambda self: replace(splits, validation=one))
+    monkeypatch.setattr(type(problem), "tasks", tuple(replace(task, metric=R2Score) for task in problem.tasks))
+    with pytest.raises(ValueError, match="split 'validation', task 'scale_1': ValueError: Needs at least two samples"):
+        run(problem, specify(problem, Method("equal"), 0))

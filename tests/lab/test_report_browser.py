@@ -180,3 +180,13 @@ def test_the_picture_can_be_read_in_light_and_in_dark(browser, tmp_path, make_re
     light, dark = ([sum(map(int, color[4:-1].split(","))) for color in found] for found in shades)
     assert light[0] - light[1] > 400
     assert dark[1] - dark[0] > 400
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_buttons_of_a_figure_hide_none_of_its_curves(open_report, make_record, scheme):
+    page = open_report(records(make_record))
+    page.emulate_media(color_scheme=scheme)
+    grounds = page.locator(".modebar-group").evaluate_all(
+        "groups => groups.map((one) => getComputedStyle(one).backgroundColor)"
+    )
+    assert set(grounds) == {"rgba(0, 0, 0, 0)"}

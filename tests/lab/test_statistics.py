@@ -9,6 +9,7 @@ from scipy import stats
 
 from equipoise.lab import MetricInfo
 from equipoise.lab.results.comparison import group, method_label
+from equipoise.lab.results.flags import flags
 from equipoise.lab.results.rows import summarise
 from equipoise.lab.results.selection import converged, diverged_at, normalised_loss, read_early, selected
 from equipoise.lab.results.statistics import Estimate, estimate, holm, paired_difference
@@ -377,3 +378,23 @@ def test_a_change_that_cannot_be_had_says_why(make_record):
     assert text(make_record(test=broken), make_record("gradnorm")) == "none: a run of the base diverged"
     zero = {"alpha": [0.0] * 5, "beta": [1.0] * 5}
     assert text(make_record(metrics=zero), make_record("gradnorm")) == "none: the base of alpha is not above 0"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("method", ["equal", "gradnorm"])
+def test_a_metric_that_is_not_finite_is_named_as_what_a_change_lacks(method, value, make_record):
+    lacking = {"alpha": [value] * 5, "beta": [1.0] * 5}
+    records = {name: make_record(name, metrics=lacking if name == method else None) for name in ("equal", "gradnorm")}
+    (comparison,) = group(records.values())
+    rows = rows_by_label(comparison)
+    assert rows["change against equal"]["gradnorm"].text == "none: alpha is not finite"
+    assert rows["change against equal, worst task"]["gradnorm"].text == "none: alpha is not finite"
+    assert flags(comparison)[-1] == f"{method}: MeanSquaredError of alpha is not finite where 1 of 1 runs are read."
+
+
+def test_a_run_without_the_error_by_which_it_is_judged_says_so(make_record):
+    lacking = {"alpha": [math.nan] * 5, "beta": [1.0] * 5}
+    record = make_record()
+    judged = replace(record, judged_by="alpha", validation=replace(record.validation, metrics=lacking))
+    said = "The validation MeanSquaredError of alpha was not finite at any step, so its run is read at the last evaluation."
+    assert said in flags(group([judged])[0])

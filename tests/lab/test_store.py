@@ -1,5 +1,6 @@
 """Records on disk: whole, found by content, and never mixed up."""
 
+import errno
 import json
 import math
 import os
@@ -317,3 +318,15 @@ def test_a_setting_that_cannot_be_written_is_refused_by_name(value, store):
     spec = replace(SPEC, problem_settings={"odd": value})
     with pytest.raises(TypeError, match="problem_settings.odd"):
         store.save(record_of(spec))
+
+
+def test_a_disk_that_is_full_keeps_no_unfinished_file(store, monkeypatch):
+    def refuse(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            store.save(record_of())
+    assert list(store.folder.iterdir()) == []
+    assert store.save(record_of()).is_file()

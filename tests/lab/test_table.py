@@ -224,6 +224,17 @@ def test_the_csv_counts_the_seeds_of_a_difference(unpaired):
     assert of["time per training step"] == ("5", "")
 
 
+def test_the_csv_tells_older_code_apart(make_record):
+    older, newer = make_record(), make_record()
+    older = replace(older, spec=replace(older.spec, code="older code of this run"), environment={"date": "2026-01-01"})
+    newer = replace(newer, environment={"date": "2026-01-02"})
+    lines = csv.DictReader(io.StringIO(to_csv(group([older, newer]))))
+    assert {(line["comparison"], line["code"], line["older_code"]) for line in lines} == {
+        ("toy", "0123abcd", "False"),
+        ("toy", "older code o", "True"),
+    }
+
+
 def test_single_tasks_that_lack_others_are_named(make_record):
     alone = make_record("single_task", method_settings={"task": "alpha"})
     text = printed(group([make_record(), alone])[0])
@@ -277,6 +288,10 @@ def test_every_machine_and_version_that_took_part_is_named(make_record):
     assert facts["torch"] == "2.13.0; 2.14.0"
     assert facts["date"] == "2026-01-02 to 2026-01-03"
     assert facts["machine"] == "x86_64, 2 cores"
+
+
+def test_no_digit_is_cut_where_even_a_line_per_method_is_too_wide(comparison):
+    assert "…" not in printed(comparison, 34)
 
 
 @pytest.mark.parametrize(("width", "said"), [(130, "│ alpha"), (80, "│ alpha"), (62, "task, method")])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchmetrics import MeanMetric
 
 from equipoise.lab import Method, Split, load_problem, run, specify
 from equipoise.lab.runs import training
@@ -269,14 +268,6 @@ def test_a_specification_of_something_else_is_refused(change):
     spec = replace(specify(problem, Method("equal"), 0), **change)
     with pytest.raises(ValueError, match="problem 'tiny': the problem or the source is not the one that was specified"):
         run(problem, spec)
-
-
-def test_a_metric_that_does_not_say_what_is_better_is_refused(monkeypatch):
-    problem = load_problem(TINY)
-    tasks = tuple(replace(task, metric=MeanMetric) for task in problem.tasks)
-    monkeypatch.setattr(type(problem), "tasks", tasks)
-    with pytest.raises(ValueError, match="task 'scale_1': its metric MeanMetric does not say if higher is better"):
-        run(problem, specify(problem, Method("equal"), 0))
 
 
 def test_rates_from_validation_losses_are_those_of_the_evaluations():

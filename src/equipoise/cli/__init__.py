@@ -5,6 +5,8 @@ A command imports its requirements when it runs, so that ``--help`` waits for no
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 try:
@@ -32,6 +34,8 @@ app.command()(bench)
 
 def main() -> None:
     """Run the command line; the entry point of ``equipoise``."""
+    if isinstance(sys.stdout, TextIOWrapper):  # where an encoding lacks a sign, as standard error does
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="equipoise")
 
 

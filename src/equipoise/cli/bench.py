@@ -9,7 +9,7 @@ import typer
 
 from equipoise.cli.errors import Traceback, plain_errors
 from equipoise.cli.progress import console
-from equipoise.cli.words import chosen
+from equipoise.cli.words import check_outputs, chosen
 
 
 def bench(
@@ -37,6 +37,7 @@ def bench(
     with plain_errors(output, again="the same command measures all workloads anew", trace=trace):
         if device not in ("cpu", "cuda"):
             raise ValueError(f"--device: wanted cpu or cuda, found {device!r}")
+        check_outputs({"--output": output / "record.json"})
         known = workloads_of(device)
         names, wanted = chosen("workload", workloads, known), chosen("method", methods, METHODS)
         for missing in dict.fromkeys(filter(None, (METHODS[method].missing for method in wanted))):

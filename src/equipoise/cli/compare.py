@@ -65,7 +65,7 @@ def compare(
 
     with plain_errors(runs, trace=trace):
         page = report or runs / "report.html"
-        check_outputs({"--report": page, "--csv": csv})
+        check_outputs({"--report" if report else "--runs": page, "--csv": csv})
         chosen = [load_problem(problem, read_settings(settings or [])) for problem in problems]
         parsed = parse_methods(methods)
         # Single tasks are the base of delta_m; they are compared with each other only where there is nothing else.
@@ -90,7 +90,7 @@ def compare(
 
 
 def _show(records: Sequence[Record], reference: str | None, report: Path, csv: Path | None) -> None:
-    """Print the tables, write the files, and end with exit status 1 if a run diverged."""
+    """Write the report, print the tables, write the CSV, and end with exit status 1 if a run diverged."""
     from equipoise.lab.printable import inert
     from equipoise.lab.results.comparison import group, method_label
     from equipoise.lab.results.report import write_report
@@ -99,9 +99,9 @@ def _show(records: Sequence[Record], reference: str | None, report: Path, csv: P
 
     out = console()
     comparisons = group(records, reference)
+    write_report(records, report, reference)
     for comparison in comparisons:
         out.print(to_rich(comparison, out.width))
-    write_report(records, report, reference)
     typer.echo(f"report: {report}")
     write_csv(comparisons, csv)
     diverged = [(record.spec, why) for record in records if (why := divergence(record))]

@@ -26,19 +26,22 @@ def plain_errors(
     """
     try:
         yield
-    except typer.Exit:  # a RuntimeError, and no error
+    except (typer.Exit, BrokenPipeError):  # no errors: the second is a reader, such as head, that has seen enough
         raise
     except KeyboardInterrupt:
         typer.echo(f"equipoise: stopped. Finished runs are kept in {runs}; {again}.", err=True)
         raise typer.Exit(130) from None
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         from equipoise.lab.errors import user_line
         from equipoise.lab.store.compare import ComparisonError
 
+        kind, place = "", user_line(error)
+        if not isinstance(error, (ValueError, OSError, ImportError, RuntimeError)):  # its message alone may say little
+            kind, place = f"{type(error).__name__}: ", place or "; --traceback shows where"
         if trace:
             _say("".join(traceback.format_exception(error)))
         if not isinstance(error, ComparisonError):
-            _say(f"equipoise: {error}{user_line(error)}")
+            _say(f"equipoise: {kind}{error}{place}")
             raise typer.Exit(2) from None
         _say(f"equipoise: {error}")
         typer.echo(f"Finished runs are kept in {runs}; the same command runs only those that are missing.", err=True)

@@ -43,10 +43,13 @@ def report(
             raise ValueError("--figure, --markdown: wanted one of them, found both")
         if summary and not markdown:
             raise ValueError("--summary: wanted --markdown beside it, found none")
-        if output is not None and output.suffix.lower() == ".md" and not markdown:
-            raise ValueError(
-                f"--output: wanted --markdown for a file that ends in .md, found {str(output)!r} without it"
-            )
+        suffix = "" if output is None else output.suffix.lower()
+        option = {".md": "--markdown", ".svg": "--figure", ".csv": "--csv"}.get(suffix)
+        if option and not {"--markdown": markdown, "--figure": figure}.get(option):
+            raise ValueError(f"--output: wanted {option} for a file that ends in {suffix}, found {str(output)!r}")
+        for folder in runs:
+            if not folder.is_dir():
+                raise ValueError(f"there is no folder {str(folder)!r}")
         page = None if markdown or figure else runs[0] / "report.html"
         check_outputs({"--output": output or page, "--csv": csv})
         records = _records(runs)
@@ -94,7 +97,7 @@ def _records(folders: Sequence[Path]) -> list[Record]:
     """Every sound record of the folders, one of each run.
 
     Raises:
-        ValueError: A folder is not there, or none holds a record.
+        ValueError: None holds a record.
     """
     from equipoise.lab.printable import inert
     from equipoise.lab.store.codec import run_key
@@ -102,8 +105,6 @@ def _records(folders: Sequence[Path]) -> list[Record]:
 
     records: dict[str, Record] = {}
     for folder in folders:
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder {str(folder)!r}")
         store = Store(folder)
         for record in store.load_all():
             records.setdefault(run_key(record.spec), record)

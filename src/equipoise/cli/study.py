@@ -50,11 +50,11 @@ def study(
             found = run_study(declared, store=Store(folder), jobs=jobs, cluster=cluster, on_event=progress.show)
         command = shlex.join(["equipoise", "study", file.name])
         results = [replace(result, comparison=replace(result.comparison, command=command)) for result in found]
+        write_page(results, folder / "report.html")
+        write_whole(folder / "report.md", to_document(results))
         out = console()
         out.print(f"{declared.title}\nExpected beforehand: {declared.expectation}", markup=False)
         for result in results:
             out.print(to_rich(result), table_of(result.comparison, out.width))
             out.print(summary(result), markup=False)
-        write_page(results, folder / "report.html")
-        write_whole(folder / "report.md", to_document(results))
         typer.echo(f"report: {folder / 'report.html'}, {folder / 'report.md'}")

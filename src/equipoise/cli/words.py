@@ -24,13 +24,15 @@ def read_settings(words: list[str]) -> dict[str, str]:
     """``KEY=VALUE`` words by key.
 
     Raises:
-        ValueError: A word has no ``=`` or no key, or a key is given twice.
+        ValueError: A word has no ``=`` or no key, a key is given twice, or it is the steps, which have an option.
     """
     settings: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
             raise ValueError(f"--set: wanted KEY=VALUE, found {word!r}")
+        if key == "steps":  # a run has one number of steps, and is known by it
+            raise ValueError(f"--set: wanted --steps for the number of steps, found {word!r}")
         if key in settings:
             raise ValueError(f"--set: wanted one value of {key!r}, found {settings[key]!r} and {value!r}")
         settings[key] = value

@@ -123,4 +123,6 @@ def _describe(hint: Any) -> str:
         return " or ".join(map(_describe, get_args(hint)))
     if hint is NoneType:
         return "None"
+    if hint is bool:
+        return "True or False"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

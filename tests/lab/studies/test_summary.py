@@ -35,6 +35,12 @@ def said(make_record):
     return of
 
 
+def test_a_small_loss_is_not_rounded_to_zero(said):
+    text = said(equal=[0.0008 + x / 1000 for x in NOISE], best=[0.00041234 - x / 1000 for x in NOISE])
+    assert "best (0.000412) is ahead of all other methods." in text
+    assert "there is equal alone, at 0.012." in said(equal=[0.0123])
+
+
 def test_one_is_ahead_of_all(said):
     text = said(equal=[0.8 + x for x in NOISE], best=[0.4 - x for x in NOISE], third=[0.9 + x for x in NOISE])
     assert "mean of 5 paired seeds: best (0.400) is ahead of all other methods." in text

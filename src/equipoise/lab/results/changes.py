@@ -115,10 +115,15 @@ class Changes:
 
     def _lack(self, found: _Found, metrics: Sequence[Metric]) -> str:
         """The reason why a mean is not defined."""
-        lacking = next(metric for metric in metrics if any(map(math.isnan, found[0][metric].values())))
-        if any(diverged_at(run) is not None for run in self.base(lacking[0]).values()):
+        lacking = next(metric for metric in metrics if not all(map(math.isfinite, found[0][metric].values())))
+        runs = self.base(lacking[0])
+        if any(diverged_at(run) is not None for run in runs.values()):
             return "none: a run of the base diverged"
-        return f"none: the base of {named(lacking)} is not above 0"
+        (base,) = read(runs, [metric_of(*lacking)], selected)
+        is_low = any(base[seed] <= 0 for seed in found[0][lacking])
+        return (
+            f"none: {f'the base of {named(lacking)} is not above 0' if is_low else f'{named(lacking)} is not finite'}"
+        )
 
     def _worst(self, found: Mapping[str, _Found], method: str) -> Cell:
         """The metric whose mean change is worst. It is never marked, being chosen after looking."""

@@ -24,15 +24,16 @@ _COLUMNS = [
         "last_value",
         "last_value_half_width",
     ),
-    *("last_difference", "last_difference_half_width", "diverged_runs", "note"),
+    *("last_difference", "last_difference_half_width", "diverged_runs", "note", "code", "older_code"),
 ]
 
 
 def to_csv(comparisons: Iterable[Comparison]) -> str:
     """All numbers of the tables, unrounded; a number that is not there is empty.
 
-    Half-widths are those of 95 % t-intervals. ``n`` is the number of seeds behind the value, and ``difference_n`` the number
-    of those that the method and the reference have in common.
+    Runs of other code are another comparison, which ``code`` tells apart. Half-widths are those of 95 % t-intervals. ``n`` is
+    the number of seeds behind the value, and ``difference_n`` the number of those that the method and the reference have in
+    common.
     """
     text = io.StringIO()
     table = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
@@ -48,6 +49,8 @@ def _lines(comparison: Comparison) -> Iterator[dict[str, Any]]:
             better = None if row.higher_is_better is None else "higher" if row.higher_is_better else "lower"
             yield {
                 "comparison": comparison.title,
+                "code": comparison.spec.code[:12],
+                "older_code": comparison.older,
                 "part": row.part,
                 "row": row.label,
                 "unit": row.unit,

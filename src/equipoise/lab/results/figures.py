@@ -39,6 +39,7 @@ TEMPLATE = go.layout.Template(
         "font": {"family": "system-ui, sans-serif", "size": 11, "color": _TEXT},
         "hoverlabel": {"bgcolor": "#f6f7f8", "bordercolor": _TEXT, "font": {"color": "#1f2328"}},
         "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "rgba(127,127,127,0.5)", "activecolor": _TEXT},
         "margin": {"l": 58, "r": 12, "t": 6, "b": 36},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from equipoise.lab.record import Record
-from equipoise.lab.results.cells import metrics_of
+from equipoise.lab.results.cells import metric_of, metrics_of, read
 from equipoise.lab.results.comparison import Comparison
-from equipoise.lab.results.selection import converged, criterion, divergence, measure, read_early
+from equipoise.lab.results.selection import converged, criterion, divergence, measure, read_early, selected
 
 
 def flags(comparison: Comparison) -> list[str]:
@@ -26,10 +27,23 @@ def flags(comparison: Comparison) -> list[str]:
         found += [f"{method}, seed {seed}: diverged; {why}." for seed, run in runs.items() if (why := divergence(run))]
         found += _unsettled(method, runs)
         found += _held(method, runs, tasks)
+    for method, runs in comparison.runs.items():
+        found += _undefined(method, runs)
     found += _meaningless(comparison)
-    if not all(np.isfinite(criterion(record)).any() for record in comparison.records):
-        found.append("A validation loss before training was not positive, so its run is read at the last evaluation.")
+    if unread := [record for record in comparison.records if not np.isfinite(criterion(record)).any()]:
+        by_error = f"The {measure(unread[0], 'validation')} was not finite at any step"
+        reason = by_error if unread[0].judged_by else "A validation loss before training was not positive"
+        found.append(f"{reason}, so its run is read at the last evaluation.")
     return found
+
+
+def _undefined(method: str, runs: Mapping[int, Record]) -> Iterator[str]:
+    """Metrics that are not a number where sound runs are read."""
+    for task in next(iter(runs.values())).tasks:
+        for name, metric in metrics_of(task).items():
+            (values,) = read(runs, [metric_of(task.name, name)], selected)
+            if count := sum(not math.isfinite(value) and not divergence(runs[seed]) for seed, value in values.items()):
+                yield f"{method}: {metric.name} of {task.name} is not finite where {count} of {len(runs)} runs are read."
 
 
 def _meaningless(comparison: Comparison) -> Iterator[str]:

@@ -95,7 +95,7 @@ def _long(comparison: Comparison, rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("task, method", overflow="fold")
     for head in ("value", "difference", "last step"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", overflow="fold")
     for row in rows:
         table.add_row(_text(f"{row.label}  {format_unit(row)}" if _unit(row, rows) else row.label, "bold"))
         for number, (method, cell) in enumerate(zip(comparison.runs, row.cells, strict=True), 1):

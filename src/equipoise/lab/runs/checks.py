@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.lab.problem import Problem, Split, Splits, Task
-from equipoise.lab.runs.evaluation import labelled, taken
+from equipoise.lab.runs.evaluation import labelled, metric_info, taken
 from equipoise.lab.runs.methods import Method, build, source_for
 from equipoise.lab.runs.perturbation import perturbed
 
 _SAMPLES = 8
 _ADAM = (0.9, 0.999)
+_PARTS = ("train", "validation", "test")
 
 
 def check_problem(problem: Problem, methods: Iterable[Method]) -> None:
@@ -34,6 +35,7 @@ def check_problem(problem: Problem, methods: Iterable[Method]) -> None:
             names the split or the task.
     """
     problem = perturbed(problem)
+    _check_tasks(problem)
     _check_judge(problem)
     with torch.random.fork_rng(devices=[]):
         with _named("network", problem):
@@ -48,6 +50,8 @@ def check_problem(problem: Problem, methods: Iterable[Method]) -> None:
         with _named("splits", problem):
             splits = problem.splits()
         check_data(splits, problem)
+        with _named("splits", problem):
+            _check_same(splits, problem.splits())
         _check_batch(network.eval(), taken(splits.train, torch.arange(min(_SAMPLES, len(splits.train)))), problem)
 
 
@@ -90,11 +94,13 @@ def check_data(splits: Splits, problem: Problem) -> Splits:
         The splits.
 
     Raises:
-        ValueError: A split is empty, or the training split is smaller than a batch; a task has no targets, or not as many
-            as there are inputs; ``labelled`` names no task or is no Boolean for each sample; an input or a target with a label
-            is not finite. The message names split, task and row.
+        ValueError: These are no splits of tensors; a split is empty, or the training split is smaller than a batch; a task
+            has no targets, or not as many as there are inputs; ``labelled`` names no task or is no Boolean for each sample;
+            an input or a target with a label is not finite. The message names split, task and row.
     """
-    for part in ("train", "validation", "test"):
+    if not isinstance(splits, Splits):
+        raise ValueError(f"splits: wanted Splits(train, validation, test), found {type(splits).__name__}")
+    for part in _PARTS:
         split = getattr(splits, part)
         least = problem.batch_size if part == "train" else 1
         if len(split) < least:
@@ -111,6 +117,20 @@ def check_data(splits: Splits, problem: Problem) -> Splits:
             remedy = f"; where {task!r} has no label, say so in Split.labelled"
             _check_finite(f"split {part!r}, targets of task {task!r}", targets, split.labelled.get(task), remedy)
     return splits
+
+
+def _check_tasks(problem: Problem) -> None:
+    found: object = problem.tasks
+    if not isinstance(found, (list, tuple)) or not all(isinstance(task, Task) for task in found):
+        raise ValueError(f"tasks: wanted a property with some Task(...), found {found!r:.80}")
+    names = [task.name for task in problem.tasks]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"tasks: wanted one or more, each name once; found {', '.join(names) or 'none'}")
+    for task in problem.tasks:
+        if task.kind not in ("regression", "classification"):
+            raise ValueError(f"task {task.name!r}: kind must be 'regression' or 'classification'; found {task.kind!r}")
+        for build_metric in (task.metric, *task.more_metrics.values()):
+            metric_info(task.name, build_metric)
 
 
 def _check_judge(problem: Problem) -> None:
@@ -138,6 +158,21 @@ def _named(method: str, problem: Problem) -> Iterator[None]:
         raise ValueError(f"problem {type(problem).__name__!r}, {method}(): {kind}: {error}") from error
 
 
+def _check_same(splits: Splits, again: Splits) -> None:
+    """Refuse data that are drawn anew whenever they are asked for: every run asks for them."""
+    for part in _PARTS:
+        pairs = zip(_tensors(getattr(splits, part)), _tensors(getattr(again, part)), strict=True)
+        if not all(torch.equal(first.nan_to_num(), second.nan_to_num()) for first, second in pairs):
+            raise ValueError(
+                f"split {part!r}: wanted the same data each time, found others the second time; draw and split them "
+                "with a generator that has a seed of its own, such as torch.Generator().manual_seed(0)"
+            )
+
+
+def _tensors(split: Split) -> list[Tensor]:
+    return [split.inputs, *split.targets.values(), *split.labelled.values()]
+
+
 def _check_labels(part: str, split: Split, names: list[str]) -> None:
     for task, there in split.labelled.items():
         if task not in names:
@@ -154,6 +189,8 @@ def _check_labels(part: str, split: Split, names: list[str]) -> None:
 
 
 def _check_finite(where: str, values: Tensor, there: Tensor | None, remedy: str = "") -> None:
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{where}: wanted a tensor, found {type(values).__name__}")
     finite = values.isfinite().reshape(len(values), -1).all(dim=1)
     bad = (~finite if there is None else ~finite & there).nonzero().flatten()
     if len(bad):
@@ -182,7 +219,7 @@ def _check_task(task: Task, outputs: Tensor, targets: Tensor) -> None:
     shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a shape that is broadcast is a warning to PyTorch
+            warnings.filterwarnings("error", "Using a target size")  # a shape that is broadcast is a warning to PyTorch
             loss = task.loss(outputs, targets)
     except Exception as error:
         raise ValueError(f"task {task.name!r}: its loss does not take {shapes}: {error}") from error

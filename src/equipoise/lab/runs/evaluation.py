@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from equipoise.lab.problem import Problem, Split, Splits, Task
-from equipoise.lab.record import Evaluation
+from equipoise.lab.record import Evaluation, MetricInfo
 
 _BATCH, _NUMBERS = 500, 2**21
 """The most samples, and the most numbers in their inputs, that the model reads at once."""
@@ -50,7 +50,10 @@ class Evaluations:
         for name, split in self._splits.items():
             outputs = _outputs(self._model, split.inputs)
             for task in self._tasks:
-                found = evaluate(task, *labelled(split, task.name, outputs[task.name]), self._metrics[task.name])
+                try:
+                    found = evaluate(task, *labelled(split, task.name, outputs[task.name]), self._metrics[task.name])
+                except Exception as error:
+                    raise ValueError(f"split {name!r}, task {task.name!r}: {type(error).__name__}: {error}") from error
                 self._found[name][task.name].append(found)
 
     def last_losses(self, split: str) -> dict[str, float]:
@@ -136,6 +139,26 @@ def evaluation(tasks: Sequence[Task], rows: Mapping[str, Sequence[Sequence[float
 def metrics_of(task: Task, device: torch.device) -> list[Metric]:
     """The task's metric and its further ones."""
     return [build().to(device) for build in (task.metric, *task.more_metrics.values())]
+
+
+def metric_info(task: str, build_metric: Callable[[], Metric]) -> MetricInfo:
+    """The facts about a metric of a task.
+
+    Raises:
+        ValueError: There is no metric of torchmetrics to build, or it does not say if higher is better.
+    """
+    try:
+        metric = build_metric()
+    except Exception as error:
+        raise ValueError(f"task {task!r}: its metric cannot be built by {build_metric!r}: {error}") from error
+    if not isinstance(metric, Metric):
+        raise ValueError(f"task {task!r}: its metric must be one of torchmetrics; found {metric!r}")
+    if metric.higher_is_better is None:
+        raise ValueError(
+            f"task {task!r}: its metric {type(metric).__name__} does not say if higher is better; derive a class from it "
+            "that has higher_is_better = True, or False"
+        )
+    return MetricInfo(type(metric).__name__, metric.higher_is_better)
 
 
 @torch.no_grad()

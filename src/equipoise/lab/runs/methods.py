@@ -278,6 +278,10 @@ def _read_method(node: ast.expr) -> Method:
     name = call.func.id
     if call.args or any(keyword.arg is None for keyword in call.keywords):
         raise ValueError(f"method {name!r}: wanted settings by name such as alpha=0.5, found {ast.unparse(node)!r}")
+    given = [keyword.arg for keyword in call.keywords]
+    for setting in given:
+        if given.count(setting) > 1:
+            raise ValueError(f"method {name!r}: setting {setting!r} is given twice")
     return Method(name, {keyword.arg: _read_value(name, keyword) for keyword in call.keywords if keyword.arg})
 
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torchmetrics import Metric
 
 from equipoise.lab.groups import tasks_by_group
 from equipoise.lab.problem import Problem, Task
-from equipoise.lab.record import MetricInfo, Record, RunSpec, TaskInfo
+from equipoise.lab.record import Record, RunSpec, TaskInfo
 from equipoise.lab.runs.checks import check_settings
 from equipoise.lab.runs.digest import code_digest
 from equipoise.lab.runs.environment import environment
+from equipoise.lab.runs.evaluation import metric_info
 from equipoise.lab.runs.methods import Method
 from equipoise.lab.runs.perturbation import perturbed
 from equipoise.lab.runs.source import settings_of, source_of, title_of
@@ -156,14 +156,8 @@ def groups_of(problem: Problem) -> dict[str, tuple[str, ...]]:
 
 
 def _info(task: Task) -> TaskInfo:
-    more = {name: _metric_info(task.name, metric()) for name, metric in task.more_metrics.items()}
-    return TaskInfo(task.name, task.kind, _metric_info(task.name, task.metric()), more)
-
-
-def _metric_info(task: str, metric: Metric) -> MetricInfo:
-    if metric.higher_is_better is None:
-        raise ValueError(f"task {task!r}: its metric {type(metric).__name__} does not say if higher is better")
-    return MetricInfo(type(metric).__name__, metric.higher_is_better)
+    more = {name: metric_info(task.name, build_metric) for name, build_metric in task.more_metrics.items()}
+    return TaskInfo(task.name, task.kind, metric_info(task.name, task.metric), more)
 
 
 def _ignore(step: int) -> None:

@@ -77,11 +77,15 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         # A name that no reader looks for: the part that a killed process leaves does no harm.
         unfinished = self._unfinished(stem(record.spec))
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        path = self._publish(unfinished, stem(record.spec))
+        try:
+            with unfinished.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            path = self._publish(unfinished, stem(record.spec))
+        except OSError:  # the disk may be full
+            unfinished.unlink(missing_ok=True)
+            raise
         unfinished.unlink(missing_ok=True)
         return path
 

@@ -72,18 +72,19 @@ def summary(result: Result) -> str:
     if not ranked:
         return f"{of_seeds}: no method has a sound run.{lost}"
     best, *others = ranked
+    smallest = f"{means[best]:.3f}" if means[best] >= 0.01 else f"{means[best]:.3g}"
     told = {
         ({pair.better, pair.worse} - {best}).pop(): pair for pair in pairs(losses) if best in (pair.better, pair.worse)
     }
     behind = [told[label] for label in others if told[label].is_told_apart]
     level = [told[label] for label in others if not told[label].is_told_apart]
     if not others:
-        lead = f"there is {best} alone, at {means[best]:.3f}."
+        lead = f"there is {best} alone, at {smallest}."
     elif not level:
-        lead = f"{best} ({means[best]:.3f}) is ahead of all other methods."
+        lead = f"{best} ({smallest}) is ahead of all other methods."
     else:
         names = ", ".join([best, *(pair.worse for pair in level)])
-        lead = f"no method is ahead; {names} are not told apart ({best} has the smallest mean, {means[best]:.3f})."
+        lead = f"no method is ahead; {names} are not told apart ({best} has the smallest mean, {smallest})."
     text = [f"{of_seeds}: {lead}"]
     if level:
         text.append(f"Not told apart from {best}: {_listed(level)}.")
