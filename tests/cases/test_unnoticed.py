@@ -327,3 +327,52 @@ def test_a_fork_without_layer_refuses_more_than_one_argument(training):
         fork(batch(), batch())
     first, second = fork((batch(), batch(2)))["a"]
     assert (len(first), len(second)) == (8, 2)
+
+
+WITHOUT_NORMS = {
+    "Uncertainty": lambda source: eq.Uncertainty(source, "regression"),
+    "RLW": eq.RLW,
+    "EnCodec": eq.EnCodec,
+    "GradNorm, every third step": lambda source: eq.GradNorm(source, every=3, initial_steps=9),
+}
+
+
+@pytest.mark.parametrize("build", WITHOUT_NORMS.values(), ids=WITHOUT_NORMS)
+def test_evaluations_of_a_closure_do_not_add_up_where_no_norms_are_measured(build):
+    net = Situation()
+    balancer = build(net.source)
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=4, lr=0.1)
+    balancer.step_after(optimizer)
+    x, found = batch(), []
+
+    def closure():
+        optimizer.zero_grad()
+        losses = {task: 1 + loss for task, loss in net.losses(x).items()}
+        found.append(torch.stack([*losses.values()]).detach())
+        total = balancer(losses)
+        total.backward()
+        return total
+
+    for _ in range(3):
+        optimizer.step(closure)
+        close(balancer.log()["losses"], found[-1])
+    assert len(found) > 6
+
+
+def test_micro_batches_before_a_closure_are_kept_where_no_norms_are_measured():
+    net = Situation()
+    balancer = eq.Uncertainty(TASKS, "regression")
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    balancer.step_after(optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        first, second = net.losses(batch()), net.losses(batch())
+        balancer(first).backward()
+
+        def closure(losses=second):
+            total = balancer(losses)
+            total.backward()
+            return total
+
+        optimizer.step(closure)
+        close(balancer.log()["losses"], torch.stack([(first[task] + second[task]) / 2 for task in TASKS]).detach())
