@@ -376,3 +376,28 @@ def test_micro_batches_before_a_closure_are_kept_where_no_norms_are_measured():
 
         optimizer.step(closure)
         close(balancer.log()["losses"], torch.stack([(first[task] + second[task]) / 2 for task in TASKS]).detach())
+
+
+@pytest.mark.parametrize("entry_point", ["fork", "attach", "per loss"])
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_a_micro_batch_without_any_label_does_not_end_the_step_of_a_hook(entry_point, every, empty):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source, accumulate=True, every=every)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    balancer.step_after(optimizer)
+    for step in range(4):
+        optimizer.zero_grad()
+        expected, weights = 0.0, balancer.weights.clone()
+        for micro in range(3):
+            losses = net.losses(batch())
+            if micro == empty:
+                losses = dict.fromkeys(losses)
+            else:
+                expected = expected + torch.stack([gradient(loss, net.shared.weight) / 3 for loss in losses.values()])
+            (balancer(losses) / 3).backward()
+        optimizer.step()
+        if step % every == 0:
+            close(balancer.log()["gradient_norms"], weights * expected.norm(dim=1))
+    assert balancer.adam_count.tolist() == [4 / every] * 2
+    assert balancer.skipped_steps == 0

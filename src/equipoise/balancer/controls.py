@@ -18,15 +18,12 @@ from equipoise.balancer.notebook import table
 from equipoise.engine.processes import Processes
 
 
-class Handle:
+class Handle(tuple[Any, ...]):
     """Several hooks, of one optimiser or of all balancers of a tree."""
-
-    def __init__(self, handles: list[Any]) -> None:
-        self._handles = handles
 
     def remove(self) -> None:
         """Take them off again."""
-        for handle in self._handles:
+        for handle in self:
             handle.remove()
 
 
@@ -233,8 +230,9 @@ class Controls(Driver):
         """
         if torch.compiler.is_compiling() or self._stepping or not self._plan.measure:
             return
-        gradients = gradients_of(self._hooked.values())
-        if not (gradients if self._accumulate else any(bool(g.any()) for g in gradients)):
+        gradients, note = gradients_of(self._hooked.values()), self._probe.numbers
+        missed = not (gradients if self._accumulate else any(bool(g.any()) for g in gradients))
+        if missed and note is not None and note[1].any():  # else no micro-batch has had a loss yet
             self.step(skip=True)
 
 
