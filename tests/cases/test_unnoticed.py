@@ -401,3 +401,42 @@ def test_a_micro_batch_without_any_label_does_not_end_the_step_of_a_hook(entry_p
             close(balancer.log()["gradient_norms"], weights * expected.norm(dim=1))
     assert balancer.adam_count.tolist() == [4 / every] * 2
     assert balancer.skipped_steps == 0
+
+
+class SharpnessAware(torch.optim.Optimizer):
+    """As it is often written: its two passes are the caller's, and its own ``step()`` is never called."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr)
+
+    def first_step(self):
+        self.zero_grad()
+
+    def second_step(self):
+        self.base_optimizer.step()
+        self.zero_grad()
+
+
+def test_an_optimizer_whose_step_is_never_called_is_warned_of():
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    optimizer = SharpnessAware(net.parameters(), 0.01)
+
+    def train(steps, between=lambda: None):
+        for _ in range(steps):
+            balancer(net.losses(batch())).backward()
+            optimizer.first_step()
+            between()
+            balancer(net.losses(batch())).backward()
+            optimizer.second_step()
+
+    handle = balancer.step_after(optimizer)
+    with pytest.warns(UserWarning, match=r"step\(\) of this optimiser is never called: is it another that steps\?"):
+        train(16)
+    handle.remove()
+    balancer.reset_parameters()
+    balancer.step_after(optimizer.base_optimizer)
+    train(16, between=balancer.zero_grad)
+    assert balancer.skipped_steps == 0
+    assert balancer.adam_count.tolist() == [16, 16]

@@ -234,6 +234,8 @@ class Controls(Driver):
         missed = not (gradients if self._accumulate else any(bool(g.any()) for g in gradients))
         if missed and note is not None and note[1].any():  # else no micro-batch has had a loss yet
             self.step(skip=True)
+            if self._now.steps == 30 and self.skipped_steps == 30:
+                warnings.warn("step() of this optimiser is never called: is it another that steps?", stacklevel=2)
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer | None:
