@@ -9,6 +9,7 @@ from helpers.networks import MLP, mse
 from helpers.reference import close
 from helpers.situation import SCALES, TASKS, Situation, batch, gradient, norms, one_step, step_exactly
 from helpers.training import batches
+from helpers.trees import FUEL, built, data, losses_of
 from torch import distributed, nn
 
 import equipoise as eq
@@ -440,3 +441,23 @@ def test_an_optimizer_whose_step_is_never_called_is_warned_of():
     train(16, between=balancer.zero_grad)
     assert balancer.skipped_steps == 0
     assert balancer.adam_count.tolist() == [16, 16]
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_loss_scaler_skips_a_step_in_which_a_group_has_no_label(accumulate):
+    network, tree = built(accumulate=accumulate)
+    optimizer, scaler = torch.optim.SGD(network.parameters(), 0.01), torch.amp.GradScaler("cpu", init_scale=4.0)
+    tree.step_after(optimizer)
+    for step, (x, y) in enumerate(data(4)):
+        optimizer.zero_grad()
+        scaler.scale(tree(losses_of(network, x, y, FUEL if step == 1 else ()))).backward()
+        if step == 1:
+            network.trunk[0].weight.grad.fill_(torch.inf)
+        scaler.step(optimizer)
+        scaler.update()
+    assert {name: balancer.adam_count.tolist() for name, balancer in tree.balancers.items()} == {
+        "root": [3, 3, 3],
+        "fuel": [3, 3],
+        "stress/root": [3, 3],
+        "stress/hoop": [3, 3],
+    }

@@ -232,7 +232,7 @@ class Controls(Driver):
             return
         gradients, note = gradients_of(self._hooked.values()), self._probe.numbers
         missed = not (gradients if self._accumulate else any(bool(g.any()) for g in gradients))
-        if missed and note is not None and note[1].any():  # else no micro-batch has had a loss yet
+        if missed and note is not None and (note[1].any() or not self._accumulate):  # else all of it had no label yet
             self.step(skip=True)
             if self._now.steps == 30 and self.skipped_steps == 30:
                 warnings.warn("step() of this optimiser is never called: is it another that steps?", stacklevel=2)
