@@ -461,3 +461,8 @@ def test_a_loss_scaler_skips_a_step_in_which_a_group_has_no_label(accumulate):
         "stress/root": [3, 3],
         "stress/hoop": [3, 3],
     }
+
+
+def test_the_masked_mean_of_one_sample_without_a_dimension():
+    assert eq.masked_mean(torch.tensor(3.0), torch.tensor(True)) == 3
+    assert eq.masked_mean(torch.tensor(3.0), torch.tensor(False)) is None
