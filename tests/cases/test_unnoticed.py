@@ -334,12 +334,14 @@ WITHOUT_NORMS = {
     "Uncertainty": lambda source: eq.Uncertainty(source, "regression"),
     "RLW": eq.RLW,
     "EnCodec": eq.EnCodec,
-    "GradNorm, every third step": lambda source: eq.GradNorm(source, every=3, initial_steps=9),
+    "GradNorm, every third step": lambda source: eq.GradNorm(source, every=3, initial_steps=9, accumulate=True),
 }
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("build", WITHOUT_NORMS.values(), ids=WITHOUT_NORMS)
-def test_evaluations_of_a_closure_do_not_add_up_where_no_norms_are_measured(build):
+def test_evaluations_of_a_closure_do_not_add_up_where_no_norms_are_measured(build, late):
+    """Also where gradients are set to zero late, after the losses have been weighed, as Lightning does it."""
     net = Situation()
     balancer = build(net.source)
     optimizer = torch.optim.LBFGS(net.parameters(), max_iter=4, lr=0.1)
@@ -347,10 +349,12 @@ def test_evaluations_of_a_closure_do_not_add_up_where_no_norms_are_measured(buil
     x, found = batch(), []
 
     def closure():
-        optimizer.zero_grad()
+        if not late:
+            optimizer.zero_grad()
         losses = {task: 1 + loss for task, loss in net.losses(x).items()}
         found.append(torch.stack([*losses.values()]).detach())
         total = balancer(losses)
+        optimizer.zero_grad()
         total.backward()
         return total
 

@@ -85,7 +85,7 @@ class Controls(Driver):
             )
 
         def before(*_: Any) -> None:
-            self._stepping = inner
+            self._stepping = inner, self._now.passes
 
         def after(*_: Any) -> None:
             self._stepping = None
