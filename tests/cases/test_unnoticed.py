@@ -9,6 +9,7 @@ from helpers.networks import MLP, mse
 from helpers.reference import close
 from helpers.situation import SCALES, TASKS, Situation, batch, gradient, norms, one_step, step_exactly
 from helpers.training import batches
+from helpers.trees import FUEL, built, data, losses_of
 from torch import distributed, nn
 
 import equipoise as eq
@@ -353,3 +354,145 @@ def test_a_fork_without_layer_refuses_more_than_one_argument(training):
         fork(batch(), batch())
     first, second = fork((batch(), batch(2)))["a"]
     assert (len(first), len(second)) == (8, 2)
+
+
+WITHOUT_NORMS = {
+    "Uncertainty": lambda source: eq.Uncertainty(source, "regression"),
+    "RLW": eq.RLW,
+    "EnCodec": eq.EnCodec,
+    "GradNorm, every third step": lambda source: eq.GradNorm(source, every=3, initial_steps=9, accumulate=True),
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("build", WITHOUT_NORMS.values(), ids=WITHOUT_NORMS)
+def test_evaluations_of_a_closure_do_not_add_up_where_no_norms_are_measured(build, late):
+    """Also where gradients are set to zero late, after the losses have been weighed, as Lightning does it."""
+    net = Situation()
+    balancer = build(net.source)
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=4, lr=0.1)
+    balancer.step_after(optimizer)
+    x, found = batch(), []
+
+    def closure():
+        if not late:
+            optimizer.zero_grad()
+        losses = {task: 1 + loss for task, loss in net.losses(x).items()}
+        found.append(torch.stack([*losses.values()]).detach())
+        total = balancer(losses)
+        optimizer.zero_grad()
+        total.backward()
+        return total
+
+    for _ in range(3):
+        optimizer.step(closure)
+        close(balancer.log()["losses"], found[-1])
+    assert len(found) > 6
+
+
+def test_micro_batches_before_a_closure_are_kept_where_no_norms_are_measured():
+    net = Situation()
+    balancer = eq.Uncertainty(TASKS, "regression")
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    balancer.step_after(optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        first, second = net.losses(batch()), net.losses(batch())
+        balancer(first).backward()
+
+        def closure(losses=second):
+            total = balancer(losses)
+            total.backward()
+            return total
+
+        optimizer.step(closure)
+        close(balancer.log()["losses"], torch.stack([(first[task] + second[task]) / 2 for task in TASKS]).detach())
+
+
+@pytest.mark.parametrize("entry_point", ["fork", "attach", "per loss"])
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_a_micro_batch_without_any_label_does_not_end_the_step_of_a_hook(entry_point, every, empty):
+    net = Situation(entry_point)
+    balancer = eq.GradNorm(net.source, accumulate=True, every=every)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    balancer.step_after(optimizer)
+    for step in range(4):
+        optimizer.zero_grad()
+        expected, weights = 0.0, balancer.weights.clone()
+        for micro in range(3):
+            losses = net.losses(batch())
+            if micro == empty:
+                losses = dict.fromkeys(losses)
+            else:
+                expected = expected + torch.stack([gradient(loss, net.shared.weight) / 3 for loss in losses.values()])
+            (balancer(losses) / 3).backward()
+        optimizer.step()
+        if step % every == 0:
+            close(balancer.log()["gradient_norms"], weights * expected.norm(dim=1))
+    assert balancer.adam_count.tolist() == [4 / every] * 2
+    assert balancer.skipped_steps == 0
+
+
+class SharpnessAware(torch.optim.Optimizer):
+    """As it is often written: its two passes are the caller's, and its own ``step()`` is never called."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr)
+
+    def first_step(self):
+        self.zero_grad()
+
+    def second_step(self):
+        self.base_optimizer.step()
+        self.zero_grad()
+
+
+def test_an_optimizer_whose_step_is_never_called_is_warned_of():
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    optimizer = SharpnessAware(net.parameters(), 0.01)
+
+    def train(steps, between=lambda: None):
+        for _ in range(steps):
+            balancer(net.losses(batch())).backward()
+            optimizer.first_step()
+            between()
+            balancer(net.losses(batch())).backward()
+            optimizer.second_step()
+
+    handle = balancer.step_after(optimizer)
+    with pytest.warns(UserWarning, match=r"step\(\) of this optimiser is never called: is it another that steps\?"):
+        train(16)
+    handle.remove()
+    balancer.reset_parameters()
+    balancer.step_after(optimizer.base_optimizer)
+    train(16, between=balancer.zero_grad)
+    assert balancer.skipped_steps == 0
+    assert balancer.adam_count.tolist() == [16, 16]
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_loss_scaler_skips_a_step_in_which_a_group_has_no_label(accumulate):
+    network, tree = built(accumulate=accumulate)
+    optimizer, scaler = torch.optim.SGD(network.parameters(), 0.01), torch.amp.GradScaler("cpu", init_scale=4.0)
+    tree.step_after(optimizer)
+    for step, (x, y) in enumerate(data(4)):
+        optimizer.zero_grad()
+        scaler.scale(tree(losses_of(network, x, y, FUEL if step == 1 else ()))).backward()
+        if step == 1:
+            network.trunk[0].weight.grad.fill_(torch.inf)
+        scaler.step(optimizer)
+        scaler.update()
+    assert {name: balancer.adam_count.tolist() for name, balancer in tree.balancers.items()} == {
+        "root": [3, 3, 3],
+        "fuel": [3, 3],
+        "stress/root": [3, 3],
+        "stress/hoop": [3, 3],
+    }
+
+
+def test_the_masked_mean_of_one_sample_without_a_dimension():
+    assert eq.masked_mean(torch.tensor(3.0), torch.tensor(True)) == 3
+    assert eq.masked_mean(torch.tensor(3.0), torch.tensor(False)) is None

@@ -19,15 +19,12 @@ from equipoise.balancer.driver import Driver, gradients_of
 from equipoise.engine.processes import Processes
 
 
-class Handle:
+class Handle(tuple[Any, ...]):
     """Several hooks, of one optimiser or of all balancers of a tree."""
-
-    def __init__(self, handles: list[Any]) -> None:
-        self._handles = handles
 
     def remove(self) -> None:
         """Take them off again."""
-        for handle in self._handles:
+        for handle in self:
             handle.remove()
 
 
@@ -89,7 +86,7 @@ class Controls(Driver):
             )
 
         def before(*_: Any) -> None:
-            self._stepping = inner
+            self._stepping = inner, self._now.passes
 
         def after(*_: Any) -> None:
             self._stepping = None
@@ -246,9 +243,12 @@ class Controls(Driver):
         """
         if torch.compiler.is_compiling() or self._stepping or not self._plan.measure:
             return
-        gradients = gradients_of(self._hooked.values())
-        if not (gradients if self._accumulate else any(bool(g.any()) for g in gradients)):
+        gradients, note = gradients_of(self._hooked.values()), self._probe.numbers
+        missed = not (gradients if self._accumulate else any(bool(g.any()) for g in gradients))
+        if missed and note is not None and (note[1].any() or not self._accumulate):  # else all of it had no label yet
             self.step(skip=True)
+            if self._now.steps == 30 and self.skipped_steps == 30:
+                warnings.warn("step() of this optimiser is never called: is it another that steps?", stacklevel=2)
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer | None:

@@ -78,10 +78,12 @@ class Driver(SavedState, ABC):
     def _open(self, given: Losses) -> None:
         """Before a backward pass: check the owner of the fork, clear it at the first, and look at new tasks."""
         now, source = self._now, self._source if self._plan.measure else None
+        optimizer, earlier = self._stepping or (None, 0)
+        several = earlier and (self._accumulate or source is None)  # passes before its step may be micro-batches
+        if optimizer and now.passes and not (several and any(g.any() for g in gradients_of([optimizer]))):
+            self.zero_grad()
         if source is not None:
             check_source(self, source)
-            if self._stepping and not (self._accumulate and any(g.any() for g in gradients_of([self._stepping]))):
-                self.zero_grad()
             if now.passes == 0:
                 source.clear()
             else:

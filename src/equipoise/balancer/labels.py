@@ -59,7 +59,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor | None:
     labelled = int(mask.sum())
     if not labelled:
         return None
-    there = mask.to(values.device, non_blocking=True).reshape(*mask.shape, *(1,) * (values.dim() - mask.dim()))
+    there = mask.to(values.device, non_blocking=True).reshape((*mask.shape, *(1,) * (values.dim() - mask.dim())))
     if values.device.type == "cpu" and not (values.detach().isfinite() | there).all():
         raise ValueError(
             "values: the loss of a sample without label must be finite all the same, or its gradient is NaN; found one that is "

@@ -150,7 +150,7 @@ class SavedState(nn.Module):
         everyone = torch.ones_like(self.weights, dtype=torch.bool)
         self._masks: dict[tuple[bool, ...], tuple[Tensor, Tensor]] = {(True,) * len(self.tasks): (everyone, self._ones)}
         self._now.begin()
-        self._stepping: torch.optim.Optimizer | None = None  # the one whose step is under way, perhaps with a closure
+        self._stepping: tuple[torch.optim.Optimizer, int] | None = None  # in its step; passes before it
         self._probe = Probe((NOTE_ROWS, len(self.tasks)), self.weights.dtype, self.weights.device, self._passed)
         self._plan_next_step()
 

@@ -146,5 +146,4 @@ def named(task: str, alias: Tensor) -> Tensor:
     text = (
         f"[the features of task {task!r}; its head must not work in place on them: use inplace=False or clone() first]"
     )
-    function: type[torch.autograd.Function] = type(text, (NamedAlias,), {})
-    return function.apply(alias)  # type: ignore[no-any-return]
+    return type(text, (NamedAlias,), {}).apply(alias)  # type: ignore[attr-defined, no-any-return]

@@ -111,8 +111,7 @@ class GradientSource(Audited, ABC):
     def norms(self, measured: Tensor, world: int = 1) -> Tensor:
         """The norms ``(T,)`` of the result of `measured`, averaged over ``world`` processes; NaN where they cannot be had."""
         if self.has_gradients:
-            rows: Tensor = torch.linalg.vector_norm(measured, dim=1)
-            return rows
+            return torch.linalg.vector_norm(measured, dim=1)  # type: ignore[no-any-return]
         squares, sums = measured.unbind()
         if self.at_features:  # every sample has features of its own: squares add up
             return (squares / world).sqrt()
