@@ -1,10 +1,13 @@
 """What passes the fork and is no task's gradient: terms beside the total loss, and backward passes of others."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from helpers.reference import close
 from helpers.situation import TASKS, Situation, batch, gradient, norms, one_step, step_exactly, two_steps
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import equipoise as eq
 
@@ -39,6 +42,35 @@ def test_a_term_that_begins_later_is_refused_one_step_after(entry_point):
     train(net, balancer, 10, penalty=False)
     with pytest.raises(ValueError, match="task 'a': besides its loss, something else"):
         train(net, balancer, 2, penalty=True)
+
+
+@pytest.mark.parametrize(("part", "steps_before", "refused"), [(1e-3, 0, True), (1e-3, 10, False), (1e-2, 10, True)])
+def test_a_later_look_forgives_the_root_of_what_the_first_does(part, steps_before, refused):
+    """In double precision 0.25 %, as gradients may be small against their terms by then."""
+    net = Situation()
+    balancer = eq.Equal(net.source, every=1)
+
+    def train(steps, factor):
+        for _ in range(steps):
+            losses = net.losses(batch())
+            one_step(balancer, losses, factor * losses["a"])
+
+    train(steps_before, 0.0)
+    with pytest.raises(ValueError, match="task 'a': besides its loss") if refused else nullcontext():
+        train(8, part)
+
+
+def test_a_graph_that_can_be_used_once_leaves_a_later_look_out():
+    net = Situation()
+    balancer = eq.GradNorm(net.source)
+    for step in range(20):
+        features = net.features(batch())
+        outputs = {
+            task: checkpoint(net.heads[task], own, use_reentrant=True) if step else net.heads[task](own)
+            for task, own in features.items()
+        }
+        one_step(balancer, {task: output.square().mean() for task, output in outputs.items()})
+    assert balancer.log()["audit"] < 1e-12
 
 
 def test_a_term_that_begins_later_among_steps_that_are_not_measured_is_refused_at_the_next_measured_one():
