@@ -248,7 +248,9 @@ class Controls(Driver):
         if missed and note is not None and (note[1].any() or not self._accumulate):  # else all of it had no label yet
             self.step(skip=True)
             if self._now.steps == 30 and self.skipped_steps == 30:
-                warnings.warn("step_after: its optimiser has taken none of 30 steps; is it another that steps?", stacklevel=2)
+                warnings.warn(
+                    "step_after: its optimiser has taken none of 30 steps; is it another that steps?", stacklevel=2
+                )
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer | None:
