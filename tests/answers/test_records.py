@@ -1,8 +1,10 @@
 """Committed records: small, replayed to the same outcome, and made again to the last digit."""
 
+import re
 from dataclasses import replace
 
 import pytest
+from generate.answers import __main__ as commands
 from generate.answers import records
 
 from equipoise.lab import Store, run_study
@@ -85,6 +87,18 @@ def test_a_record_is_made_again_to_the_last_digit(kept):
         record = next(record for record in records.records("tiny") if record.spec.seed == seed)
         again = records.train_again(record, "tiny")
         assert records.differences(record, again) == []
+
+
+def test_a_run_that_differs_is_told_with_both_processors(kept, monkeypatch):
+    record = next(record for record in records.records("tiny") if record.spec.seed == 100)
+    task = record.tasks[0].name
+    losses = {**record.test.losses, task: [2 * loss for loss in record.test.losses[task]]}
+    elsewhere = {**record.environment, "processor": "another one"}
+    other = replace(record, test=replace(record.test, losses=losses), environment=elsewhere)
+    monkeypatch.setattr(commands, "train_again", lambda record, name: other)
+    here = re.escape(record.environment["processor"])
+    with pytest.raises(SystemExit, match=rf"loss of {task} at step (.|\n)*Made on {here}, .* again on another one"):
+        commands.rerun("tiny", records.key(record))
 
 
 def test_one_digit_is_a_difference(kept):

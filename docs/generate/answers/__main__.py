@@ -48,8 +48,10 @@ def rerun(name: str, start: str) -> None:
     spec = record.spec
     print(f"{record.title}: {spec.method}, {dict(spec.method_settings)}, seed {spec.seed}, {spec.steps} steps")
     print(f"python -m docs.generate.answers rerun {name} {key(record)}", flush=True)
-    if found := differences(record, train_again(record, name)):
-        raise SystemExit("\n".join(found))
+    again = train_again(record, name)
+    if found := differences(record, again):
+        then, now = (f"{each.environment['processor']}, torch {each.environment['torch']}" for each in (record, again))
+        raise SystemExit("\n".join([*found, f"Made on {then}, again on {now}: another processor rounds differently."]))
     print("The test losses and metrics are the same to the last digit.")
 
 

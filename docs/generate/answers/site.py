@@ -99,6 +99,9 @@ To run one committed record again, drawn at random, and compare it to the last d
 python -m docs.generate.answers rerun plateau
 ```
 
+On another kind of processor the last digits differ from the first step on, and a run that depends on them, such as one with
+a large learning rate, may take another course.
+
 All pages are written from the committed records by `make answers`. The title of a study links to its tables (every row, and
 the search of every method), unless it has too many problems for them. Its file `studies/NAME.py` has the expectation, which was
 written before the runs. Below stand the planned cost of each study, what a larger machine would add, and the actual cost."""
