@@ -89,6 +89,7 @@ def plot(history: Sequence[Mapping[str, float]], steps: Sequence[float] | None =
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": _TEXT},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": _GRID, "activecolor": _TEXT},
         hovermode="closest",
         showlegend=len(tasks) <= len(_COLORS) * len(_DASHES),
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
