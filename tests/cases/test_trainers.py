@@ -143,10 +143,11 @@ def test_a_closure_that_is_evaluated_several_times_counts_once_and_by_its_last_e
     assert balancer.adam_count.tolist() == [3, 3]
 
 
-def test_micro_batches_before_a_closure_are_kept():
+@pytest.mark.parametrize("measures", [True, False])
+def test_micro_batches_before_a_closure_are_kept(measures):
     """A trainer evaluates the last micro-batch in the optimiser's closure, the others before."""
     net = Situation()
-    balancer = eq.GradNorm(net.source, accumulate=True)
+    balancer = eq.GradNorm(net.source, accumulate=True) if measures else eq.Uncertainty(TASKS, "regression")
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
     balancer.step_after(optimizer)
     for _ in range(3):
@@ -161,7 +162,10 @@ def test_micro_batches_before_a_closure_are_kept():
             return total
 
         optimizer.step(closure)
-        close(balancer.log()["gradient_norms"], weights * expected / 2)  # the mean over the micro-batches
+        means = torch.stack([(first[task] + second[task]) / 2 for task in TASKS]).detach()
+        close(balancer.log()["losses"], means)
+        if measures:
+            close(balancer.log()["gradient_norms"], weights * expected / 2)  # the mean over the micro-batches
     assert balancer.adam_count.tolist() == [3, 3]
 
 

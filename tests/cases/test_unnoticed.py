@@ -390,25 +390,6 @@ def test_evaluations_of_a_closure_do_not_add_up_where_no_norms_are_measured(buil
     assert len(found) > 6
 
 
-def test_micro_batches_before_a_closure_are_kept_where_no_norms_are_measured():
-    net = Situation()
-    balancer = eq.Uncertainty(TASKS, "regression")
-    optimizer = torch.optim.Adam(net.parameters(), 0.01)
-    balancer.step_after(optimizer)
-    for _ in range(3):
-        optimizer.zero_grad()
-        first, second = net.losses(batch()), net.losses(batch())
-        balancer(first).backward()
-
-        def closure(losses=second):
-            total = balancer(losses)
-            total.backward()
-            return total
-
-        optimizer.step(closure)
-        close(balancer.log()["losses"], torch.stack([(first[task] + second[task]) / 2 for task in TASKS]).detach())
-
-
 @pytest.mark.parametrize("entry_point", ["fork", "attach", "per loss"])
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("empty", [0, 1, 2])

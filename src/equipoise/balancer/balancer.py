@@ -139,7 +139,6 @@ class Balancer(Controls):
             self._now.model_in_eval = trains
             with torch.no_grad():  # a method that asks the other processes does not here: this one may be alone
                 weights = self._weights_for(given, alone=True)
-                fractions = fractions.clone()  # no backward pass keeps what was made in inference mode
             return torch.dot(weights.to(values.dtype), fractions.to(values.dtype) * values)
         if given.constant:
             raise ValueError(

@@ -228,8 +228,9 @@ class Driver(SavedState, ABC):
         """Which tasks are present, as bool and as number; made once for each case, as making it synchronises."""
         present = present or (True,) * len(self.tasks)
         if present not in self._masks:
-            mask = torch.tensor(present, device=self.weights.device)
-            self._masks[present] = mask, self._ones if all(present) else mask.to(self.weights.dtype)
+            with torch.inference_mode(False):  # a later backward pass may keep it
+                mask = torch.tensor(present, device=self.weights.device)
+                self._masks[present] = mask, self._ones if all(present) else mask.to(self.weights.dtype)
         return self._masks[present]
 
     def _plan_next_step(self) -> None:

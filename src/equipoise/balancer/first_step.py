@@ -86,7 +86,6 @@ class FirstStep:
                 from gradients that cannot be had. The message names the task.
         """
         self._begun, self._expected = True, []  # those of a step that was skipped are of another batch
-        self._values = given.values.detach()
         each = given.each or ({} if given.present else dict(zip(balancer.tasks, given.values.unbind(), strict=True)))
         for task in (task for task in each if task not in self.seen):
             check_first_loss(balancer, task, each[task].item())
@@ -122,7 +121,7 @@ class FirstStep:
         loose = self._limit**0.5
         limit = loose if self._later else self._limit  # gradients may be small against their terms by now
         places = [look.task for look in expected]
-        given, passed = self._values[places], (note[0] / note[1])[places]
+        given, passed = torch.stack([look.loss for look in expected]), (note[0] / note[1])[places]
         if bool(((passed - given).abs() > 1e-5 * given.abs()).any()):
             if not self._later:
                 self._none_for([tasks[i] for i in places], "the balancer's last call was not differentiated alone")

@@ -37,6 +37,7 @@ class Look(NamedTuple):
 
     Attributes:
         task: The number of its task.
+        loss: Its value ``()``.
         row: The gradient at W, flat ``(P,)``; where there is no W, at the task's own aliases of the features.
         at_alias: The norm of the gradient at these aliases ``()``; NaN where none arrives there.
         reads: The numbers of the other tasks whose features the loss reads.
@@ -44,6 +45,7 @@ class Look(NamedTuple):
     """
 
     task: int
+    loss: Tensor
     row: Tensor
     at_alias: Tensor
     reads: Sequence[int]
@@ -104,7 +106,7 @@ def look(
         everything, part = (torch.cat(each) for each in zip(*islice(both, len(group)), strict=True))
         larger = torch.stack([everything.norm(), part.norm(), NOISE * row.norm()]).max()
         beyond[name] = float((everything - part).norm() / larger.clamp(min=SMALLEST))
-    return Look(number, row, _norm([g for _, g in own], loss), reads, beyond)
+    return Look(number, loss.detach(), row, _norm([g for _, g in own], loss), reads, beyond)
 
 
 def _through(

@@ -34,6 +34,7 @@ def check_problem(problem: Problem, methods: Iterable[Method]) -> None:
         ValueError: A method refuses its settings, or data, network, losses and metrics do not fit each other; the message
             names the split or the task.
     """
+    of_a_user = not type(problem).__module__.startswith("equipoise.")  # tests hold the library's own to the same data
     problem = perturbed(problem)
     _check_tasks(problem)
     _check_judge(problem)
@@ -50,8 +51,9 @@ def check_problem(problem: Problem, methods: Iterable[Method]) -> None:
         with _named("splits", problem):
             splits = problem.splits()
         check_data(splits, problem)
-        with _named("splits", problem):
-            _check_same(splits, problem.splits())
+        if of_a_user:
+            with _named("splits", problem):
+                _check_same(splits, problem.splits())
         _check_batch(network.eval(), taken(splits.train, torch.arange(min(_SAMPLES, len(splits.train)))), problem)
 
 
